@@ -1,0 +1,140 @@
+"""One file per model: tensors in their compressed encoding, and a JSON header that says how to read them.
+
+A file is plain safetensors. Its header holds the format version, the target, the network's spec, the encoding of each
+tensor and where the model came from; docs/format.md is the reference. Parts that shrink under zstd are stored so,
+except in files of dense float32, which are the yardstick of every compression ratio.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import zstandard
+from torch import Tensor, nn
+
+from lowenergy import int8, models
+from lowenergy.encodings import Dense, Encoding, from_parts
+from lowenergy.files import FileError, read_safetensors, write_safetensors
+
+FORMAT = 1
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "I8": torch.int8, "U8": torch.uint8}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A compressed network as it is stored."""
+
+    target: str
+    spec: models.Spec
+    tensors: Mapping[str, Encoding]  # by the network's own names
+    activations: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # static int8: (scale, zero point)
+
+    def network(self) -> nn.Module:
+        """Decode every tensor and build the ready network, in evaluation mode, on the CPU."""
+        network = models.build_with(self.spec, {name: encoded.decode() for name, encoded in self.tensors.items()})
+        if not self.activations:
+            return network
+        scales = {name: encoded.parts()["scale"] for name, encoded in self.tensors.items() if encoded.kind == "int8"}
+        return int8.restore(network, scales, self.activations)
+
+
+def dense(network: models.Network, target: str) -> Model:
+    """A network stored as it is, float32."""
+    return Model(target, network.spec, {name: Dense(value) for name, value in weights(network).items()})
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    """The state that matters after training: BatchNorm's step counters do not."""
+    return {k: v.detach().cpu() for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+
+
+def _packed(tensor: Tensor) -> tuple[Tensor, dict[str, Any] | None]:
+    """The tensor under zstd with what it takes to undo it, or the tensor itself where that is smaller."""
+    raw = tensor.detach().cpu().contiguous()
+    small = zstandard.ZstdCompressor(level=19).compress(raw.numpy().tobytes())
+    dtype = next(name for name, kind in DTYPES.items() if kind == raw.dtype)
+    undo = {"dtype": dtype, "shape": list(raw.shape)}
+    if len(small) + len(str(undo)) >= raw.numel() * raw.element_size():
+        return raw, None
+    return torch.frombuffer(bytearray(small), dtype=torch.uint8), undo
+
+
+def _unpacked(tensor: Tensor, undo: dict[str, Any]) -> Tensor:
+    kind, shape = DTYPES[undo["dtype"]], undo["shape"]
+    size = torch.Size(shape).numel() * kind.itemsize
+    raw = zstandard.ZstdDecompressor().decompress(tensor.numpy().tobytes(), max_output_size=size)
+    if len(raw) != size:
+        raise ValueError(f"{len(raw)} bytes where {size} were expected")
+    return torch.frombuffer(bytearray(raw), dtype=kind).view(shape)
+
+
+def save(model: Model, path: str | Path, provenance: Mapping[str, Any]) -> None:
+    """Write the model atomically; the same model and provenance give the same bytes."""
+    tensors: dict[str, Tensor] = {}
+    encodings: dict[str, Any] = {}
+    packed: dict[str, Any] = {}
+    plain = all(encoded.kind == "dense" for encoded in model.tensors.values())
+    for name, encoded in model.tensors.items():
+        if encoded.kind != "dense":
+            encodings[name] = [encoded.kind, encoded.facts()]
+        for part, tensor in encoded.parts().items():
+            key = f"{name}:{part}" if part else name
+            tensors[key], undo = (tensor, None) if plain else _packed(tensor)
+            if undo:
+                packed[key] = undo
+    header = {
+        "format": FORMAT,
+        "target": model.target,
+        "spec": asdict(model.spec),
+        "encodings": encodings,
+        "packed": packed,
+        "activations": model.activations,
+        "provenance": provenance,
+    }
+    write_safetensors(path, tensors, {key: value for key, value in header.items() if value})
+
+
+def read(path: str | Path) -> tuple[Model, dict[str, Any]]:
+    """The stored model and its whole header.
+
+    Raises:
+        FileError: missing, truncated, tampered with, or written by a newer version.
+    """
+    tensors, header = read_safetensors(path)
+    if header.get("format") != FORMAT:
+        raise FileError(f"{path}: format {header.get('format')} is not {FORMAT}; update lowenergy or make it again")
+    try:
+        packed, kinds = header.get("packed", {}), header.get("encodings", {})
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, _, part = key.partition(":")
+            parts.setdefault(name, {})[part] = _unpacked(tensor, packed[key]) if key in packed else tensor
+        encoded = {name: from_parts(found, *kinds.get(name, ("dense", {}))) for name, found in parts.items()}
+        activations = {name: (float(s), int(z)) for name, (s, z) in header.get("activations", {}).items()}
+        return Model(header["target"], models.Spec(**header["spec"]), encoded, activations), header
+    except (KeyError, TypeError, ValueError, RuntimeError, zstandard.ZstdError) as error:
+        raise FileError(f"{path}: the content does not fit its header ({error}); make it again") from None
+
+
+def load(path: str | Path) -> nn.Module:
+    """The ready network of an artifact: images (batch, c, h, w) in [-1, 1] -> logits (batch, outputs).
+
+    The network carries its `spec`; networks quantized to int8 come as a prepared PT2E graph whose forward pass rounds
+    as int8 does and whose backward pass is straight-through, so that an EBM can still sample.
+
+    Raises:
+        FileError: missing, truncated, tampered with, or written by a newer version.
+    """
+    try:
+        return read(path)[0].network()
+    except FileError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise FileError(f"{path}: {error}; make it again") from None
+
+
+def sha256(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,120 @@
+"""The `lowenergy` command: what is not a stage of the pipeline."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lowenergy.files import FileError
+from lowenergy.params import ParamsError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 0, or 2 after printing one clear error."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ParamsError, FileError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lowenergy", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    profile = commands.add_parser("profile", help="write a profile of profiles/ into params.yaml")
+    profile.add_argument("name", help="digits, mnist, cifar100")
+    profile.set_defaults(run=_profile)
+
+    check = commands.add_parser("check", help="check params.yaml against the schema")
+    check.set_defaults(run=_check)
+
+    table = commands.add_parser("table", help="print the figures of metrics/")
+    table.set_defaults(run=_table)
+
+    show = commands.add_parser("show", help="print what is in a model file")
+    show.add_argument("model", type=Path)
+    show.set_defaults(run=_show)
+
+    sample = commands.add_parser("sample", help="draw images from an EBM or JEM, compressed or not")
+    sample.add_argument("model", type=Path)
+    sample.add_argument("--n", type=int, default=64, help="images (default 64)")
+    sample.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write (default samples.png)")
+    sample.add_argument("--steps", type=int, help="Langevin steps (default: as in params.yaml)")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.set_defaults(run=_sample)
+    return parser
+
+
+def _profile(args: argparse.Namespace) -> None:
+    from lowenergy import profile
+
+    changed = profile.apply(args.name)
+    print(*changed, f"params.yaml: {len(changed)} values changed", sep="\n")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from lowenergy import params
+
+    p = params.load()
+    print(f"params.yaml: valid; source {p.data.source}, targets {', '.join(p.targets)}")
+
+
+def _table(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lowenergy import params, report
+
+    figures = report.collect(list(params.load().targets))
+    # A pipe or a log has no width of its own; do not squeeze the table into 80 columns there.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for target, rows in figures.groupby("target", sort=False):
+        text = report.shown(rows.drop(columns=["target"]).set_index("branch"))
+        table = Table(title=str(target), title_justify="left")
+        for column in ("branch", *text.columns):
+            table.add_column(column.replace(".", "\n"), justify="left" if column == "branch" else "right")
+        for branch, row in zip(text.index, text.to_numpy(), strict=True):
+            table.add_row(str(branch), *map(str, row))
+        console.print(table)
+
+
+def _show(args: argparse.Namespace) -> None:
+    import json
+
+    from lowenergy import artifact
+
+    model, header = artifact.read(args.model)
+    print(json.dumps({key: header.get(key) for key in ("target", "spec", "provenance")}, indent=2))
+    for name, encoded in model.tensors.items():
+        size = sum(part.numel() * part.element_size() for part in encoded.parts().values())
+        print(f"{encoded.kind:7}{size:10,} bytes  {name} {tuple(encoded.decode().shape)}")
+
+
+def _sample(args: argparse.Namespace) -> None:
+    import torch
+
+    from lowenergy import artifact, params
+    from lowenergy.energy import energy_of, sample
+    from lowenergy.scoring.generation import write_grid
+
+    model, _ = artifact.read(args.model)
+    if model.spec.head is None:
+        raise FileError(f"{args.model}: a {model.target} has no energy to sample from; give an EBM or a JEM")
+    p = getattr(params.load(), model.target).evaluate
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = sample(
+        energy_of(model.network().to(device), model.spec.head),
+        model.spec.input_shape,
+        args.n,
+        steps=args.steps or p.chain_steps,
+        constants=p.langevin,
+        generator=torch.Generator(device).manual_seed(args.seed),
+    )
+    write_grid(images.cpu(), args.out, columns=8)
+    print(f"{args.out}: {args.n} images")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Energies: low where data is likely, p(x) ∝ exp(-E(x)). Heads, Langevin sampling, the replay buffer.
+
+The score ∇ log p = -∇E is the input gradient that sampling follows.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lowenergy.params import EnergyMatching, Langevin
+
+HEADS: dict[str, Callable[[Tensor], Tensor]] = {  # logits (batch, outputs) -> energies (batch,)
+    "mean": lambda logits: logits.mean(1),
+    "scalar": lambda logits: logits[:, 0],
+    "logsumexp": lambda logits: -logits.logsumexp(1),  # Grathwohl et al. 2020
+}
+
+Energy = Callable[[Tensor], Tensor]
+
+
+def energy_of(network: nn.Module, head: str) -> Energy:
+    """The energy that a network defines through its head: images (batch, c, h, w) -> energies (batch,)."""
+    return lambda images: HEADS[head](network(images))
+
+
+def energy_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies (batch,) and their input gradients (batch, c, h, w), both detached; weights collect no gradient."""
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        energies = energy(images)
+        (gradient,) = torch.autograd.grad(energies.sum(), images)
+    return energies.detach(), gradient
+
+
+def uniform_noise(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Uniform images in [-1, 1], where chains start."""
+    return torch.rand(shape, generator=generator, device=generator.device) * 2 - 1
+
+
+def langevin_step(energy: Energy, images: Tensor, constants: Langevin, generator: Generator) -> Tensor:
+    """x <- clamp(x - step_size * clamp(∇E(x), ±gradient_clamp) + noise * N(0, 1), [-1, 1]).
+
+    Args:
+        images: (batch, c, h, w) in [-1, 1]; left as it is.
+    """
+    _, gradient = energy_gradient(energy, images)
+    gradient.clamp_(-constants.gradient_clamp, constants.gradient_clamp)
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    return noise.mul_(constants.noise).sub_(gradient, alpha=constants.step_size).add_(images).clamp_(-1, 1)
+
+
+def langevin_chain(
+    energy: Energy, images: Tensor, steps: int, constants: Langevin, generator: Generator
+) -> Iterator[Tensor]:
+    """The `steps` states after `images` of one chain per image."""
+    for _ in range(steps):
+        images = langevin_step(energy, images, constants, generator)
+        yield images
+
+
+def sample(
+    energy: Energy,
+    shape: tuple[int, int, int],
+    count: int,
+    *,
+    steps: int,
+    constants: Langevin,
+    generator: Generator,
+    batch_size: int = 500,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Draw images from noise, `batch_size` chains at a time so that memory stays bounded.
+
+    Returns:
+        (count, *shape) in [-1, 1], on the generator's device.
+    """
+    samples = torch.empty(count, *shape, device=generator.device)
+    for start in range(0, count, batch_size):
+        images = uniform_noise((min(batch_size, count - start), *shape), generator)
+        for images in langevin_chain(energy, images, steps, constants, generator):  # noqa: B020 keep the last state
+            progress(len(images))
+        samples[start : start + len(images)] = images
+    return samples
+
+
+class ReplayBuffer:
+    """Chains that persist from one update of the weights to the next (Tieleman 2008, Du & Mordatch 2019)."""
+
+    def __init__(self, size: int, shape: tuple[int, int, int], generator: Generator) -> None:
+        self.generator = generator
+        self.images = uniform_noise((size, *shape), generator)  # (size, c, h, w), one preallocated tensor
+
+    def draw(self, count: int, fresh_fraction: float) -> tuple[Tensor, Tensor]:
+        """`count` chains and their places; each restarts from noise with probability `fresh_fraction`."""
+        device = self.images.device
+        # Without repetition: two chains from one place would race to be put back.
+        index = torch.randperm(len(self.images), generator=self.generator, device=device)[:count]
+        fresh = torch.rand(len(index), 1, 1, 1, generator=self.generator, device=device) < fresh_fraction
+        noise = uniform_noise(tuple(self.images[index].shape), self.generator)
+        return torch.where(fresh, noise, self.images[index]), index
+
+    def put(self, index: Tensor, images: Tensor) -> None:
+        self.images[index] = images
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"images": self.images}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.images.copy_(state["images"])
+
+
+def contrastive_loss(real: Tensor, fake: Tensor, regularization: float) -> Tensor:
+    """mean E(real) - mean E(fake) + regularization * mean E², the gradient of the likelihood's negative logarithm.
+
+    The last term keeps the two energies, which only differ by what matters, near zero.
+    """
+    return real.mean() - fake.mean() + regularization * (real.square().mean() + fake.square().mean())
+
+
+# -- matching a compressed energy to its teacher's --------------------------------------------------------------------
+
+
+def probe_images(energy: Energy, images: Tensor, p: EnergyMatching, generator: Generator) -> Tensor:
+    """Where a compressed energy must agree with its teacher's: on data, around data, and on the way of the sampler.
+
+    Args:
+        images: (n, c, h, w) real images in [-1, 1], on the generator's device; up to p.images of them are used.
+    Returns:
+        (m, c, h, w): the real images, as many with noise of random strength, then four evenly spaced states of each of
+        p.chains chains of the teacher's.
+    """
+    device = images.device
+    real = images[torch.randperm(len(images), generator=generator, device=device)[: p.images]]
+    strength = p.noise * torch.rand(len(real), 1, 1, 1, generator=generator, device=device)
+    noisy = real + strength * torch.randn(real.shape, generator=generator, device=device)
+    kept = {max(1, p.chain_steps * quarter // 4) for quarter in (1, 2, 3, 4)}
+    start = uniform_noise((p.chains, *images.shape[1:]), generator)
+    chains = langevin_chain(energy, start, p.chain_steps, p.langevin, generator)
+    states = [state for step, state in enumerate(chains, 1) if step in kept]
+    return torch.cat([real, noisy.clamp(-1, 1), *states])
+
+
+class EnergyMatch:
+    """Squared errors of a student's energies and of its input gradients, each relative to the teacher's spread.
+
+    The gradient is the score that sampling follows: energies alone can agree closely while their slopes do not.
+    """
+
+    def __init__(self, teacher: Energy, images: Tensor, score_weight: float, batch_size: int = 500) -> None:
+        parts = [energy_gradient(teacher, batch) for batch in images.split(batch_size)]
+        self.energies = torch.cat([energies for energies, _ in parts])  # (n,)
+        self.gradients = torch.cat([gradients for _, gradients in parts])  # (n, c, h, w)
+        self.score_weight = score_weight
+
+    def loss(self, student: Energy, images: Tensor, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        images = images.detach().requires_grad_()
+        energies = student(images)
+        (gradients,) = torch.autograd.grad(energies.sum(), images, create_graph=True)
+        energy_error = (energies - self.energies[index]).square().mean() / self.energies.var()
+        score_error = (gradients - self.gradients[index]).square().mean() / self.gradients.square().mean()
+        return energy_error + self.score_weight * score_error, {
+            "energy_error": energy_error,
+            "score_error": score_error,
+        }

@@ -1,0 +1,58 @@
+"""Reading and writing files so that a kill leaves the old one or the new one, never half of one."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+HEADER = "lowenergy"  # the one metadata key: a JSON object
+
+
+class FileError(ValueError):
+    """A file is missing, truncated or not what it should be; the message names it and what to do."""
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write beside the target, flush to disk, then rename over it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Tensors and a JSON header in one safetensors file; the same input gives the same bytes."""
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+    contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    write_bytes(path, save(contiguous, {HEADER: text}))
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the JSON header of a file written by write_safetensors.
+
+    Raises:
+        FileError: missing, truncated, or without the header.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 not a dict
+    except FileNotFoundError:
+        raise FileError(f"{path}: no such file; `dvc repro` makes it, `dvc pull` fetches it from a remote") from None
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path}: truncated or not a safetensors file ({error}); make it again") from None
+    except (KeyError, json.JSONDecodeError):
+        raise FileError(f"{path}: a safetensors file, but not one of lowenergy's: its header is missing") from None

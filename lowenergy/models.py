@@ -1,0 +1,229 @@
+"""The networks: one backbone each for classifiers, EBMs and JEMs, built from a small `Spec`.
+
+    >>> spec = Spec("cnn", width=16, stem="3x3", activation="swish", norm="none", channels=1, image_size=8, outputs=10)
+    >>> build(spec, seed=0)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+
+A network maps images in [-1, 1], (batch, channels, size, size), to logits, (batch, outputs). What the logits mean is
+the target's business: class scores, or an energy through one of the heads of lowenergy/energy.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lowenergy.params import Architecture, EnergyArchitecture
+
+RESNETS = {  # blocks in each stage; the width doubles from stage to stage
+    "resnet18": (2, 2, 2, 2),
+    "resnet10": (1, 1, 1, 1),
+    "resnet20": (3, 3, 3),
+    "resnet8": (1, 1, 1),
+}
+# A module of its own at every place: the int8 quantizer tells fused patterns apart by module.
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "swish": nn.SiLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All it takes to build a network: the params' architecture and the shape of its data."""
+
+    name: str
+    width: int
+    stem: str
+    activation: str
+    norm: str
+    channels: int
+    image_size: int
+    outputs: int
+    head: str | None = None  # of an energy: mean, scalar or logsumexp; None for a plain classifier
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.image_size, self.image_size)
+
+
+def spec_of(architecture: Architecture, input_shape: tuple[int, int, int], outputs: int) -> Spec:
+    """The spec of a params section's architecture for images of this shape; its energy head, if it has one, too."""
+    head = architecture.head if isinstance(architecture, EnergyArchitecture) else None
+    return Spec(
+        name=architecture.name,
+        width=architecture.width,
+        stem=architecture.stem,
+        activation=architecture.activation,
+        norm=architecture.norm,
+        channels=input_shape[0],
+        image_size=input_shape[1],
+        outputs=outputs,
+        head=head,
+    )
+
+
+class ConvNorm(nn.Module):
+    """Convolution and BatchNorm, or convolution with a bias where the network has no norm."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, norm: str) -> None:
+        super().__init__()
+        batch = norm == "batch"
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=not batch)
+        self.norm = nn.BatchNorm2d(channels_out) if batch else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, spec: Spec) -> None:
+        super().__init__()
+        act = ACTIVATIONS[spec.activation]
+        self.first = ConvNorm(channels_in, channels_out, 3, stride, spec.norm)
+        self.act1 = act()
+        self.second = ConvNorm(channels_out, channels_out, 3, 1, spec.norm)
+        self.act2 = act()
+        same = stride == 1 and channels_in == channels_out
+        self.shortcut = nn.Identity() if same else ConvNorm(channels_in, channels_out, 1, stride, spec.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act2(self.second(self.act1(self.first(x))) + self.shortcut(x))
+
+
+def _resnet(spec: Spec) -> nn.Sequential:
+    """ResNet with a selectable stem, down to the pooled features, (batch, width * 2^(stages-1))."""
+    kernel, stride = (7, 2) if spec.stem == "7x7" else (3, 1)
+    layers: list[nn.Module] = [
+        ConvNorm(spec.channels, spec.width, kernel, stride, spec.norm),
+        ACTIVATIONS[spec.activation](),
+    ]
+    if spec.stem != "3x3":
+        layers.append(nn.MaxPool2d(3, 2, 1))
+    channels = spec.width
+    for stage, blocks in enumerate(RESNETS[spec.name]):
+        for block in range(blocks):
+            out = spec.width * 2**stage
+            layers.append(BasicBlock(channels, out, 2 if stage and not block else 1, spec))
+            channels = out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _cnn(spec: Spec) -> nn.Sequential:
+    """Plain convolutions: full resolution, then pairs (halve the image, refine), flattened.
+
+    Keeping where things are, unlike pooling, suits energies of small images.
+    """
+    layers: list[nn.Module] = [
+        ConvNorm(spec.channels, spec.width, 3, 1, spec.norm),
+        ACTIVATIONS[spec.activation](),
+    ]
+    channels, size = spec.width, spec.image_size
+    while size > 3:
+        out = min(2 * channels, 4 * spec.width)
+        for into, stride in ((channels, 2), (out, 1)):
+            layers += [ConvNorm(into, out, 3, stride, spec.norm), ACTIVATIONS[spec.activation]()]
+        channels, size = out, (size + 1) // 2
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def _strided(spec: Spec) -> nn.Sequential:
+    """The published small MNIST EBM: four strided convolutions and a hidden layer, 77 k parameters at width 16."""
+    widths, act = [spec.width * 2**i for i in (0, 1, 2, 2)], ACTIVATIONS[spec.activation]
+    layers: list[nn.Module] = [ConvNorm(spec.channels, widths[0], 5, 2, spec.norm), act()]
+    for channels, out in zip(widths, widths[1:], strict=False):
+        layers += [ConvNorm(channels, out, 3, 2, spec.norm), act()]
+    flat = widths[-1] * _flat_pixels(layers, spec)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, widths[-1]), act())
+
+
+def _flat_pixels(layers: list[nn.Module], spec: Spec) -> int:
+    with torch.device("meta"):
+        return nn.Sequential(*layers).to("meta")(torch.empty(1, *spec.input_shape)).shape[2:].numel()
+
+
+class Network(nn.Module):
+    """features: images -> (batch, features), what FID looks at in the scorer; fc: features -> logits."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        family = _resnet if spec.name in RESNETS else {"cnn": _cnn, "strided": _strided}[spec.name]
+        self.features = family(spec)
+        with torch.no_grad():
+            self.features.eval()
+            width = self.features(torch.zeros(1, *spec.input_shape)).shape[1]
+            self.features.train()
+        self.fc = nn.Linear(width, spec.outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x))
+
+
+def build(spec: Spec, *, seed: int) -> Network:
+    """A freshly initialised network; the same seed gives the same weights and leaves the global generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Network(spec)
+
+
+def build_with(spec: Spec, state: Mapping[str, Tensor]) -> Network:
+    """The network of `spec` holding these weights, in evaluation mode.
+
+    A structurally pruned network has fewer channels than its spec says, so the tensors' shapes decide.
+
+    Raises:
+        ValueError: tensors are missing, unknown, or do not fit together.
+    """
+    network = build(spec, seed=0)
+    for name, module in network.named_modules():
+        weight = state.get(f"{name}.weight")
+        if weight is None:
+            continue
+        if isinstance(module, nn.Conv2d):
+            module.out_channels, module.in_channels = weight.shape[0], weight.shape[1]
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = weight.shape
+        elif isinstance(module, nn.BatchNorm2d):
+            module.num_features = len(weight)
+        for key in ("weight", "bias", "running_mean", "running_var"):
+            old, new = getattr(module, key, None), state.get(f"{name}.{key}")
+            if old is None or new is None or old.shape == new.shape:
+                continue
+            empty = torch.empty_like(new)
+            setattr(module, key, nn.Parameter(empty) if isinstance(old, nn.Parameter) else empty)
+    try:
+        network.load_state_dict(dict(state))
+        network.eval()(torch.zeros(1, *spec.input_shape))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the tensors do not fit architecture {spec.name}: {error}") from None
+    return network
+
+
+def fold_batchnorm(network: Network) -> Network:
+    """The same function without BatchNorm: each norm's scale and shift moved into its convolution.
+
+    A folded network is simply one of norm "none", so it is saved and loaded like any other.
+    """
+    state = {}
+    for name, module in network.named_modules():
+        if isinstance(module, ConvNorm):
+            conv = module.conv
+            if isinstance(module.norm, nn.BatchNorm2d):
+                conv = torch.nn.utils.fusion.fuse_conv_bn_eval(conv, module.norm)
+            assert conv.bias is not None
+            state[f"{name}.conv.weight"], state[f"{name}.conv.bias"] = conv.weight, conv.bias
+        elif isinstance(module, nn.Linear):
+            state[f"{name}.weight"], state[f"{name}.bias"] = module.weight, module.bias
+    return build_with(replace(network.spec, norm="none"), {key: value.detach() for key, value in state.items()})
+
+
+def coded_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The layers that hold the weights worth compressing, in forward order."""
+    return {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}

@@ -1,0 +1,320 @@
+"""The one schema of params.yaml: every knob, its range and what it means.
+
+`load()` reads and checks the whole file, so that a typo in the last section stops the first stage. Each stage then
+reads only the sections that dvc.yaml names for it (tests/test_guards.py compares the two).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+TARGETS = ("classifier", "ebm", "jem")
+METHODS = ("prune", "quantize", "distill", "pq")
+BRANCHES = ("teacher", *METHODS)
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Times = Annotated[int, Field(ge=0)]
+
+
+class ParamsError(ValueError):
+    """params.yaml cannot be used; the message names each field, its value and what is allowed."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(Section):
+    source: Literal["digits", "mnist", "cifar100", "folder"] = Field(description="where the images come from")
+    root: str = Field(description="torchvision root of mnist and cifar100; missing files are downloaded into it")
+    folder: str = Field(description="for source folder: a directory with one sub-directory of images per class")
+    image_size: Annotated[int, Field(ge=8, le=512)] | None = Field(
+        description="side of the square images in pixels; null keeps the size of the source (not for folder)"
+    )
+    channels: Literal[1, 3] = Field(description="1 for grey, 3 for RGB images")
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = Field(description="fraction of training images held out")
+    test: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        description="fraction of images tested on; only for sources without an official test set (digits, folder)"
+    )
+    limit: Annotated[int, Field(ge=100)] | None = Field(
+        description="keep at most this many training and as many test images; null keeps all"
+    )
+
+    @model_validator(mode="after")
+    def _folder_needs_a_size(self) -> Self:
+        if self.source == "folder" and self.image_size is None:
+            raise ValueError("data.image_size must be given for source folder, e.g. 32: files differ in size")
+        return self
+
+
+class Architecture(Section):
+    """A backbone by name; channels of the images and number of classes come from the data."""
+
+    name: Literal["resnet18", "resnet10", "resnet20", "resnet8", "cnn", "strided"] = Field(
+        description="the family; see docs/architectures.md"
+    )
+    width: Annotated[int, Field(ge=4, le=1024)] = Field(description="channels of the first stage")
+    stem: Literal["7x7", "3x3", "3x3-pool"] = Field(
+        description="7x7: stride 2 and max-pool (ImageNet); 3x3: full resolution; 3x3-pool: max-pool after it"
+    )
+    activation: Literal["relu", "swish", "gelu", "elu", "leaky_relu"] = Field(description="the non-linearity")
+    norm: Literal["batch", "none"] = Field(description="batch: BatchNorm after each convolution; none: biases")
+
+
+class EnergyArchitecture(Architecture):
+    head: Literal["mean", "scalar", "logsumexp"] = Field(
+        description="the energy E(x): mean of the logits, the single logit, or -logsumexp of the logits (JEM)"
+    )
+    logits: Count = Field(description="outputs of the last layer; 1 for head scalar, the number of classes for a JEM")
+
+    @model_validator(mode="after")
+    def _scalar_has_one_logit(self) -> Self:
+        if self.head == "scalar" and self.logits != 1:
+            raise ValueError(f"head scalar needs logits = 1, got {self.logits}")
+        return self
+
+
+class ClassifierTraining(Section):
+    epochs: Count = Field(description="passes over the training images")
+    batch_size: Count = Field(description="images per step")
+    lr: Positive = Field(description="peak of the one-cycle learning rate (SGD with Nesterov momentum 0.9)")
+    weight_decay: NotNegative = Field(description="L2 penalty of the weights")
+    label_smoothing: Fraction = Field(description="label smoothing of the cross-entropy")
+    crop_padding: Times = Field(description="random crops after reflecting this many pixels; 0 for none")
+    flip: bool = Field(description="mirror half of the images")
+    precision: Literal["32-true", "bf16-mixed"] = Field(description="of the forward and backward passes")
+
+
+class Langevin(Section):
+    """x <- clamp(x - step_size * clamp(grad E, +-gradient_clamp) + noise * N(0, 1), [-1, 1])."""
+
+    step_size: Positive = Field(description="factor of the energy's input gradient in one Langevin step")
+    noise: NotNegative = Field(description="standard deviation of the noise in one step; images span [-1, 1]")
+    gradient_clamp: Positive = Field(description="each component of the gradient is clamped to +- this")
+
+
+class EnergyTraining(Section):
+    """Persistent contrastive divergence (Tieleman 2008; Du & Mordatch 2019)."""
+
+    epochs: Count = Field(description="passes over the training images")
+    batch_size: Count = Field(description="real images, and as many chains, per step")
+    lr: Positive = Field(description="Adam's learning rate")
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(description="factor of the learning rate after each epoch")
+    beta1: Fraction = Field(description="Adam's first decay rate")
+    regularization: NotNegative = Field(description="weight of the mean squared energy, which keeps energies near 0")
+    data_noise: NotNegative = Field(description="standard deviation of noise added to real images")
+    gradient_norm: Positive | None = Field(description="the weights' gradient is clipped to this norm; null for none")
+    buffer_size: Count = Field(description="chains kept in the replay buffer")
+    fresh_fraction: Annotated[float, Field(ge=0, le=1)] = Field(description="chains restarted from uniform noise")
+    chain_steps: Count = Field(description="Langevin steps between two updates of the weights")
+    langevin: Langevin = Field(description="the sampler's constants while training")
+    precision: Literal["32-true", "bf16-mixed"] = Field(description="of the forward and backward passes")
+
+
+class JointTraining(EnergyTraining):
+    """JEM (Grathwohl et al. 2020): the same network is classifier p(y|x) and energy -logsumexp(logits)."""
+
+    classification_weight: NotNegative = Field(description="weight of the cross-entropy against the energy loss")
+    label_smoothing: Fraction = Field(description="label smoothing of the cross-entropy")
+
+
+class LabelMatching(Section):
+    """How a compressed classifier is pulled to its teacher (Hinton et al. 2015)."""
+
+    temperature: Positive = Field(description="of teacher's and student's softmax")
+    label_weight: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="share of the cross-entropy with the labels; the rest is the divergence from the teacher"
+    )
+    crop_padding: Times = Field(description="augmentation while matching, as in training")
+    flip: bool = Field(description="augmentation while matching, as in training")
+
+
+class EnergyMatching(Section):
+    """How a compressed EBM is pulled to its teacher: energies and their input gradients, where sampling goes."""
+
+    score_weight: NotNegative = Field(description="weight of the input gradients' error against the energies' error")
+    images: Count = Field(description="training images to match at; as many noisy ones are added")
+    noise: NotNegative = Field(description="largest standard deviation of the noise on the noisy ones")
+    chains: Count = Field(description="chains of the teacher, started at uniform noise, to match along")
+    chain_steps: Count = Field(description="their length; four evenly spaced states of each are kept")
+    langevin: Langevin = Field(description="their constants")
+
+
+class JointMatching(EnergyMatching):
+    temperature: Positive = Field(description="of teacher's and student's softmax")
+    class_weight: NotNegative = Field(description="weight of the divergence between the class probabilities")
+
+
+class ClassifierEvaluation(Section):
+    batch_size: Count = Field(description="images scored at once; does not change the figures")
+
+
+class EnergyEvaluation(ClassifierEvaluation):
+    samples: Annotated[int, Field(ge=100)] = Field(description="images drawn for FID and Inception Score")
+    chain_steps: Count = Field(description="Langevin steps from uniform noise to a sample")
+    langevin: Langevin = Field(description="the sampler's constants")
+    rotation: Annotated[float, Field(gt=0, le=180)] = Field(description="angle of the OOD rotation in degrees")
+    reduction: Annotated[float, Field(gt=0, lt=1)] = Field(description="scale of the OOD size reduction")
+
+
+class Scorer(Section):
+    architecture: Architecture = Field(description="the classifier whose features FID and IS look through")
+    train: ClassifierTraining = Field(description="its training")
+
+
+class Classifier(Section):
+    architecture: Architecture = Field(description="the teacher's network")
+    train: ClassifierTraining = Field(description="the teacher's training")
+    matching: LabelMatching = Field(description="the loss that pulls compressed classifiers to their teacher")
+    evaluate: ClassifierEvaluation = Field(description="how every branch is measured")
+
+
+class Ebm(Section):
+    architecture: EnergyArchitecture = Field(description="the teacher's network")
+    train: EnergyTraining = Field(description="the teacher's training")
+    matching: EnergyMatching = Field(description="the loss that pulls compressed EBMs to their teacher")
+    evaluate: EnergyEvaluation = Field(description="how every branch is measured")
+
+
+class Jem(Section):
+    architecture: EnergyArchitecture = Field(description="the teacher's network; head must be logsumexp")
+    train: JointTraining = Field(description="the teacher's training")
+    matching: JointMatching = Field(description="the loss that pulls compressed JEMs to their teacher")
+    evaluate: EnergyEvaluation = Field(description="how every branch is measured")
+
+    @model_validator(mode="after")
+    def _joint_energy(self) -> Self:
+        if self.architecture.head != "logsumexp":
+            raise ValueError(f"jem.architecture.head must be logsumexp, got {self.architecture.head}")
+        return self
+
+
+class Finetune(Section):
+    epochs: Times = Field(description="passes over the matching images; 0 leaves the compressed weights as they are")
+    batch_size: Count = Field(description="images per step")
+    lr: Positive = Field(description="peak learning rate (Adam, one cycle)")
+
+
+
+
+class Prune(Section):
+    source: Literal["teacher", "distill"] = Field(description="the branch to prune")
+    kind: Literal["unstructured", "structured"] = Field(
+        description="unstructured: single weights, stored sparse; structured: whole channels, removed for good"
+    )
+    scope: Literal["global", "conv"] = Field(description="global: all layers ranked together; conv: convolutions only")
+    amount: Annotated[float, Field(gt=0, lt=1)] = Field(description="fraction of the weights or channels to remove")
+    finetune: Finetune = Field(description="training after pruning, masks held")
+
+
+class Quantize(Section):
+    source: Literal["teacher", "prune", "distill"] = Field(description="the branch to quantize")
+    calibration_images: Count = Field(description="images whose activations set the int8 ranges")
+
+
+class Distill(Section):
+    source: Literal["teacher", "prune"] = Field(description="the branch to learn from")
+    student: Architecture = Field(description="the student's network; its head is the teacher's")
+    train: Finetune = Field(description="the student's training")
+
+
+class Pq(Section):
+    source: Literal["teacher", "prune", "distill"] = Field(description="the branch to product-quantize")
+    codewords: Annotated[int, Field(ge=2, le=65536)] = Field(description="codewords per convolution")
+    codewords_fc: Annotated[int, Field(ge=2, le=65536)] = Field(description="codewords of the last layer")
+    block_1x1: Count = Field(description="block length of 1x1 convolutions, along the input channels")
+    block_fc: Count = Field(description="block length of the last layer, along the inputs")
+    vectors_per_codeword: Count = Field(description="codewords are clamped to a power of two <= vectors / this")
+    keep_first: bool = Field(description="leave the first convolution uncoded")
+    kmeans_steps: Count = Field(description="iterations of k-means")
+    calibration_images: Count = Field(description="images whose activations weigh the error of each layer")
+    finetune: Finetune = Field(description="training of all codewords after coding")
+
+
+class Params(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(description="of everything random")
+    targets: list[Literal["classifier", "ebm", "jem"]] = Field(min_length=1, description="what to train and compress")
+    data: Data = Field(description="the images")
+    scorer: Scorer = Field(description="the classifier that only measures")
+    classifier: Classifier = Field(description="target classifier")
+    ebm: Ebm = Field(description="target EBM")
+    jem: Jem = Field(description="target JEM")
+    prune: Prune = Field(description="branch prune")
+    quantize: Quantize = Field(description="branch quantize")
+    distill: Distill = Field(description="branch distill")
+    pq: Pq = Field(description="branch pq")
+
+    @model_validator(mode="after")
+    def _chains_end_at_the_teacher(self) -> Self:
+        for method in METHODS:
+            chain = [method]
+            while (source := getattr(self, chain[-1]).source) != "teacher":
+                if source in chain:
+                    raise ValueError(f"{' <- '.join([*chain, source])} is a circle; let one source be teacher")
+                chain.append(source)
+        return self
+
+    @model_validator(mode="after")
+    def _targets_once(self) -> Self:
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets = {self.targets} names a target twice")
+        return self
+
+
+def _describe(loc: tuple[Any, ...]) -> str:
+    """The description of the field at this place of the schema, '' for a place that does not exist."""
+    section: Any = Params
+    text = ""
+    for key in loc:
+        if not (isinstance(section, type) and issubclass(section, BaseModel)) or key not in section.model_fields:
+            return ""
+        text, section = section.model_fields[key].description or "", section.model_fields[key].annotation
+    return text
+
+
+def _explain(error: Any) -> str:
+    loc, message, value = error["loc"], error["msg"], error["input"]
+    field = ".".join(str(key) for key in loc if not (isinstance(key, str) and key.startswith("function-")))
+    if error["type"] == "extra_forbidden":
+        return f"{field} = {value!r} is not a parameter; see the spelling in the README or in lowenergy/params.py"
+    if error["type"] == "missing":
+        return f"{field} is missing ({_describe(loc)})"
+    if error["type"] == "value_error":
+        return f"{field + ': ' if field else ''}{error['ctx']['error']}"
+    means = f" ({_describe(loc)})" if _describe(loc) else ""
+    return f"{field} = {value!r}: {message[0].lower()}{message[1:]}{means}"
+
+
+def check(values: Any, origin: str = "params.yaml") -> Params:
+    """Validate a parsed params file.
+
+    Raises:
+        ParamsError: one line per problem: file, field, value, what is allowed.
+    """
+    if not isinstance(values, dict):
+        raise ParamsError(f"{origin}: expected sections such as `seed: 0`, found {type(values).__name__}")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError("\n".join(f"{origin}: {_explain(e)}" for e in error.errors())) from None
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or does not fit the schema.
+    """
+    try:
+        values = YAML(typ="safe").load(Path(path))
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file; run in the project's root, or `git checkout {path}`") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from None
+    return check(values, str(path))

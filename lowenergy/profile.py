@@ -1,0 +1,60 @@
+"""Overlays on params.yaml: `lowenergy profile mnist` writes profiles/mnist.yaml into it, comments kept."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from lowenergy import files, params
+from lowenergy.params import ParamsError
+
+PROFILES, PARAMS = Path("profiles"), Path("params.yaml")
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def _round_trip() -> YAML:
+    yaml = YAML()
+    yaml.width = 120
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    return yaml
+
+
+def _overlay(values: Any, changes: Any, at: str, changed: list[str]) -> None:
+    for key, new in changes.items():
+        field = f"{at}{key}"
+        if key not in values:
+            raise ParamsError(f"{field} is not in params.yaml; see the spelling there")
+        if isinstance(new, dict):
+            _overlay(values[key], new, f"{field}.", changed)
+        elif values[key] != new:
+            changed.append(f"{field}: {values[key]} -> {new}")
+            values[key] = new
+
+
+def apply(name: str) -> list[str]:
+    """Write a profile into params.yaml; nothing is written unless the result is valid.
+
+    Returns:
+        What changed, a line each.
+    Raises:
+        ParamsError: no such profile, or it does not fit the schema.
+    """
+    path = PROFILES / f"{name}.yaml"
+    if not path.exists():
+        raise ParamsError(f"{path}: no such profile; there are {', '.join(names())}")
+    params.load(PARAMS)
+    yaml = _round_trip()
+    values = yaml.load(PARAMS)
+    changed: list[str] = []
+    _overlay(values, YAML(typ="safe").load(path), "", changed)
+    out = io.StringIO()
+    yaml.dump(values, out)
+    params.check(YAML(typ="safe").load(out.getvalue()), str(path))
+    files.write_bytes(PARAMS, out.getvalue().encode())
+    return changed

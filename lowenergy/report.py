@@ -1,0 +1,230 @@
+"""From metrics, curves and grids on disk to one table, one CSV for DVC's plots, and one HTML page that opens offline."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lowenergy import files
+from lowenergy.params import BRANCHES
+
+TITLES = {
+    "classifier": "Classifier",
+    "ebm": "Energy-based model (EBM)",
+    "jem": "Joint energy model (JEM)",
+}
+QUALITY = {"classifier": "accuracy", "ebm": "fid", "jem": "fid"}  # what the size is paid with
+FORMATS = {
+    "accuracy": "{:.2%}",
+    "nll": "{:.3f}",
+    "fid": "{:.2f}",
+    "inception_score": "{:.2f}",
+    "ood_auroc.noise": "{:.3f}",
+    "ood_auroc.rotation": "{:.3f}",
+    "ood_auroc.reduction": "{:.3f}",
+    "size_bytes": "{:,.0f}",
+    "compression_ratio": "{:.1f}×",
+    "bits_per_weight": "{:.2f}",
+    "parameters": "{:,.0f}",
+    "nonzero_parameters": "{:,.0f}",
+    "macs": "{:,.0f}",
+    "micronet.storage": "{:,.0f}",
+    "micronet.operations": "{:,.0f}",
+    "micronet.score": "{:.5f}",
+}
+
+
+def collect(targets: list[str], root: Path = Path(".")) -> pd.DataFrame:
+    """metrics/<target>/<branch>.json of these targets, flattened: one row per model, figures it lacks are NaN."""
+    rows = []
+    for target in targets:
+        for branch in BRANCHES:
+            path = root / "metrics" / target / f"{branch}.json"
+            if path.exists():
+                figures = pd.json_normalize(json.loads(path.read_text())).iloc[0].to_dict()
+                rows.append({"target": target, "branch": branch, **figures})
+    if not rows:
+        raise files.FileError("metrics/: no figures of these targets; `dvc repro` makes them")
+    order = [name for name in FORMATS if any(name in row for row in rows)]
+    return pd.DataFrame(rows, columns=["target", "branch", *order])
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The figures of one target as text, columns that it lacks left out."""
+    figures = table.dropna(axis="columns", how="all")
+    return figures.apply(
+        lambda column: column.map(FORMATS[str(column.name)].format) if str(column.name) in FORMATS else column
+    )
+
+
+def write(targets: list[str], root: Path = Path(".")) -> None:
+    """Write plots/pareto.csv and report.html."""
+    table = collect(targets, root)
+    for quality in ("accuracy", "fid"):
+        if quality not in table:
+            table[quality] = float("nan")
+    pareto = table[["target", "branch", "size_bytes", "accuracy", "fid"]]
+    files.write_bytes(root / "plots" / "pareto.csv", pareto.to_csv(index=False).encode())
+    files.write_bytes(root / "report.html", _page(table, targets, root).encode())
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8886; --soft: #8882; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+h1 { margin-bottom: 0 } h2 { border-bottom: 1px solid var(--line); margin-top: 2.5rem }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--soft); white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top }
+figcaption { font-size: 13px; opacity: .75 } .plot { background: #fff; max-width: 100% }
+.grid { image-rendering: pixelated; max-width: 20rem }
+"""
+
+
+def _page(table: pd.DataFrame, targets: list[str], root: Path) -> str:
+    parts = [
+        "<h1>lowenergy</h1>",
+        "<p>What compression costs: every model measured by the file it is stored in.</p>",
+        _scorer(root),
+    ]
+    for target in targets:
+        rows = table[table.target == target].drop(columns="target").set_index("branch")
+        parts.append(f"<h2>{TITLES[target]}</h2>")
+        parts.append(f'<div class="scroll">{_html_table(shown(rows))}</div>')
+        parts.append(_figure(_pareto(rows, QUALITY[target]), "size against quality; the line is the Pareto front"))
+        parts.append(_samples(target, list(rows.index), root))
+        parts.append(_confusion(target, root))
+        parts.append(_curves(target, list(rows.index), root))
+    body = "\n".join(part for part in parts if part)
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>lowenergy report</title>\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<style>{STYLE}</style>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _html_table(table: pd.DataFrame) -> str:
+    head = "".join(f"<th>{html.escape(str(c)).replace('.', '.<wbr>')}</th>" for c in ("branch", *table.columns))
+    body = "".join(
+        f"<tr><td>{html.escape(str(branch))}</td>{''.join(f'<td>{html.escape(str(v))}</td>' for v in row)}</tr>"
+        for branch, row in zip(table.index, table.to_numpy(), strict=True)
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _scorer(root: Path) -> str:
+    path = root / "metrics" / "scorer.json"
+    if not path.exists():
+        return ""
+    m = json.loads(path.read_text())
+    real, noise = m["test_images"], m["uniform_noise"]
+    return (
+        f"<p>FID and Inception Score look through a scorer with {m['accuracy']:.2%} test accuracy. On its scale, real "
+        f"test images have FID {real['fid']:.2f} and IS {real['inception_score']:.2f}, uniform noise "
+        f"{noise['fid']:.1f} and {noise['inception_score']:.2f}.</p>"
+    )
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _image(path: Path, caption: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f'<figure><img class="grid" alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def _samples(target: str, branches: list[str], root: Path) -> str:
+    grids = [(b, root / "plots" / "branches" / target / b / "samples.png") for b in branches]
+    found = [_image(path, f"{branch}: samples") for branch, path in grids if path.exists()]
+    return "<h3>Samples</h3>" + "".join(found) if found else ""
+
+
+def _svg(figure: Any) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})  # the same page from the same figures
+    text = out.getvalue()
+    return text[text.index("<svg") :].replace("<svg", '<svg class="plot"', 1)
+
+
+def _axes(width: float = 5.0, height: float = 3.4) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "lowenergy", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def pareto_front(sizes: list[float], losses: list[float]) -> list[int]:
+    """Indices, by growing size, of the models that no smaller or equal-sized model matches in loss."""
+    best, front = float("inf"), []
+    for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], losses[i])):
+        if losses[i] < best:
+            best = losses[i]
+            front.append(i)
+    return front
+
+
+def _pareto(rows: pd.DataFrame, quality: str) -> str:
+    figure, axes = _axes()
+    sizes, values = rows["size_bytes"].tolist(), rows[quality].tolist()
+    front = pareto_front(sizes, [-v if quality == "accuracy" else v for v in values])
+    axes.plot([sizes[i] for i in front], [values[i] for i in front], color="tab:gray", lw=1, zorder=1)
+    for branch, size, value in zip(rows.index, sizes, values, strict=True):
+        axes.scatter(size, value, s=36, zorder=2)
+        axes.annotate(branch, (size, value), textcoords="offset points", xytext=(6, 5))
+    axes.set(xscale="log", xlabel="bytes on disk", ylabel=f"{quality} ({'higher' if quality == 'accuracy' else 'lower'} is better)")
+    axes.margins(0.18)
+    return _svg(figure)
+
+
+def _confusion(target: str, root: Path) -> str:
+    path = root / "plots" / "branches" / target / "teacher" / "confusion.csv"
+    if not path.exists():
+        return ""
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    classes = list(dict.fromkeys(sorted(set(rows.actual) | set(rows.predicted))))
+    counts = pd.crosstab(rows.actual, rows.predicted).reindex(index=classes, columns=classes, fill_value=0)
+    figure, axes = _axes(3.6, 3.4)
+    axes.grid(False)
+    axes.imshow(counts.to_numpy(), cmap="Blues")
+    axes.set(xlabel="predicted", ylabel="actual")
+    if len(classes) <= 20:
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes)
+        middle = counts.to_numpy().max() / 2
+        for (i, j), count in ((ij, counts.iat[ij]) for ij in _cells(len(classes)) if counts.iat[ij]):
+            axes.text(j, i, count, ha="center", va="center", fontsize=7, color="white" if count > middle else "black")
+    return "<h3>Confusion of the teacher</h3>" + _figure(_svg(figure), f"{len(rows)} test images")
+
+
+def _cells(n: int) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(n) for j in range(n)]
+
+
+def _curves(target: str, branches: list[str], root: Path) -> str:
+    figures = []
+    for branch in branches:
+        series = sorted((root / "plots" / "curves" / target / branch / "plots" / "metrics").glob("*.tsv"))
+        if not series:
+            continue
+        figure, axes = _axes(3.4, 2.4)
+        for path in series:
+            curve = pd.read_csv(path, sep="\t")
+            axes.plot(curve["step"], curve[path.stem], lw=1.2, label=path.stem)
+        axes.set(xlabel="step")
+        axes.legend(fontsize=7)
+        figures.append(_figure(_svg(figure), branch))
+    return "<h3>Training curves</h3>" + "".join(figures) if figures else ""

@@ -1,0 +1,95 @@
+"""FID (Heusel et al. 2017) and Inception Score (Salimans et al. 2016) by torchmetrics, through the project's scorer.
+
+The scorer is a classifier of the same data set, trained once and for nothing else: its penultimate features take the
+place of Inception's, which know nothing of 8x8 or 28x28 images. Figures are therefore comparable within a data set.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lowenergy import files
+from lowenergy.data import to_bytes, to_float
+from lowenergy.energy import Energy, sample
+from lowenergy.models import Network
+from lowenergy.params import EnergyEvaluation
+
+STATES = ("sum", "cov_sum", "num_samples")
+
+
+def _fid(scorer: Network) -> nn.Module:
+    # Imported here: torchmetrics takes seconds, and a classifier's evaluation needs none of it.
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    features = scorer.features
+    features.num_features = scorer.fc.in_features  # type: ignore[assignment]
+    return FrechetInceptionDistance(feature=features, reset_real_features=False)
+
+
+def write_reference(scorer: Network, images: Tensor, path: str | Path, batch_size: int = 1000) -> None:
+    """The sums of the scorer's features over the training images (uint8): every FID is measured against these."""
+    fid = _fid(scorer)
+    with torch.inference_mode():
+        for batch in images.split(batch_size):
+            fid.update(to_float(batch), real=True)
+    files.write_safetensors(path, {name: getattr(fid, f"real_features_{name}") for name in STATES}, {})
+
+
+def measure(scorer: Network, reference: str | Path, images: Tensor, seed: int, batch_size: int = 1000) -> dict[str, float]:
+    """FID against the reference and Inception Score (mean over 10 splits) of images (n, c, h, w) in [-1, 1].
+
+    Images are rounded to 8 bits first: that is how they would be looked at.
+    """
+    from torchmetrics.image.inception import InceptionScore
+
+    fid, inception = _fid(scorer), InceptionScore(feature=scorer)
+    for name, value in files.read_safetensors(reference)[0].items():
+        setattr(fid, f"real_features_{name}", value)
+    with torch.inference_mode():
+        for batch in to_float(to_bytes(images)).split(batch_size):
+            fid.update(batch, real=False)
+            inception.update(batch)
+        with torch.random.fork_rng(devices=[]):  # the splits of the Inception Score are drawn at random
+            torch.manual_seed(seed)
+            return {"fid": float(fid.compute()), "inception_score": float(inception.compute()[0])}
+
+
+def draw(
+    energy: Energy, shape: tuple[int, int, int], p: EnergyEvaluation, generator: Generator, say: Callable[[str], None]
+) -> Tensor:
+    """The samples that are measured: p.samples chains from uniform noise, (n, c, h, w) in [-1, 1]."""
+    done, total = 0, p.samples * p.chain_steps
+
+    def progress(chains: int) -> None:
+        nonlocal done
+        before, done = 10 * done // total, done + chains
+        if 10 * done // total > before:
+            say(f"sampling {100 * done // total} %")
+
+    return sample(
+        energy,
+        shape,
+        p.samples,
+        steps=p.chain_steps,
+        constants=p.langevin,
+        generator=generator,
+        batch_size=p.batch_size,
+        progress=progress,
+    )
+
+
+def write_grid(images: Tensor, path: Path, columns: int = 10) -> None:
+    """Images (n, c, h, w) in [-1, 1] as one PNG, small ones enlarged to about 32 pixels a side."""
+    from torchvision.utils import make_grid
+
+    scale = max(1, round(32 / images.shape[-1]))
+    enlarged = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    write_png(make_grid(enlarged, nrow=columns, padding=2, pad_value=0.0), path)
+
+
+def write_png(image: Tensor, path: Path) -> None:
+    from torchvision.io import encode_png
+
+    files.write_bytes(path, encode_png(to_bytes(image)).numpy().tobytes())

@@ -1,0 +1,25 @@
+"""What a model takes: bytes of its file, weights and multiply-accumulates of the loaded network."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def measure(network: nn.Module, path: str | Path, teacher: str | Path) -> dict[str, float | int]:
+    """size_bytes, compression_ratio (against the float32 teacher's file), bits_per_weight; parameters,
+    nonzero_parameters, macs (per image, of the loaded network run once; zeros multiply too)."""
+    size = Path(path).stat().st_size
+    parameters = sum(w.numel() for w in network.parameters())
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(torch.zeros(1, *network.spec.input_shape))
+    return {
+        "size_bytes": size,
+        "compression_ratio": Path(teacher).stat().st_size / size,
+        "bits_per_weight": 8 * size / parameters,
+        "parameters": parameters,
+        "nonzero_parameters": int(sum(w.count_nonzero() for w in network.parameters())),
+        "macs": counter.get_total_flops() // 2,  # a multiplication and an addition each
+    }

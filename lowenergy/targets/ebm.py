@@ -1,0 +1,33 @@
+"""Target `ebm`: an energy trained by persistent contrastive divergence; compressed ones match energies and scores."""
+
+from torch import Tensor, nn
+
+from lowenergy import models, training
+from lowenergy.data import Splits, to_float
+from lowenergy.energy import EnergyMatch, energy_of, probe_images
+from lowenergy.params import Ebm, EnergyMatching
+from lowenergy.training import Logs, Run
+
+
+def train(splits: Splits, p: Ebm, run: Run) -> models.Network:
+    spec = models.spec_of(p.architecture, splits.input_shape, outputs=p.architecture.logits)
+    network = models.build(spec, seed=run.seed)
+    training.fit_energy(network, splits.train, p.train, run)
+    return network
+
+
+class EnergyObjective:
+    """Energies and scores as the teacher's, on data, around it and along the teacher's chains."""
+
+    def __init__(self, teacher: nn.Module, splits: Splits, p: EnergyMatching, run: Run) -> None:
+        self.head: str = teacher.spec.head
+        energy = energy_of(teacher.to(run.device).eval(), self.head)
+        self.inputs = probe_images(energy, to_float(splits.train.images.to(run.device)), p, run.generator)
+        self.match = EnergyMatch(energy, self.inputs, p.score_weight)
+
+    def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
+        return self.match.loss(energy_of(network, self.head), self.inputs[index], index)
+
+
+def objective(teacher: nn.Module, splits: Splits, p: EnergyMatching, run: Run) -> EnergyObjective:
+    return EnergyObjective(teacher, splits, p, run)

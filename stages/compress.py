@@ -1,0 +1,31 @@
+"""Compress one target's source model by one method. DVC stages `prune`, `quantize`, `distill` and `pq` `@<target>`."""
+
+import sys
+from importlib import import_module
+
+from lowenergy import artifact, data, params, targets
+from lowenergy.training import Run, finished
+
+
+def main(method: str, target: str) -> None:
+    p = params.load()
+    section, matching = getattr(p, method), getattr(p, target).matching
+    source = f"models/{target}/{section.source}.safetensors"
+    splits = data.load("data/splits.safetensors")
+    run = Run(f"{target}/{method}", p.seed, [section, matching, splits.train.images, artifact.sha256(source)])
+    # Loaded twice: the method changes one, the other stays the teacher that it is pulled towards.
+    objective = targets.get(target).objective(artifact.load(source), splits, matching, run)
+    compress = import_module(f"lowenergy.compression.{method}").compress
+    model = compress(artifact.load(source), target, objective, section, run)
+    provenance = {
+        "stage": method,
+        "data": splits.source,
+        "seed": p.seed,
+        "source": {"branch": section.source, "sha256": artifact.sha256(source)},
+    }
+    artifact.save(model, f"models/{target}/{method}.safetensors", provenance)
+    finished(run)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

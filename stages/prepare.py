@@ -1,0 +1,14 @@
+"""Read the images of the params' source, split them. DVC stage `prepare`."""
+
+from lowenergy import data, params
+
+
+def main() -> None:
+    p = params.load()
+    splits = data.prepare(p.data, p.seed)
+    data.save(splits, "data/splits.safetensors")
+    print(*(f"{name} {len(getattr(splits, name))}" for name in ("train", "validation", "test")), "images")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Train the classifier that FID and Inception Score look through. DVC stage `scorer`."""
+
+import torch
+
+from lowenergy import artifact, data, files, params
+from lowenergy.energy import uniform_noise
+from lowenergy.scoring import accuracy, generation
+from lowenergy.targets import classifier
+from lowenergy.training import Run, finished
+
+REFERENCE = "models/reference.safetensors"
+
+
+def main() -> None:
+    p = params.load()
+    splits = data.load("data/splits.safetensors")
+    run = Run("scorer", p.seed, [p.scorer, splits.train.images], precision=p.scorer.train.precision)
+    scorer = classifier.train(splits, p.scorer, run)
+    artifact.save(artifact.dense(scorer, "scorer"), "models/scorer.safetensors", {"data": splits.source, "seed": p.seed})
+    generation.write_reference(scorer, splits.train.images, REFERENCE)
+
+    # The scale of every FID to come: real images that the scorer has not seen, and noise.
+    test, logits = splits.test, accuracy.predict(scorer, splits.test.images, 1000)
+    noise = uniform_noise(tuple(test.images.shape), torch.Generator().manual_seed(p.seed))
+    files.write_json(
+        "metrics/scorer.json",
+        accuracy.measure(logits, test.labels)
+        | {
+            "test_images": generation.measure(scorer, REFERENCE, data.to_float(test.images), p.seed),
+            "uniform_noise": generation.measure(scorer, REFERENCE, noise, p.seed),
+        },
+    )
+    finished(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Train the uncompressed model of one target. DVC stage `teacher@<target>`."""
+
+import sys
+
+from lowenergy import artifact, data, params, targets
+from lowenergy.training import Run, finished
+
+
+def main(target: str) -> None:
+    p = params.load()
+    section = getattr(p, target)
+    splits = data.load("data/splits.safetensors")
+    inputs = [section.architecture, section.train, splits.train.images]
+    run = Run(f"{target}/teacher", p.seed, inputs, precision=section.train.precision)
+    teacher = targets.get(target).train(splits, section, run)
+    provenance = {"stage": "teacher", "data": splits.source, "seed": p.seed}
+    artifact.save(artifact.dense(teacher, target), f"models/{target}/teacher.safetensors", provenance)
+    finished(run)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,146 @@
+"""Shared fixtures: the digits, a small valid params file, and a scratch clone whose pipeline has run once."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from lowenergy import data, params
+
+ROOT = Path(__file__).parents[1]
+SMALL = {  # every stage does its real work, briefly
+    "targets": ["classifier", "ebm"],
+    "scorer.train.epochs": 4,
+    "classifier.architecture.width": 16,
+    "classifier.train.epochs": 4,
+    "ebm.train.epochs": 2,
+    "ebm.train.chain_steps": 5,
+    "ebm.train.buffer_size": 256,
+    "ebm.matching.images": 100,
+    "ebm.matching.chains": 20,
+    "ebm.matching.chain_steps": 8,
+    "ebm.evaluate.samples": 200,
+    "ebm.evaluate.chain_steps": 10,
+    "jem.train.epochs": 2,
+    "jem.train.chain_steps": 5,
+    "jem.train.buffer_size": 256,
+    "jem.matching.images": 100,
+    "jem.matching.chains": 20,
+    "jem.matching.chain_steps": 8,
+    "jem.evaluate.samples": 200,
+    "jem.evaluate.chain_steps": 10,
+    "prune.finetune.epochs": 1,
+    "distill.train.epochs": 2,
+    "pq.finetune.epochs": 1,
+    "pq.kmeans_steps": 5,
+}
+
+
+def with_changes(values: Any, changes: dict[str, Any]) -> Any:
+    """A copy of nested dicts with dotted keys set; the keys must exist."""
+    values = copy.deepcopy(values)
+    for dotted, value in changes.items():
+        *path, last = dotted.split(".")
+        section = values
+        for key in path:
+            section = section[key]
+        assert last in section, dotted
+        section[last] = value
+    return values
+
+
+@pytest.fixture(scope="session")
+def values() -> Any:
+    """The shipped params.yaml as plain dicts."""
+    return YAML(typ="safe").load(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def small(values: Any) -> params.Params:
+    return params.check(with_changes(values, SMALL))
+
+
+@pytest.fixture(scope="session")
+def splits(small: params.Params) -> data.Splits:
+    return data.prepare(small.data, seed=0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+class Clone:
+    """A scratch clone of the working tree with its own git and DVC history."""
+
+    def __init__(self, path: Path, trace: Path) -> None:
+        self.path, self.trace = path, trace
+        tracked = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.splitlines()
+        for name in tracked:
+            if (ROOT / name).is_file():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, path / name)
+        for name in ("dvc.lock", "metrics"):  # of the real runs
+            target = path / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        self.set(SMALL)
+        self.run("git", "init", "-q", "-b", "main")
+        self.commit("start")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        here = os.environ.copy()
+        here |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{here['PATH']}",
+            "PYTHONPATH": str(ROOT / "tests" / "trace"),
+            "LOWENERGY_TRACE": str(self.trace),
+            "PYTHONWARNINGS": "ignore",
+            "COLUMNS": "300",
+            "GIT_AUTHOR_NAME": "test",
+            "GIT_AUTHOR_EMAIL": "test@example.org",
+            "GIT_COMMITTER_NAME": "test",
+            "GIT_COMMITTER_EMAIL": "test@example.org",
+        }
+        if "COV_CORE_SOURCE" in here or "pytest_cov" in sys.modules:
+            here |= {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"), "COVERAGE_FILE": str(ROOT / ".coverage")}
+        return here
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """stdout and stderr of a command in the clone."""
+        done = subprocess.run(
+            command, cwd=self.path, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert done.returncode == 0 or not check, f"{' '.join(command)}\n{done.stdout}"
+        return done.stdout
+
+    def set(self, changes: dict[str, Any]) -> None:
+        yaml = YAML()
+        path = self.path / "params.yaml"
+        yaml.dump(with_changes(yaml.load(path), changes), path)
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "-q", "-m", message)
+
+
+def stages_run(output: str) -> set[str]:
+    """The stages that a `dvc repro` or `dvc exp run` executed, by its output."""
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The small pipeline, run once under DVC and committed; tests leave it as they found it."""
+    clone = Clone(tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("trace"))
+    clone.first_output = clone.run("dvc", "repro")
+    clone.commit("first run")
+    return clone

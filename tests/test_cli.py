@@ -1,0 +1,76 @@
+"""The `lowenergy` command, and the README's commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Clone
+from torchvision.io import decode_png, read_file
+
+from lowenergy import cli
+
+
+@pytest.fixture
+def inside(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    monkeypatch.chdir(clone.path)
+    return clone
+
+
+def test_table(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["table"]) == 0
+    text = capsys.readouterr().out
+    assert "classifier" in text and "distill" in text and "inception_score" in text
+
+
+def test_check(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check"]) == 0
+    assert "source digits, targets classifier, ebm" in capsys.readouterr().out
+
+
+def test_show(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "models/ebm/pq.safetensors"]) == 0
+    text = capsys.readouterr().out
+    assert '"branch": "teacher"' in text and re.search(r"pq +[\d,]+ bytes  fc.weight \(10, 256\)", text)
+
+
+@pytest.mark.parametrize("branch", ["teacher", "prune", "quantize", "distill", "pq"])
+def test_sample_from_every_branch(inside: Clone, tmp_path: Path, branch: str) -> None:
+    out = tmp_path / "grid.png"
+    model = f"models/ebm/{branch}.safetensors"
+    assert cli.main(["sample", model, "--n", "16", "--steps", "3", "--out", str(out)]) == 0
+    image = decode_png(read_file(str(out)))
+    assert image.shape == (3, 2 * 34 + 2, 8 * 34 + 2)
+    assert image.float().std() > 10  # something is drawn
+
+
+def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, message in (
+        (["sample", "models/classifier/pq.safetensors"], "has no energy to sample from"),
+        (["show", "models/none.safetensors"], "no such file"),
+        (["profile", "none"], "there are cifar100, digits, mnist"),
+    ):
+        assert cli.main(command) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_every_stage_and_parameter_in_the_readme_exists(clone: Clone) -> None:
+    from ruamel.yaml import YAML
+
+    text = (ROOT / "README.md").read_text()
+    values = YAML(typ="safe").load(ROOT / "params.yaml")
+    dotted = set(re.findall(r"-S '?([a-z_.0-9]+)=", text))
+    assert dotted
+    for key in dotted:
+        section = values
+        for part in key.split("."):
+            assert part in section, key
+            section = section[part]
+    for path in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_devices_are_chosen_by_what_is_there() -> None:
+    from lowenergy.training import Run
+
+    assert Run("x", 0, []).device.type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,179 @@
+"""Sources become seeded splits, or stop with an error that names the culprit."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import with_changes
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lowenergy import data, params
+from lowenergy.data import Batches, DataError
+from lowenergy.files import FileError
+
+
+def section(values: Any, **changes: Any) -> params.Data:
+    return params.check(with_changes(values, {f"data.{key}": value for key, value in changes.items()})).data
+
+
+def test_digits_are_split_without_loss_or_overlap(splits: data.Splits) -> None:
+    sizes = [len(split) for split in (splits.train, splits.validation, splits.test)]
+    assert sum(sizes) == 1797
+    assert splits.input_shape == (1, 8, 8)
+    assert splits.train.images.dtype == torch.uint8
+    for split in (splits.validation, splits.test):  # every class has its share
+        assert (torch.bincount(split.labels, minlength=10) >= 0.08 * len(split)).all()
+
+
+def test_same_seed_same_splits(values: Any, splits: data.Splits) -> None:
+    again, other = (data.prepare(section(values), seed) for seed in (0, 1))
+    assert torch.equal(again.test.images, splits.test.images)
+    assert not torch.equal(other.test.images, splits.test.images)
+
+
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=64))
+def test_bytes_survive_the_way_to_the_networks_and_back(pixels: list[int]) -> None:
+    images = torch.tensor(pixels, dtype=torch.uint8)
+    floats = data.to_float(images)
+    assert floats.min() >= -1 and floats.max() <= 1
+    assert torch.equal(data.to_bytes(floats), images)
+
+
+def test_save_and_load(splits: data.Splits, tmp_path: Path) -> None:
+    data.save(splits, tmp_path / "splits.safetensors")
+    loaded = data.load(tmp_path / "splits.safetensors")
+    assert torch.equal(loaded.validation.images, splits.validation.images)
+    assert (loaded.classes, loaded.source) == (splits.classes, "digits")
+    assert [path.name for path in tmp_path.iterdir()] == ["splits.safetensors"]
+
+
+def test_truncated_splits_are_refused(splits: data.Splits, tmp_path: Path) -> None:
+    path = tmp_path / "splits.safetensors"
+    data.save(splits, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(FileError, match="splits.safetensors: truncated"):
+        data.load(path)
+
+
+def test_images_are_resized_and_coloured(values: Any) -> None:
+    prepared = data.prepare(section(values, image_size=16, channels=3, limit=200), seed=0)
+    assert prepared.train.images.shape[1:] == (3, 16, 16)
+    assert len(prepared.train) + len(prepared.validation) == 200
+    grey = prepared.train.images
+    assert torch.equal(grey[:, 0], grey[:, 1])
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name, shade in (("dark", 40), ("light", 200)):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            pixels = np.clip(rng.normal(shade, 20, (20 + i, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.{'png' if i % 2 else 'jpg'}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_of_own_images(values: Any, pictures: Path, channels: int) -> None:
+    prepared = data.prepare(
+        section(values, source="folder", folder=str(pictures), image_size=16, channels=channels), seed=0
+    )
+    assert prepared.classes == ["dark", "light"]
+    assert prepared.train.images.shape[1:] == (channels, 16, 16)
+    means = [prepared.train.images[prepared.train.labels == label].float().mean() for label in (0, 1)]
+    assert means[0] < 80 and means[1] > 160  # labels still belong to their images
+
+
+def test_bad_folders_are_refused(values: Any, pictures: Path) -> None:
+    def message(**changes: Any) -> str:
+        with pytest.raises(DataError) as error:
+            data.prepare(section(values, source="folder", image_size=16, **changes), seed=0)
+        return str(error.value)
+
+    assert "no such directory" in message(folder=str(pictures / "none"))
+    assert "sub-directory of their own" in message(folder=str(pictures / "dark"))
+    (pictures / "dark" / "3.png").write_bytes(b"not a picture")
+    assert "3.png: not a readable image" in message(folder=str(pictures))
+    (pictures / "dark" / "3.png").unlink()
+    (pictures / "empty").mkdir()
+    assert "empty" in message(folder=str(pictures))
+    for name in ("dark", "empty"):
+        for path in (pictures / name).glob("*"):
+            path.unlink()
+        (pictures / name).rmdir()
+    assert "one class (light) only" in message(folder=str(pictures))
+
+
+def idx(array: np.ndarray) -> bytes:
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+    return head + array.tobytes()
+
+
+@pytest.fixture
+def mnist_root(tmp_path: Path) -> Path:
+    """A torchvision root whose MNIST is random but of the official format."""
+    rng = np.random.default_rng(0)
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", 300), ("t10k", 100)):
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(np.arange(count, dtype=np.uint8) % 10))
+    return tmp_path
+
+
+def test_an_existing_mnist_root_is_taken_as_it_is(values: Any, mnist_root: Path) -> None:
+    prepared = data.prepare(section(values, source="mnist", root=str(mnist_root)), seed=0)
+    assert prepared.train.images.shape == (270, 1, 28, 28)
+    assert len(prepared.test) == 100
+    assert prepared.source == "mnist"
+
+
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "remove", "gzip"])
+def test_damaged_mnist_is_refused(values: Any, mnist_root: Path, damage: str) -> None:
+    path = mnist_root / "MNIST/raw/train-images-idx3-ubyte"
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "remove":
+        path.write_bytes({"truncate": content[:1000], "garbage": b"x" * 500, "gzip": gzip.compress(content)}[damage])
+    with pytest.raises(DataError, match="data.source mnist: the files under .* cannot be used"):
+        data.prepare(section(values, source="mnist", root=str(mnist_root)), seed=0)
+
+
+def test_damaged_cifar_is_refused_before_it_is_unpickled(values: Any, tmp_path: Path) -> None:
+    (tmp_path / "cifar-100-python").mkdir()
+    for name in ("train", "test", "meta"):
+        (tmp_path / "cifar-100-python" / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(DataError, match="cifar100"):
+        data.prepare(section(values, source="cifar100", root=str(tmp_path), channels=3), seed=0)
+
+
+@given(count=st.integers(1, 50), batch_size=st.integers(1, 60), step=st.integers(0, 200))
+def test_batches_are_a_function_of_the_step(count: int, batch_size: int, step: int) -> None:
+    batches, again = Batches(count, batch_size, seed=3), Batches(count, batch_size, seed=3)
+    for earlier in range(0, step, 7):
+        batches(earlier)
+    assert torch.equal(batches(step), again(step))
+
+
+def test_an_epoch_shows_every_image_once() -> None:
+    batches = Batches(100, 25, seed=0)
+    seen = torch.cat([batches(step) for step in range(4)])
+    assert sorted(seen.tolist()) == list(range(100))
+    assert not torch.equal(batches(4), batches(0))
+
+
+def test_augmented_images_are_shifted_copies(generator: torch.Generator) -> None:
+    image = torch.rand(1, 1, 8, 8).expand(64, -1, -1, -1)
+    padded = torch.nn.functional.pad(image[:1], [2] * 4, mode="reflect")
+    crops = {tuple(padded[0, 0, i : i + 8, j : j + 8].flatten().tolist()) for i in range(5) for j in range(5)}
+    for out in data.augment(image, crop_padding=2, flip=False, generator=generator):
+        assert tuple(out.flatten().tolist()) in crops
+    flipped = data.augment(image, crop_padding=0, flip=True, generator=generator)
+    mirrored = (flipped == image.flip(3)).flatten(1).all(1)
+    assert 10 < int(mirrored.sum()) < 54

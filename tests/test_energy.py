@@ -1,0 +1,114 @@
+"""Sampling and contrastive training of energies whose answer is known."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Generator, Tensor
+
+from lowenergy import energy, models, params
+from lowenergy.energy import EnergyMatch, ReplayBuffer, energy_of, langevin_chain, langevin_step, sample
+from lowenergy.params import Langevin
+
+SPEC = models.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10, head="mean")
+
+
+def quadratic(images: Tensor) -> Tensor:
+    """Lowest at 0.25 everywhere."""
+    return (images - 0.25).square().flatten(1).sum(1)
+
+
+def test_heads() -> None:
+    logits = torch.tensor([[1.0, 3.0]])
+    assert energy.HEADS["mean"](logits).item() == 2
+    assert energy.HEADS["scalar"](logits).item() == 1
+    torch.testing.assert_close(energy.HEADS["logsumexp"](logits), -torch.log(torch.exp(logits).sum(1)))
+
+
+def test_one_langevin_step_is_the_formula(generator: Generator) -> None:
+    images = torch.rand(3, 1, 2, 2, generator=generator) * 2 - 1
+    constants = Langevin(step_size=0.1, noise=0.05, gradient_clamp=0.7)
+    noise = torch.randn(images.shape, generator=Generator().manual_seed(7))
+    expected = (images - 0.1 * (2 * (images - 0.25)).clamp(-0.7, 0.7) + 0.05 * noise).clamp(-1, 1)
+    before = images.clone()
+    torch.testing.assert_close(langevin_step(quadratic, images, constants, Generator().manual_seed(7)), expected)
+    assert torch.equal(images, before)
+
+
+@given(
+    step_size=st.floats(0.01, 100), noise=st.floats(0, 2), clamp=st.floats(0.001, 10), seed=st.integers(0, 2**31)
+)
+def test_chains_stay_in_range_and_within_the_clamped_step(
+    step_size: float, noise: float, clamp: float, seed: int
+) -> None:
+    generator = Generator().manual_seed(seed)
+    images = energy.uniform_noise((4, 1, 3, 3), generator)
+    still = Langevin(step_size=step_size, noise=0.0, gradient_clamp=clamp)
+    moved = langevin_step(quadratic, images, still, generator)
+    assert (moved - images).abs().max() <= step_size * clamp + 1e-4
+    noisy = Langevin(step_size=step_size, noise=noise, gradient_clamp=clamp)
+    assert langevin_step(quadratic, images, noisy, generator).abs().max() <= 1
+
+
+def test_long_chains_reach_the_energys_distribution(generator: Generator) -> None:
+    """With E = k/2 (x - m)² and x <- x - a ∇E + s N(0,1), the stationary variance is s² / (1 - (1 - a k)²)."""
+    constants = Langevin(step_size=0.05, noise=0.05, gradient_clamp=100.0)
+    samples = sample(quadratic, (1, 4, 4), 2000, steps=100, constants=constants, generator=generator, batch_size=700)
+    assert samples.shape == (2000, 1, 4, 4)
+    variance = 0.05**2 / (1 - (1 - 0.05 * 2) ** 2)
+    assert abs(samples.mean() - 0.25) < 0.005
+    assert abs(samples.var() / variance - 1) < 0.05
+
+
+def test_sampling_leaves_no_gradient_behind(generator: Generator) -> None:
+    network = models.build(SPEC, seed=0)
+    constants = Langevin(step_size=1.0, noise=0.01, gradient_clamp=0.1)
+    sample(energy_of(network, "mean"), (1, 8, 8), 4, steps=3, constants=constants, generator=generator)
+    assert all(w.grad is None and w.requires_grad for w in network.parameters())
+
+
+def test_the_number_of_chain_states(generator: Generator) -> None:
+    constants = Langevin(step_size=1.0, noise=0.01, gradient_clamp=0.1)
+    states = list(langevin_chain(quadratic, torch.zeros(2, 1, 4, 4), 5, constants, generator))
+    assert len(states) == 5
+
+
+def test_replay_buffer_draws_without_repetition_and_restarts_its_share(generator: Generator) -> None:
+    buffer = ReplayBuffer(1000, (1, 2, 2), generator)
+    buffer.images.fill_(0.5)
+    chains, places = buffer.draw(400, fresh_fraction=0.25)
+    assert len(places.unique()) == 400
+    fresh = (chains != 0.5).flatten(1).any(1).float().mean()
+    assert 0.15 < fresh < 0.35
+    buffer.put(places, torch.full_like(chains, -1))
+    assert int((buffer.images == -1).all(dim=(1, 2, 3)).sum()) == 400
+
+
+def test_contrastive_loss_lowers_data_and_raises_chains() -> None:
+    real, fake = torch.tensor([1.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
+    energy.contrastive_loss(real, fake, regularization=0.0).backward()
+    assert real.grad is not None and real.grad.item() == 1  # descent lowers it
+    assert fake.grad is not None and fake.grad.item() == -1
+    assert energy.contrastive_loss(real, fake, regularization=0.1).item() == 0.2 * 1.0
+
+
+def test_matching_is_zero_for_the_teacher_and_sees_slopes(generator: Generator) -> None:
+    teacher, images = models.build(SPEC, seed=0).eval(), torch.rand(20, 1, 8, 8, generator=generator)
+    of_teacher, index = energy_of(teacher, "mean"), torch.arange(20)
+    match = EnergyMatch(of_teacher, images, score_weight=1.0, batch_size=7)
+    assert match.loss(of_teacher, images, index)[0].item() < 1e-10
+    loss, logs = match.loss(lambda x: of_teacher(x) + 5.0, images, index)
+    assert logs["score_error"] < 1e-10 < loss  # an offset has the same slopes
+    student = models.build(SPEC, seed=1)
+    match.loss(energy_of(student, "mean"), images, index)[0].backward()
+    gradient = student.features[0].conv.weight.grad
+    assert gradient is not None and gradient.abs().sum() > 0
+
+
+def test_probes_are_real_noisy_and_chains(small: params.Params, generator: Generator) -> None:
+    p = small.ebm.matching
+    images = torch.rand(150, 1, 4, 4, generator=generator)
+    probes = energy.probe_images(quadratic, images, p, generator)
+    assert len(probes) == 2 * p.images + 4 * p.chains
+    assert probes.abs().max() <= 1
+    known = {tuple(image.flatten().tolist()) for image in images}
+    assert all(tuple(probe.flatten().tolist()) in known for probe in probes[: p.images])

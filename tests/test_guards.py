@@ -1,0 +1,92 @@
+"""dvc.yaml tells the truth: a stage's deps are what it imports and opens, its params are what it reads.
+
+Compared against a trace of the real run (tests/trace/sitecustomize.py), so nothing is ever stale or rerun in vain.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Clone
+
+
+def traces(clone: Clone) -> dict[str, Any]:
+    """What each stage really used, by DVC's name of the stage."""
+    found = {}
+    for path in clone.trace.glob("*.json"):
+        trace = json.loads(path.read_text())
+        args = trace["args"]
+        if trace["stage"] == "compress":
+            name = f"{args[0]}@{args[1]}"
+        else:
+            name = "@".join([trace["stage"], "-".join(args)]) if args else trace["stage"]
+        found[name] = trace
+    return found
+
+
+def declared(clone: Clone) -> dict[str, Any]:
+    """deps and params of each stage, templates resolved, as DVC locked them."""
+    return yaml.safe_load((clone.path / "dvc.lock").read_text())["stages"]
+
+
+def leaves(value: Any, at: str) -> set[str]:
+    if isinstance(value, dict):
+        return {leaf for key, part in value.items() for leaf in leaves(part, f"{at}.{key}")}
+    return {at}
+
+
+def test_every_stage_was_traced(clone: Clone) -> None:
+    assert set(traces(clone)) == set(declared(clone))
+
+
+def test_code_deps_are_the_modules_imported(clone: Clone) -> None:
+    for name, stage in declared(clone).items():
+        code = {dep["path"] for dep in stage["deps"] if dep["path"].endswith(".py")}
+        assert code == set(traces(clone)[name]["modules"]), name
+
+
+def test_data_deps_are_the_files_opened(clone: Clone) -> None:
+    outputs = {out["path"] for stage in declared(clone).values() for out in stage["outs"]}
+    for name, stage in declared(clone).items():
+        data = {dep["path"] for dep in stage["deps"] if not dep["path"].endswith(".py")}
+        own = {out["path"] for out in stage["outs"]}
+        opened = {path for path in traces(clone)[name]["opened"] if not inside(path, own) and inside(path, outputs)}
+        undeclared = {path for path in opened if not inside(path, data)}
+        assert not undeclared, name
+        if name == "prepare":
+            continue  # data/images is read for source folder only
+        unread = {dep for dep in data if not any(inside(path, {dep}) for path in opened)}
+        assert unread <= allowed_unread(name), name
+
+
+def allowed_unread(name: str) -> set[str]:
+    """A classifier's evaluation draws no samples, but the stage is written once for all targets."""
+    only_for_samples = {"models/scorer.safetensors", "models/reference.safetensors"}
+    return only_for_samples if name.startswith("evaluate@classifier") else set()
+
+
+def inside(path: str, places: set[str]) -> bool:
+    return any(Path(path).is_relative_to(place) for place in places)
+
+
+def test_params_are_the_keys_read(clone: Clone) -> None:
+    for name, stage in declared(clone).items():
+        keys = stage.get("params", {}).get("params.yaml", {})
+        known = set().union(*(leaves(value, key) for key, value in keys.items()))
+        read = set(traces(clone)[name]["read"])
+        assert read <= known, f"{name} reads {read - known} undeclared"
+        vain = {leaf for leaf in known - read if not only_sometimes(leaf)}
+        assert not vain, f"{name} declares {vain} and never reads it"
+
+
+def only_sometimes(leaf: str) -> bool:
+    """Read under other values only: data.* of the sources not in use."""
+    return leaf in {"data.root", "data.folder"}
+
+
+@pytest.mark.parametrize("source", ["params.yaml", "dvc.yaml"])
+def test_files_are_commented_for_the_reader(source: str) -> None:
+    lines = (Path(__file__).parents[1] / source).read_text().splitlines()
+    assert lines[0].startswith("# ")

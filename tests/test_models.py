@@ -1,0 +1,75 @@
+"""Networks: the published sizes, folding, pruned shapes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lowenergy import models
+from lowenergy.models import Spec, build, build_with, fold_batchnorm
+
+STUDY = Spec("resnet18", 64, "7x7", "swish", "none", channels=1, image_size=28, outputs=10, head="mean")
+ALL = ("resnet18", "resnet10", "resnet20", "resnet8", "cnn", "strided")
+
+
+def parameters(spec: Spec) -> int:
+    return sum(w.numel() for w in build(spec, seed=0).parameters())
+
+
+def test_the_studys_resnet18_has_its_published_size() -> None:
+    assert parameters(STUDY) == 11_170_570
+
+
+def test_torchvisions_resnet18_has_the_same_size() -> None:
+    from torchvision.models import resnet18
+
+    spec = replace(STUDY, norm="batch", channels=3, image_size=64, outputs=1000, activation="relu")
+    assert parameters(spec) == sum(w.numel() for w in resnet18().parameters())
+
+
+def test_the_small_published_ebm_is_about_77_thousand() -> None:
+    assert 76_000 < parameters(replace(STUDY, name="strided", width=16, outputs=1)) < 78_000
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("size", [8, 32])
+@pytest.mark.parametrize("stem", ["7x7", "3x3", "3x3-pool"])
+def test_every_architecture_takes_every_size(name: str, size: int, stem: str) -> None:
+    spec = Spec(name, 4, stem, "swish", "batch", channels=3, image_size=size, outputs=7)
+    assert build(spec, seed=0)(torch.zeros(2, 3, size, size)).shape == (2, 7)
+
+
+def test_seed_decides_the_weights_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a, b, c = (build(replace(STUDY, name="cnn", width=8), seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(a.fc.weight, b.fc.weight)
+    assert not torch.equal(a.fc.weight, c.fc.weight)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_folding_batchnorm_keeps_the_function(name: str) -> None:
+    network = build(Spec(name, 8, "3x3", "relu", "batch", 1, 8, 5), seed=0)
+    with torch.no_grad():
+        for _ in range(3):
+            network.train()(torch.rand(16, 1, 8, 8))
+    images = torch.rand(4, 1, 8, 8)
+    folded = fold_batchnorm(network.eval())
+    assert folded.spec.norm == "none"
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_tensors_that_do_not_fit_together_are_refused() -> None:
+    network = build(replace(STUDY, name="cnn", width=8), seed=0)
+    state = dict(network.state_dict())
+    state["fc.weight"] = state["fc.weight"][:, :-1]
+    with pytest.raises(ValueError, match="do not fit architecture cnn"):
+        build_with(network.spec, state)
+
+
+def test_coded_layers_come_in_forward_order() -> None:
+    names = list(models.coded_layers(build(STUDY, seed=0)))
+    assert names[0] == "features.0.conv" and names[-1] == "fc"
+    assert len(names) == 21

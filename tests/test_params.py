@@ -1,0 +1,106 @@
+"""Every kind of bad params file is refused with the field, the value and what is allowed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, with_changes
+from pydantic import BaseModel
+
+from lowenergy import params, profile
+from lowenergy.params import ParamsError
+
+
+def test_shipped_params_are_valid() -> None:
+    assert params.load(ROOT / "params.yaml").targets == ["classifier", "ebm", "jem"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prune.amount": 1.2}, "prune.amount = 1.2: input should be less than 1 (fraction of the weights"),
+        ({"prune.amount": "lots"}, "prune.amount = 'lots': input should be a valid number"),
+        ({"ebm.train.epochs": 0}, "ebm.train.epochs = 0: input should be greater than or equal to 1"),
+        ({"ebm.train.epochs": 2.5}, "ebm.train.epochs = 2.5: input should be a valid integer"),
+        ({"data.source": "imagenet"}, "data.source = 'imagenet': input should be 'digits', 'mnist', 'cifar100'"),
+        ({"data.source": "folder"}, "data.image_size must be given for source folder"),
+        ({"targets": []}, "targets = []: list should have at least 1 item"),
+        ({"targets": ["gan"]}, "targets.0 = 'gan': input should be 'classifier', 'ebm' or 'jem'"),
+        ({"targets": ["ebm", "ebm"]}, "names a target twice"),
+        ({"pq.source": "quantize"}, "pq.source = 'quantize': input should be 'teacher', 'prune' or 'distill'"),
+        ({"prune.source": "distill", "distill.source": "prune"}, "prune <- distill <- prune is a circle"),
+        ({"jem.architecture.head": "mean"}, "jem.architecture.head must be logsumexp, got mean"),
+        ({"ebm.architecture.head": "scalar"}, "head scalar needs logits = 1, got 10"),
+        ({"classifier.train.flip": "yes"}, "classifier.train.flip = 'yes': input should be a valid boolean"),
+        ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
+    ],
+)
+def test_bad_values_are_refused(values: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParamsError) as error:
+        params.check(with_changes(values, change))
+    assert message in str(error.value)
+    assert str(error.value).startswith("params.yaml: ")
+
+
+def test_unknown_and_missing_keys_are_refused(values: Any) -> None:
+    changed = with_changes(values, {})
+    changed["prune"]["ammount"] = changed["prune"].pop("amount")
+    with pytest.raises(ParamsError) as error:
+        params.check(changed)
+    assert "prune.ammount = 0.7 is not a parameter" in str(error.value)
+    assert "prune.amount is missing (fraction of the weights or channels to remove)" in str(error.value)
+
+
+def test_all_problems_are_reported_at_once(values: Any) -> None:
+    with pytest.raises(ParamsError) as error:
+        params.check(with_changes(values, {"seed": -1, "prune.amount": 0}))
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(("text", "message"), [("seed: [", "not valid YAML"), ("- 1", "expected sections")])
+def test_files_that_are_no_params(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=message):
+        params.load(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError, match="no such file"):
+        params.load(tmp_path / "elsewhere.yaml")
+
+
+def test_every_parameter_says_what_it_means() -> None:
+    def check(section: type[BaseModel]) -> None:
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name}"
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                check(field.annotation)
+
+    check(params.Params)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "profiles").mkdir()
+    for path in (ROOT / "profiles").glob("*.yaml"):
+        (tmp_path / "profiles" / path.name).write_text(path.read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar100"])
+def test_profiles_apply_and_digits_brings_everything_back(project: Path, name: str) -> None:
+    before = (project / "params.yaml").read_text()
+    assert profile.apply(name)
+    assert params.load().data.source == name
+    assert "# at most so many" in (project / "params.yaml").read_text()
+    profile.apply("digits")
+    assert (project / "params.yaml").read_text() == before
+
+
+def test_bad_profiles_change_nothing(project: Path) -> None:
+    before = (project / "params.yaml").read_text()
+    (project / "profiles/bad.yaml").write_text("prune: {amount: 3.0}\n")
+    (project / "profiles/typo.yaml").write_text("prune: {ammount: 0.3}\n")
+    for name, message in (("bad", "prune.amount = 3.0"), ("typo", "prune.ammount"), ("none", "no such profile")):
+        with pytest.raises(ParamsError, match=message):
+            profile.apply(name)
+    assert (project / "params.yaml").read_text() == before
