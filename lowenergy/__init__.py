@@ -1,13 +1,13 @@
 """lowenergy: compress energy-based models and image classifiers, and measure what it cost.
 
-    >>> import lowenergy
-    >>> network = lowenergy.load("models/classifier/pq.safetensors")   # a ready torch.nn.Module
+>>> import lowenergy
+>>> network = lowenergy.load("models/classifier/pq.safetensors")   # a ready torch.nn.Module
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowenergy.artifact import load as load
+    from lowenergy.loading import load as load
 
 __all__ = ["load"]
 
@@ -15,7 +15,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     # On demand: a stage that never loads a model must not depend on (or wait for) the code that does.
     if name == "load":
-        from lowenergy.artifact import load
+        from lowenergy.loading import load
 
         return load
     raise AttributeError(f"module 'lowenergy' has no attribute {name!r}")

@@ -15,7 +15,7 @@ import torch
 import zstandard
 from torch import Tensor, nn
 
-from lowenergy import int8, models
+from lowenergy import models
 from lowenergy.encodings import Dense, Encoding, from_parts
 from lowenergy.files import FileError, read_safetensors, write_safetensors
 
@@ -31,14 +31,6 @@ class Model:
     spec: models.Spec
     tensors: Mapping[str, Encoding]  # by the network's own names
     activations: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # static int8: (scale, zero point)
-
-    def network(self) -> nn.Module:
-        """Decode every tensor and build the ready network, in evaluation mode, on the CPU."""
-        network = models.build_with(self.spec, {name: encoded.decode() for name, encoded in self.tensors.items()})
-        if not self.activations:
-            return network
-        scales = {name: encoded.parts()["scale"] for name, encoded in self.tensors.items() if encoded.kind == "int8"}
-        return int8.restore(network, scales, self.activations)
 
 
 def dense(network: models.Network, target: str) -> Model:
@@ -117,23 +109,6 @@ def read(path: str | Path) -> tuple[Model, dict[str, Any]]:
         return Model(header["target"], models.Spec(**header["spec"]), encoded, activations), header
     except (KeyError, TypeError, ValueError, RuntimeError, zstandard.ZstdError) as error:
         raise FileError(f"{path}: the content does not fit its header ({error}); make it again") from None
-
-
-def load(path: str | Path) -> nn.Module:
-    """The ready network of an artifact: images (batch, c, h, w) in [-1, 1] -> logits (batch, outputs).
-
-    The network carries its `spec`; networks quantized to int8 come as a prepared PT2E graph whose forward pass rounds
-    as int8 does and whose backward pass is straight-through, so that an EBM can still sample.
-
-    Raises:
-        FileError: missing, truncated, tampered with, or written by a newer version.
-    """
-    try:
-        return read(path)[0].network()
-    except FileError:
-        raise
-    except (ValueError, RuntimeError) as error:
-        raise FileError(f"{path}: {error}; make it again") from None
 
 
 def sha256(path: str | Path) -> str:

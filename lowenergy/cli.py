@@ -97,6 +97,7 @@ def _sample(args: argparse.Namespace) -> None:
 
     from lowenergy import artifact, params
     from lowenergy.energy import energy_of, sample
+    from lowenergy.loading import network_of
     from lowenergy.scoring.generation import write_grid
 
     model, _ = artifact.read(args.model)
@@ -105,7 +106,7 @@ def _sample(args: argparse.Namespace) -> None:
     p = getattr(params.load(), model.target).evaluate
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = sample(
-        energy_of(model.network().to(device), model.spec.head),
+        energy_of(network_of(model).to(device), model.spec.head),
         model.spec.input_shape,
         args.n,
         steps=args.steps or p.chain_steps,

@@ -4,7 +4,6 @@
 Images reach the networks as float32 in [-1, 1].
 """
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,10 +78,11 @@ def _torchvision(source: str, root: str) -> tuple[Split, Split, list[str]]:
     for train in (True, False):
         try:
             part = kind(root, train=train, download=_is_missing(source, root))
-        except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # torchvision raises nearly anything, assertions included, on damaged files
             raise DataError(
-                f"data.source {source}: the files under {root} cannot be used ({error}). Delete them and run again "
-                f"with internet access to download them, or point data.root to a torchvision root that holds {source}"
+                f"data.source {source}: the files under {root} cannot be used ({error or type(error).__name__}). "
+                f"Delete them and run again with internet access to download them, or point data.root to a torchvision "
+                f"root that holds {source}"
             ) from None
         images = torch.as_tensor(part.data)
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()

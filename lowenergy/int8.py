@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from lowenergy.models import spec_of
+
 SMALLEST_SCALE = 2.0**-24  # torchao's default, 2^-12, is coarser than the weights of a wide layer and an EBM's energies
 
 
@@ -45,7 +47,7 @@ def prepare(network: nn.Module) -> GraphModule:
     from torchao.quantization.pt2e import disable_fake_quant
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    spec = network.spec
+    spec = spec_of(network)
     images = torch.zeros(2, *spec.input_shape)
     batch = torch.export.Dim("batch")
     exported = torch.export.export(network.eval(), (images,), dynamic_shapes=({0: batch},)).module(check_guards=False)
@@ -66,7 +68,7 @@ def freeze(prepared: GraphModule) -> None:
 def quantizers(prepared: GraphModule) -> tuple[dict[str, Any], dict[str, Any]]:
     """The FakeQuantize modules: of weights, by the weight's name; of activations, by the graph's own name."""
     weights, activations = {}, {}
-    modules = dict(prepared.named_modules())
+    modules = dict(prepared.named_modules(remove_duplicate=False))  # two places may share one range
     for node in prepared.graph.nodes:
         if node.op == "call_module" and node.target.startswith("activation_post_process"):
             source = node.args[0]
@@ -105,7 +107,9 @@ def _set_range(module: Any, scale: Tensor, zero_point: Tensor) -> None:
     module.scale, module.zero_point = scale, zero_point
     # convert_pt2e asks the observer, so give it the extremes that lead back to this scale and zero point.
     observer = module.activation_post_process
-    low, high = (observer.quant_min - zero_point) * scale, (observer.quant_max - zero_point) * scale
-    if scale.numel() == 1 and not module.is_per_channel:
-        low, high = low.squeeze(), high.squeeze()
+    if module.is_per_channel:  # symmetric: the larger extreme is half of the 255 steps
+        high = (observer.quant_max - observer.quant_min) / 2 * scale
+        low = -high
+    else:
+        low, high = (((q - zero_point) * scale).squeeze() for q in (observer.quant_min, observer.quant_max))
     observer.min_val, observer.max_val = low, high

@@ -8,8 +8,9 @@ A network maps images in [-1, 1], (batch, channels, size, size), to logits, (bat
 the target's business: class scores, or an energy through one of the heads of lowenergy/energy.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ RESNETS = {  # blocks in each stage; the width doubles from stage to stage
     "resnet8": (1, 1, 1),
 }
 # A module of its own at every place: the int8 quantizer tells fused patterns apart by module.
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "swish": nn.SiLU,
     "gelu": nn.GELU,
@@ -46,25 +47,30 @@ class Spec:
     outputs: int
     head: str | None = None  # of an energy: mean, scalar or logsumexp; None for a plain classifier
 
+    @classmethod
+    def of(cls, architecture: Architecture, input_shape: tuple[int, int, int], outputs: int) -> "Spec":
+        """The params' architecture (and energy head, if it has one) for images of this shape."""
+        return cls(
+            name=architecture.name,
+            width=architecture.width,
+            stem=architecture.stem,
+            activation=architecture.activation,
+            norm=architecture.norm,
+            channels=input_shape[0],
+            image_size=input_shape[1],
+            outputs=outputs,
+            head=architecture.head if isinstance(architecture, EnergyArchitecture) else None,
+        )
+
     @property
     def input_shape(self) -> tuple[int, int, int]:
         return (self.channels, self.image_size, self.image_size)
 
 
-def spec_of(architecture: Architecture, input_shape: tuple[int, int, int], outputs: int) -> Spec:
-    """The spec of a params section's architecture for images of this shape; its energy head, if it has one, too."""
-    head = architecture.head if isinstance(architecture, EnergyArchitecture) else None
-    return Spec(
-        name=architecture.name,
-        width=architecture.width,
-        stem=architecture.stem,
-        activation=architecture.activation,
-        norm=architecture.norm,
-        channels=input_shape[0],
-        image_size=input_shape[1],
-        outputs=outputs,
-        head=head,
-    )
+def spec_of(network: nn.Module) -> Spec:
+    """The spec that every network here carries, int8 graphs included."""
+    assert isinstance(network.spec, Spec)
+    return network.spec
 
 
 class ConvNorm(nn.Module):
@@ -137,15 +143,10 @@ def _strided(spec: Spec) -> nn.Sequential:
     """The published small MNIST EBM: four strided convolutions and a hidden layer, 77 k parameters at width 16."""
     widths, act = [spec.width * 2**i for i in (0, 1, 2, 2)], ACTIVATIONS[spec.activation]
     layers: list[nn.Module] = [ConvNorm(spec.channels, widths[0], 5, 2, spec.norm), act()]
-    for channels, out in zip(widths, widths[1:], strict=False):
+    for channels, out in pairwise(widths):
         layers += [ConvNorm(channels, out, 3, 2, spec.norm), act()]
-    flat = widths[-1] * _flat_pixels(layers, spec)
+    flat = widths[-1] * (-(-spec.image_size // 2**4)) ** 2  # four halvings, rounded up
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, widths[-1]), act())
-
-
-def _flat_pixels(layers: list[nn.Module], spec: Spec) -> int:
-    with torch.device("meta"):
-        return nn.Sequential(*layers).to("meta")(torch.empty(1, *spec.input_shape)).shape[2:].numel()
 
 
 class Network(nn.Module):

@@ -201,8 +201,6 @@ class Finetune(Section):
     lr: Positive = Field(description="peak learning rate (Adam, one cycle)")
 
 
-
-
 class Prune(Section):
     source: Literal["teacher", "distill"] = Field(description="the branch to prune")
     kind: Literal["unstructured", "structured"] = Field(

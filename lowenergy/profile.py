@@ -1,6 +1,7 @@
 """Overlays on params.yaml: `lowenergy profile mnist` writes profiles/mnist.yaml into it, comments kept."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def _overlay(values: Any, changes: Any, at: str, changed: list[str]) -> None:
             _overlay(values[key], new, f"{field}.", changed)
         elif values[key] != new:
             changed.append(f"{field}: {values[key]} -> {new}")
-            values[key] = new
+            if isinstance(new, list):
+                values[key][:] = new  # in place: it stays on one line
+            else:
+                values[key] = new
 
 
 def apply(name: str) -> list[str]:
@@ -55,6 +59,8 @@ def apply(name: str) -> list[str]:
     _overlay(values, YAML(typ="safe").load(path), "", changed)
     out = io.StringIO()
     yaml.dump(values, out)
-    params.check(YAML(typ="safe").load(out.getvalue()), str(path))
-    files.write_bytes(PARAMS, out.getvalue().encode())
+    # ruamel keeps a comment in its column; going to a longer value and back must leave no trace.
+    text = re.sub(r" {2,}#", " #", out.getvalue())
+    params.check(YAML(typ="safe").load(text), str(path))
+    files.write_bytes(PARAMS, text.encode())
     return changed

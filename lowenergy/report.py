@@ -1,4 +1,4 @@
-"""From metrics, curves and grids on disk to one table, one CSV for DVC's plots, and one HTML page that opens offline."""
+"""From metrics, curves and grids on disk to one table, one CSV for DVC's plots, one HTML page that opens offline."""
 
 import base64
 import html
@@ -38,7 +38,7 @@ FORMATS = {
 }
 
 
-def collect(targets: list[str], root: Path = Path(".")) -> pd.DataFrame:
+def collect(targets: list[str], root: Path = Path()) -> pd.DataFrame:
     """metrics/<target>/<branch>.json of these targets, flattened: one row per model, figures it lacks are NaN."""
     rows = []
     for target in targets:
@@ -61,7 +61,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def write(targets: list[str], root: Path = Path(".")) -> None:
+def write(targets: list[str], root: Path = Path()) -> None:
     """Write plots/pareto.csv and report.html."""
     table = collect(targets, root)
     for quality in ("accuracy", "fid"):
@@ -185,7 +185,11 @@ def _pareto(rows: pd.DataFrame, quality: str) -> str:
     for branch, size, value in zip(rows.index, sizes, values, strict=True):
         axes.scatter(size, value, s=36, zorder=2)
         axes.annotate(branch, (size, value), textcoords="offset points", xytext=(6, 5))
-    axes.set(xscale="log", xlabel="bytes on disk", ylabel=f"{quality} ({'higher' if quality == 'accuracy' else 'lower'} is better)")
+    axes.set(
+        xscale="log",
+        xlabel="bytes on disk",
+        ylabel=f"{quality} ({'higher' if quality == 'accuracy' else 'lower'} is better)",
+    )
     axes.margins(0.18)
     return _svg(figure)
 

@@ -28,11 +28,11 @@ from lowenergy.params import EnergyTraining, Finetune
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill
 PRINT_SECONDS = 5.0
 
-Logs = dict[str, Tensor | float]
+Logs = Mapping[str, Tensor | float]
 Loss = Callable[[nn.Module, int], tuple[Tensor, Logs]]  # (network, step) -> what to minimise, what to plot
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """The loss is no longer finite; the message names the stage and the step."""
 
 
@@ -107,7 +107,7 @@ def fit(
         measure: further values to plot, computed at each of the curve's points.
         points: of the curves; each is the mean since the point before.
     Raises:
-        Diverged: the loss is not finite.
+        DivergedError: the loss is not finite.
     """
     state = state or {}
     fabric = run.fabric
@@ -134,7 +134,7 @@ def fit(
         point = {key: float(total) / count for key, total in sums.items()}
         sums = {}
         if not all(map(torch.isfinite, map(torch.tensor, point.values()))):
-            raise Diverged(f"{run.name}: step {step + 1}: {point}: not finite; lower the learning rate")
+            raise DivergedError(f"{run.name}: step {step + 1}: {point}: not finite; lower the learning rate")
         if measure is not None:
             point |= {key: float(log) for key, log in measure(network.eval()).items()}
         history.append((step + 1, point))

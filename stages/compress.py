@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 from lowenergy import artifact, data, params, targets
+from lowenergy.loading import load
 from lowenergy.training import Run, finished
 
 
@@ -14,9 +15,9 @@ def main(method: str, target: str) -> None:
     splits = data.load("data/splits.safetensors")
     run = Run(f"{target}/{method}", p.seed, [section, matching, splits.train.images, artifact.sha256(source)])
     # Loaded twice: the method changes one, the other stays the teacher that it is pulled towards.
-    objective = targets.get(target).objective(artifact.load(source), splits, matching, run)
+    objective = targets.get(target).objective(load(source), splits, matching, run)
     compress = import_module(f"lowenergy.compression.{method}").compress
-    model = compress(artifact.load(source), target, objective, section, run)
+    model = compress(load(source), target, objective, section, run)
     provenance = {
         "stage": method,
         "data": splits.source,

@@ -16,7 +16,9 @@ def main() -> None:
     splits = data.load("data/splits.safetensors")
     run = Run("scorer", p.seed, [p.scorer, splits.train.images], precision=p.scorer.train.precision)
     scorer = classifier.train(splits, p.scorer, run)
-    artifact.save(artifact.dense(scorer, "scorer"), "models/scorer.safetensors", {"data": splits.source, "seed": p.seed})
+    artifact.save(
+        artifact.dense(scorer, "scorer"), "models/scorer.safetensors", {"data": splits.source, "seed": p.seed}
+    )
     generation.write_reference(scorer, splits.train.images, REFERENCE)
 
     # The scale of every FID to come: real images that the scorer has not seen, and noise.

@@ -10,8 +10,9 @@ from conftest import with_changes
 
 import lowenergy
 from lowenergy import artifact, data, int8, models, params, targets
-from lowenergy.compression import distill, prune, pq, quantize
+from lowenergy.compression import distill, pq, prune, quantize
 from lowenergy.encodings import Int8
+from lowenergy.loading import network_of
 from lowenergy.training import Run
 
 METHODS = {"prune": prune, "quantize": quantize, "distill": distill, "pq": pq}
@@ -20,7 +21,7 @@ METHODS = {"prune": prune, "quantize": quantize, "distill": distill, "pq": pq}
 def teacher(target: str, small: params.Params) -> models.Network:
     """Untrained: compression must not depend on luck in training."""
     section = getattr(small, target)
-    return models.build(models.spec_of(section.architecture, (1, 8, 8), outputs=10), seed=1).eval()
+    return models.build(models.Spec.of(section.architecture, (1, 8, 8), outputs=10), seed=1).eval()
 
 
 @pytest.fixture
@@ -46,13 +47,13 @@ def test_smaller_and_the_same_after_loading(
     artifact.save(model, coded, {"stage": method})
     assert coded.stat().st_size < dense.stat().st_size / 2
     images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert torch.equal(lowenergy.load(coded)(images), model.network()(images))
+    assert torch.equal(lowenergy.load(coded)(images), network_of(model)(images))
 
 
 @pytest.mark.parametrize("scope", ["global", "conv"])
 @pytest.mark.parametrize("target", ["classifier", "ebm"])
 def test_unstructured_masks_hold_through_finetuning(compress: Any, target: str, scope: str) -> None:
-    network = compress("prune", target, {"prune.amount": 0.8, "prune.scope": scope}).network()
+    network = network_of(compress("prune", target, {"prune.amount": 0.8, "prune.scope": scope}))
     layers = models.coded_layers(network)
     pruned = [m for m in layers.values() if scope == "global" or isinstance(m, torch.nn.Conv2d)]
     kept = sum(int(m.weight.count_nonzero()) for m in pruned) / sum(m.weight.numel() for m in pruned)
@@ -64,7 +65,7 @@ def test_unstructured_masks_hold_through_finetuning(compress: Any, target: str, 
 @pytest.mark.parametrize("scope", ["global", "conv"])
 @pytest.mark.parametrize("target", params.TARGETS)
 def test_structured_pruning_removes_channels(compress: Any, target: str, scope: str, small: params.Params) -> None:
-    network = compress("prune", target, {"prune.kind": "structured", "prune.scope": scope}).network()
+    network = network_of(compress("prune", target, {"prune.kind": "structured", "prune.scope": scope}))
     before, after = (sum(w.numel() for w in n.parameters()) for n in (teacher(target, small), network))
     assert after < before / 2
     assert network.fc.out_features == 10
@@ -75,7 +76,7 @@ def test_int8_files_hold_what_torchao_converts_to(compress: Any, tmp_path: Path)
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     model = compress("quantize", "ebm")
-    loaded = model.network()
+    loaded = network_of(model)
     images = torch.rand(16, 1, 8, 8)
     with torch.no_grad():
         simulated = loaded(images)
@@ -94,7 +95,7 @@ def test_int8_networks_still_have_a_score(compress: Any, small: params.Params) -
 
     images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     _, exact = energy_gradient(energy_of(teacher("ebm", small), "mean"), images)
-    _, rounded = energy_gradient(energy_of(compress("quantize", "ebm").network(), "mean"), images)
+    _, rounded = energy_gradient(energy_of(network_of(compress("quantize", "ebm")), "mean"), images)
     assert torch.nn.functional.cosine_similarity(exact.flatten(1), rounded.flatten(1)).min() > 0.95
 
 
@@ -105,9 +106,11 @@ def test_int8_ranges_of_another_torchao_are_refused(compress: Any) -> None:
         int8.restore(network, {}, model.activations)
 
 
-def test_students_are_smaller_and_learn(compress: Any, small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
+def test_students_are_smaller_and_learn(
+    compress: Any, small: params.Params, splits: data.Splits, tmp_path: Path
+) -> None:
     changes = {"distill.train.epochs": 6, "classifier.matching.label_weight": 0.0}
-    student = compress("distill", "classifier", changes).network()
+    student = network_of(compress("distill", "classifier", changes))
     wanted = teacher("classifier", small)
     images = data.to_float(splits.test.images)
     fresh = models.build(student.spec, seed=0).eval()
@@ -120,10 +123,10 @@ def test_students_are_smaller_and_learn(compress: Any, small: params.Params, spl
 
 def test_chains_of_methods(compress: Any, small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
     """structured pruning, then product quantization of the narrower network."""
-    pruned = compress("prune", "ebm", {"prune.kind": "structured", "prune.amount": 0.3}).network()
+    pruned = network_of(compress("prune", "ebm", {"prune.kind": "structured", "prune.amount": 0.3}))
     run = Run("ebm/pq", 0, [], root=tmp_path)
     objective = targets.get("ebm").objective(copy.deepcopy(pruned), splits, small.ebm.matching, run)
     coded = pq.compress(pruned, "ebm", objective, small.pq, run)
     artifact.save(coded, tmp_path / "chain.safetensors", {})
     images = torch.rand(4, 1, 8, 8)
-    assert torch.equal(lowenergy.load(tmp_path / "chain.safetensors")(images), coded.network()(images))
+    assert torch.equal(lowenergy.load(tmp_path / "chain.safetensors")(images), network_of(coded)(images))

@@ -84,7 +84,7 @@ def test_report_is_one_self_contained_page(clone: Clone) -> None:
         assert text in page
     assert page.count("data:image/png;base64,") == len(BRANCHES)  # a sample grid for each EBM
     assert "<svg" in page
-    assert "src=\"http" not in page and "href=\"http" not in page.replace('xlink:href="http', "")
+    assert 'src="http' not in page and 'href="http' not in page.replace('xlink:href="http', "")
 
 
 def test_changed_parameter_reruns_exactly_what_reads_it(clone: Clone) -> None:

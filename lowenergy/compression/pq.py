@@ -6,6 +6,8 @@ inputs only through G = X̃ᵀX̃: with G = LLᵀ it is ‖Lᵀ(v - c)‖², ord
 without keeping any activation.
 """
 
+from contextlib import suppress
+
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +24,9 @@ def block_length(layer: nn.Conv2d | nn.Linear, p: Pq) -> int:
     """Elements per block: a whole k x k kernel, or `block_1x1` / `block_fc` inputs; at most what divides them."""
     if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
         return layer.kernel_size[0] * layer.kernel_size[1]
-    wanted, inputs = (p.block_fc, layer.in_features) if isinstance(layer, nn.Linear) else (p.block_1x1, layer.in_channels)
+    wanted, inputs = (
+        (p.block_fc, layer.in_features) if isinstance(layer, nn.Linear) else (p.block_1x1, layer.in_channels)
+    )
     return max(d for d in range(1, wanted + 1) if inputs % d == 0)
 
 
@@ -38,7 +42,7 @@ def input_gram(layer: nn.Conv2d | nn.Linear, inputs: Tensor, d: int) -> Tensor:
         strided = inputs[:, :, :: layer.stride[0], :: layer.stride[1]]
         blocks = strided.movedim(1, -1).reshape(-1, d)  # (batch * pixels * channels / d, d)
     else:
-        patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        patches = F.unfold(inputs, layer.kernel_size, padding=layer.kernel_size[0] // 2, stride=layer.stride)
         blocks = patches.transpose(1, 2).reshape(-1, d)  # (batch, channels * d, pixels) -> (..., d)
     blocks = blocks.double()
     return blocks.T @ blocks / len(blocks)
@@ -87,9 +91,7 @@ def whitened_kmeans(
 
 def _nearest(points: Tensor, centers: Tensor, chunk: int = 65536) -> tuple[Tensor, Tensor]:
     """Squared distance to, and index of, each point's nearest center; bounded memory: chunk x k distances at once."""
-    found = [
-        torch.addmm(centers.square().sum(1), part, centers.T, alpha=-2).min(1) for part in points.split(chunk)
-    ]
+    found = [torch.addmm(centers.square().sum(1), part, centers.T, alpha=-2).min(1) for part in points.split(chunk)]
     distance = torch.cat([f.values for f in found]) + points.square().sum(1)
     return distance, torch.cat([f.indices for f in found])
 
@@ -114,15 +116,16 @@ class CodedWeight(nn.Module):
 
     def __init__(self, codes: Tensor, shape: torch.Size) -> None:
         super().__init__()
+        self.codes: Tensor
         self.register_buffer("codes", codes)
         self.shape = shape
 
     def forward(self, codebook: Tensor) -> Tensor:
         # embedding, not indexing: its gradient adds up in a fixed order.
-        return F.embedding(self.codes, codebook).view(self.shape)  # type: ignore[arg-type]
+        return F.embedding(self.codes, codebook).view(self.shape)
 
 
-class _ReachedLayer(Exception):
+class _LayerReachedError(Exception):
     pass
 
 
@@ -132,15 +135,13 @@ def _gram_of(network: nn.Module, layer: nn.Conv2d | nn.Linear, images: Tensor, d
 
     def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
         gram.add_(input_gram(layer, inputs[0], d))
-        raise _ReachedLayer  # nothing above this layer is needed
+        raise _LayerReachedError  # nothing above this layer is needed
 
     handle = layer.register_forward_pre_hook(look)
     with torch.no_grad():
         for batch in images.split(batch_size):
-            try:
+            with suppress(_LayerReachedError):
                 network(batch)
-            except _ReachedLayer:
-                pass
     handle.remove()
     return gram
 
@@ -192,13 +193,17 @@ def compress(network: models.Network, target: str, objective: Objective, p: Pq, 
     code_layers(network.cpu(), images, p, generator)
     refresh_batchnorm(network, images)
     training.finetune(network, objective, p.finetune, run)
-    coded = models.coded_layers(network)
     tensors: dict[str, Encoding] = {}
-    for name, layer in coded.items():
+    for name, layer in models.coded_layers(network).items():
         if parametrize.is_parametrized(layer):
-            weight = layer.parametrizations.weight
-            tensors[f"{name}.weight"] = Coded(weight[0].codes, weight.original.detach().half(), weight[0].shape)
+            tensors[f"{name}.weight"] = _encoded(layer)
             parametrize.remove_parametrizations(layer, "weight")
     for name, value in weights(network).items():
         tensors.setdefault(name, Dense(value.half()))
     return Model(target, network.spec, tensors)
+
+
+def _encoded(layer: nn.Module) -> Coded:
+    parametrization = layer.parametrizations.weight  # type: ignore[union-attr]
+    coded: CodedWeight = parametrization[0]  # type: ignore[index, assignment]
+    return Coded(coded.codes, parametrization.original.detach().half(), tuple(coded.shape))  # type: ignore[union-attr, operator]

@@ -6,10 +6,10 @@ from lowenergy import int8, models
 from lowenergy.artifact import Model, weights
 from lowenergy.encodings import Dense, Encoding, Int8
 from lowenergy.params import Quantize
-from lowenergy.training import Objective
+from lowenergy.training import Objective, Run
 
 
-def compress(network: models.Network, target: str, objective: Objective, p: Quantize, batch_size: int = 250) -> Model:
+def compress(network: models.Network, target: str, objective: Objective, p: Quantize, run: Run) -> Model:
     """Fold BatchNorm, watch activations on the objective's inputs, round.
 
     For energies those inputs include noisy images and chains, where a range seen on clean data alone would clip.
@@ -19,9 +19,10 @@ def compress(network: models.Network, target: str, objective: Objective, p: Quan
     # Every n-th: the inputs of an energy come in groups (real, noisy, chains), and each must be among them.
     images = objective.inputs[:: max(1, len(objective.inputs) // p.calibration_images)].cpu()
     with torch.no_grad():
-        for batch in images.split(batch_size):
+        for batch in images.split(250):
             prepared(batch)
     int8.freeze(prepared)
+    run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
     of_weights, of_activations = int8.quantizers(prepared)
     tensors: dict[str, Encoding] = {}
     for name, value in weights(folded).items():

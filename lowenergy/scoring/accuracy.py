@@ -26,6 +26,6 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 def write_confusion(logits: Tensor, test: Split, classes: list[str], path: Path) -> None:
     """One row per test image, actual and predicted class by name: what DVC's confusion plot reads."""
-    names = {i: name for i, name in enumerate(classes)}
+    names = dict(enumerate(classes))
     rows = pd.DataFrame({"actual": test.labels.numpy(), "predicted": logits.argmax(1).numpy()})
     rows.replace(names).to_csv(path, index=False)

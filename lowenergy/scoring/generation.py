@@ -6,9 +6,10 @@ place of Inception's, which know nothing of 8x8 or 28x28 images. Figures are the
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from lowenergy import files
 from lowenergy.data import to_bytes, to_float
@@ -19,12 +20,12 @@ from lowenergy.params import EnergyEvaluation
 STATES = ("sum", "cov_sum", "num_samples")
 
 
-def _fid(scorer: Network) -> nn.Module:
+def _fid(scorer: Network) -> Any:
     # Imported here: torchmetrics takes seconds, and a classifier's evaluation needs none of it.
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     features = scorer.features
-    features.num_features = scorer.fc.in_features  # type: ignore[assignment]
+    setattr(features, "num_features", scorer.fc.in_features)  # noqa: B010 torchmetrics asks for it
     return FrechetInceptionDistance(feature=features, reset_real_features=False)
 
 
@@ -37,7 +38,9 @@ def write_reference(scorer: Network, images: Tensor, path: str | Path, batch_siz
     files.write_safetensors(path, {name: getattr(fid, f"real_features_{name}") for name in STATES}, {})
 
 
-def measure(scorer: Network, reference: str | Path, images: Tensor, seed: int, batch_size: int = 1000) -> dict[str, float]:
+def measure(
+    scorer: Network, reference: str | Path, images: Tensor, seed: int, batch_size: int = 1000
+) -> dict[str, float]:
     """FID against the reference and Inception Score (mean over 10 splits) of images (n, c, h, w) in [-1, 1].
 
     Images are rounded to 8 bits first: that is how they would be looked at.

@@ -1,11 +1,11 @@
-"""All figures of one model, by what its target is: a classifier answers, an energy draws and detects, a JEM does both."""
+"""All figures of one model by its target: a classifier answers, an energy draws and detects, a JEM does both."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lowenergy import artifact
+from lowenergy import artifact, loading
 from lowenergy.data import Splits, to_float
 from lowenergy.energy import energy_of
 from lowenergy.params import ClassifierEvaluation, EnergyEvaluation
@@ -33,7 +33,7 @@ def measure(
         scorer, reference: files of the scorer and of its statistics of the training images.
     """
     model, _ = artifact.read(path)
-    network, test = model.network(), splits.test
+    network, test = loading.network_of(model), splits.test
     plots.mkdir(parents=True, exist_ok=True)
     card: dict[str, Any] = {}
     if model.target in CLASSIFIES:
@@ -46,8 +46,7 @@ def measure(
         energy = energy_of(network.to(device), model.spec.head)
         generator = torch.Generator(device).manual_seed(seed)
         images = generation.draw(energy, splits.input_shape, p, generator, lambda text: print(f"{path}: {text}"))
-        looked_through = artifact.load(scorer)
-        assert isinstance(looked_through, artifact.models.Network)
+        looked_through = loading.dense_network(artifact.read(scorer)[0])
         card |= generation.measure(looked_through, reference, images.cpu(), seed)
         generation.write_grid(images[:GRID].cpu(), plots / "samples.png")
         card["ood_auroc"] = ood.measure(energy, to_float(test.images).to(device), p, generator)

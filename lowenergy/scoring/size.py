@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lowenergy.models import spec_of
+
 
 def measure(network: nn.Module, path: str | Path, teacher: str | Path) -> dict[str, float | int]:
     """size_bytes, compression_ratio (against the float32 teacher's file), bits_per_weight; parameters,
@@ -14,7 +16,7 @@ def measure(network: nn.Module, path: str | Path, teacher: str | Path) -> dict[s
     parameters = sum(w.numel() for w in network.parameters())
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        network(torch.zeros(1, *network.spec.input_shape))
+        network(torch.zeros(1, *spec_of(network).input_shape))
     return {
         "size_bytes": size,
         "compression_ratio": Path(teacher).stat().st_size / size,

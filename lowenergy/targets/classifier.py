@@ -24,7 +24,7 @@ def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
 def train(splits: Splits, p: Classifier | Scorer, run: Run) -> models.Network:
     """SGD with Nesterov momentum and a one-cycle learning rate, augmented batches, label smoothing."""
     t = p.train
-    spec = models.spec_of(p.architecture, splits.input_shape, outputs=len(splits.classes))
+    spec = models.Spec.of(p.architecture, splits.input_shape, outputs=len(splits.classes))
     network = models.build(spec, seed=run.seed).to(run.device)
     split, held_out = splits.train.to(run.device), splits.validation.to(run.device)
     batches = Batches(len(split), t.batch_size, run.own_seed)

@@ -10,7 +10,7 @@ from lowenergy.training import Logs, Run
 
 
 def train(splits: Splits, p: Ebm, run: Run) -> models.Network:
-    spec = models.spec_of(p.architecture, splits.input_shape, outputs=p.architecture.logits)
+    spec = models.Spec.of(p.architecture, splits.input_shape, outputs=p.architecture.logits)
     network = models.build(spec, seed=run.seed)
     training.fit_energy(network, splits.train, p.train, run)
     return network
@@ -20,7 +20,7 @@ class EnergyObjective:
     """Energies and scores as the teacher's, on data, around it and along the teacher's chains."""
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: EnergyMatching, run: Run) -> None:
-        self.head: str = teacher.spec.head
+        self.head = models.spec_of(teacher).head or "mean"
         energy = energy_of(teacher.to(run.device).eval(), self.head)
         self.inputs = probe_images(energy, to_float(splits.train.images.to(run.device)), p, run.generator)
         self.match = EnergyMatch(energy, self.inputs, p.score_weight)

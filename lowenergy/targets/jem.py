@@ -12,7 +12,7 @@ from lowenergy.training import Logs, Run
 
 
 def train(splits: Splits, p: Jem, run: Run) -> models.Network:
-    spec = models.spec_of(p.architecture, splits.input_shape, outputs=len(splits.classes))
+    spec = models.Spec.of(p.architecture, splits.input_shape, outputs=len(splits.classes))
     network = models.build(spec, seed=run.seed)
 
     def classify(logits: Tensor, labels: Tensor) -> tuple[Tensor, Logs]:
@@ -44,7 +44,10 @@ class JointObjective:
 
         loss, logs = self.match.loss(energy, self.inputs[index], index)
         divergence = t**2 * F.kl_div(
-            F.log_softmax(kept[-1] / t, 1), F.log_softmax(self.logits[index] / t, 1), reduction="batchmean", log_target=True
+            F.log_softmax(kept[-1] / t, 1),
+            F.log_softmax(self.logits[index] / t, 1),
+            reduction="batchmean",
+            log_target=True,
         )
         return loss + self.p.class_weight * divergence, {**logs, "divergence": divergence}
 

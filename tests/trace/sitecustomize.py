@@ -21,7 +21,12 @@ def trace(folder: Path) -> None:
     opened, read, places = set(), set(), {}
 
     def audit(event: str, args: tuple) -> None:
-        if event == "open" and isinstance(args[0], str) and isinstance(args[1], str | None) and "w" not in (args[1] or ""):
+        if (
+            event == "open"
+            and isinstance(args[0], str)
+            and isinstance(args[1], str | None)
+            and "w" not in (args[1] or "")
+        ):
             path = Path(os.path.abspath(args[0]))
             if path.is_relative_to(root):
                 opened.add(str(path.relative_to(root)))

@@ -1,0 +1,40 @@
+"""From a stored model back to a ready network."""
+
+from pathlib import Path
+
+from torch import nn
+
+from lowenergy import artifact, int8, models
+from lowenergy.artifact import Model
+from lowenergy.encodings import Int8
+from lowenergy.files import FileError
+
+
+def dense_network(model: Model) -> models.Network:
+    """Every tensor decoded to float32 in the network of the model's spec; activations are not rounded."""
+    return models.build_with(model.spec, {name: encoded.decode() for name, encoded in model.tensors.items()})
+
+
+def network_of(model: Model) -> nn.Module:
+    """The ready network, in evaluation mode, on the CPU."""
+    if not model.activations:
+        return dense_network(model)
+    scales = {name: encoded.scale for name, encoded in model.tensors.items() if isinstance(encoded, Int8)}
+    return int8.restore(dense_network(model), scales, model.activations)
+
+
+def load(path: str | Path) -> nn.Module:
+    """The ready network of an artifact: images (batch, c, h, w) in [-1, 1] -> logits (batch, outputs).
+
+    The network carries its `spec`; networks quantized to int8 come as a prepared PT2E graph whose forward pass rounds
+    as int8 does and whose backward pass is straight-through, so that an EBM can still sample.
+
+    Raises:
+        FileError: missing, truncated, tampered with, or written by a newer version.
+    """
+    try:
+        return network_of(artifact.read(path)[0])
+    except FileError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise FileError(f"{path}: {error}; make it again") from None
