@@ -127,8 +127,8 @@ def probe_images(energy: Energy, images: Tensor, p: EnergyMatching, generator: G
     Args:
         images: (n, c, h, w) real images in [-1, 1], on the generator's device; up to p.images of them are used.
     Returns:
-        (m, c, h, w): the real images, as many with noise of random strength, then four evenly spaced states of each of
-        p.chains chains of the teacher's.
+        (m, c, h, w): the real images, as many with noise of random strength, then of p.chains chains of the teacher's
+        their start and four evenly spaced states.
     """
     device = images.device
     real = images[torch.randperm(len(images), generator=generator, device=device)[: p.images]]
@@ -137,7 +137,8 @@ def probe_images(energy: Energy, images: Tensor, p: EnergyMatching, generator: G
     kept = {max(1, p.chain_steps * quarter // 4) for quarter in (1, 2, 3, 4)}
     start = uniform_noise((p.chains, *images.shape[1:]), generator)
     chains = langevin_chain(energy, start, p.chain_steps, p.langevin, generator)
-    states = [state for step, state in enumerate(chains, 1) if step in kept]
+    # The start counts: int8 ranges that have not seen uniform noise clip it, and a clipped activation has no slope.
+    states = [start, *(state for step, state in enumerate(chains, 1) if step in kept)]
     return torch.cat([real, noisy.clamp(-1, 1), *states])
 
 

@@ -19,16 +19,17 @@ SMALLEST_SCALE = 2.0**-24  # torchao's default, 2^-12, is coarser than the weigh
 
 
 def _quantizer() -> Any:
-    from torchao.quantization.pt2e import FakeQuantize, HistogramObserver, PerChannelMinMaxObserver
+    from torchao.quantization.pt2e import FakeQuantize, MinMaxObserver, PerChannelMinMaxObserver
     from torchao.quantization.pt2e.quantizer import QuantizationSpec
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
+    # The whole range seen, not the histogram's best: a clipped activation passes no gradient, and sampling needs it.
     activation = QuantizationSpec(
         dtype=torch.uint8,
         quant_min=0,
         quant_max=255,
         qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=HistogramObserver, eps=SMALLEST_SCALE),
+        observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=MinMaxObserver, eps=SMALLEST_SCALE),
     )
     weight = QuantizationSpec(
         dtype=torch.int8,

@@ -142,7 +142,7 @@ class EnergyMatching(Section):
     images: Count = Field(description="training images to match at; as many noisy ones are added")
     noise: NotNegative = Field(description="largest standard deviation of the noise on the noisy ones")
     chains: Count = Field(description="chains of the teacher, started at uniform noise, to match along")
-    chain_steps: Count = Field(description="their length; four evenly spaced states of each are kept")
+    chain_steps: Count = Field(description="their length; their start and four evenly spaced states are kept")
     langevin: Langevin = Field(description="their constants")
 
 

@@ -107,7 +107,7 @@ def test_probes_are_real_noisy_and_chains(small: params.Params, generator: Gener
     p = small.ebm.matching
     images = torch.rand(150, 1, 4, 4, generator=generator)
     probes = energy.probe_images(quadratic, images, p, generator)
-    assert len(probes) == 2 * p.images + 4 * p.chains
+    assert len(probes) == 2 * p.images + 5 * p.chains
     assert probes.abs().max() <= 1
     known = {tuple(image.flatten().tolist()) for image in images}
     assert all(tuple(probe.flatten().tolist()) in known for probe in probes[: p.images])
