@@ -1,10 +1,7 @@
 """Out-of-distribution detection: does the energy tell test images from transformed ones?"""
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Generator, Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as V
 
 from lowenergy.energy import Energy, uniform_noise
 from lowenergy.params import EnergyEvaluation
@@ -15,6 +12,10 @@ def transformed(images: Tensor, p: EnergyEvaluation, generator: Generator) -> di
 
     noise: uniform noise; rotation: turned by p.rotation degrees; reduction: shrunk to p.reduction and framed in black.
     """
+    # Imported where they are used, here and below: seconds that a classifier's evaluation need not wait.
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as V
+
     bilinear = InterpolationMode.BILINEAR
     size = images.shape[-1]
     small = max(1, round(p.reduction * size))
@@ -29,6 +30,7 @@ def transformed(images: Tensor, p: EnergyEvaluation, generator: Generator) -> di
 
 def measure(energy: Energy, images: Tensor, p: EnergyEvaluation, generator: Generator) -> dict[str, float]:
     """AUROC of the energy, (test, transformed test), for each transform; 0.5 is chance, 1 is perfect."""
+    from sklearn.metrics import roc_auc_score
 
     def energies(batch: Tensor) -> Tensor:
         with torch.inference_mode():
