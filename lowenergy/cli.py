@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lowenergy.files import FileError
-from lowenergy.params import ParamsError
+from lowenergy.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -13,7 +12,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except (ParamsError, FileError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
@@ -97,6 +96,7 @@ def _sample(args: argparse.Namespace) -> None:
 
     from lowenergy import artifact, params
     from lowenergy.energy import energy_of, sample
+    from lowenergy.files import FileError
     from lowenergy.loading import network_of
     from lowenergy.scoring.generation import write_grid
 

@@ -13,10 +13,11 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from lowenergy import files
+from lowenergy.errors import UserError
 from lowenergy.params import Data
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The images cannot be used; the message names the source or file and what to do."""
 
 

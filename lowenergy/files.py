@@ -10,10 +10,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lowenergy.errors import UserError
+
 HEADER = "lowenergy"  # the one metadata key: a JSON object
 
 
-class FileError(ValueError):
+class FileError(UserError):
     """A file is missing, truncated or not what it should be; the message names it and what to do."""
 
 

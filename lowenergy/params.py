@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from lowenergy.errors import UserError
+
 TARGETS = ("classifier", "ebm", "jem")
 METHODS = ("prune", "quantize", "distill", "pq")
 BRANCHES = ("teacher", *METHODS)
@@ -22,7 +24,7 @@ Count = Annotated[int, Field(ge=1)]
 Times = Annotated[int, Field(ge=0)]
 
 
-class ParamsError(ValueError):
+class ParamsError(UserError):
     """params.yaml cannot be used; the message names each field, its value and what is allowed."""
 
 

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from lowenergy import energy, models
 from lowenergy.data import Batches, Split, to_float
+from lowenergy.errors import UserError
 from lowenergy.params import EnergyTraining, Finetune
 
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill
@@ -32,7 +33,7 @@ Logs = Mapping[str, Tensor | float]
 Loss = Callable[[nn.Module, int], tuple[Tensor, Logs]]  # (network, step) -> what to minimise, what to plot
 
 
-class DivergedError(RuntimeError):
+class DivergedError(UserError):
     """The loss is no longer finite; the message names the stage and the step."""
 
 

@@ -110,8 +110,6 @@ class Clone:
             "GIT_COMMITTER_NAME": "test",
             "GIT_COMMITTER_EMAIL": "test@example.org",
         }
-        if "COV_CORE_SOURCE" in here or "pytest_cov" in sys.modules:
-            here |= {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"), "COVERAGE_FILE": str(ROOT / ".coverage")}
         return here
 
     def run(self, *command: str, check: bool = True) -> str:

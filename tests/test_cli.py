@@ -1,5 +1,6 @@
 """The `lowenergy` command, and the README's commands."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import torch
 from conftest import ROOT, Clone
 from torchvision.io import decode_png, read_file
 
-from lowenergy import cli
+from lowenergy import cli, data, params, report
+from lowenergy.scoring import report_card
 
 
 @pytest.fixture
@@ -52,6 +54,34 @@ def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFix
     ):
         assert cli.main(command) == 2
         assert message in capsys.readouterr().err
+
+
+def test_report_is_written_from_what_is_on_disk(inside: Clone) -> None:
+    page, pareto = (inside.path / name for name in ("report.html", "plots/pareto.csv"))
+    before = page.read_bytes(), pareto.read_bytes()
+    report.write(["classifier", "ebm"])
+    assert (page.read_bytes(), pareto.read_bytes()) == before
+
+
+@pytest.mark.parametrize("model", ["classifier/quantize", "ebm/pq"])
+def test_measuring_again_gives_the_same_figures(
+    inside: Clone, model: str, small: params.Params, tmp_path: Path
+) -> None:
+    target, branch = model.split("/")
+    card = report_card.measure(
+        path=f"models/{model}.safetensors",
+        teacher=f"models/{target}/teacher.safetensors",
+        scorer="models/scorer.safetensors",
+        reference="models/reference.safetensors",
+        splits=data.load("data/splits.safetensors"),
+        p=getattr(small, target).evaluate,
+        seed=small.seed,
+        plots=tmp_path,
+    )
+    assert card == json.loads((inside.path / f"metrics/{model}.json").read_text())
+    shown = "confusion.csv" if target == "classifier" else "samples.png"
+    kept = inside.path / "plots/branches" / target / branch / shown
+    assert (tmp_path / shown).read_bytes() == kept.read_bytes()
 
 
 def test_every_stage_and_parameter_in_the_readme_exists(clone: Clone) -> None:

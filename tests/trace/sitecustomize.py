@@ -10,11 +10,6 @@ import os
 import sys
 from pathlib import Path
 
-if os.environ.get("COVERAGE_PROCESS_START"):
-    import coverage
-
-    coverage.process_startup()
-
 
 def trace(folder: Path) -> None:
     root = Path.cwd()
@@ -34,7 +29,7 @@ def trace(folder: Path) -> None:
     sys.path.insert(0, str(root))
     from pydantic import BaseModel
 
-    from lowenergy import params
+    from lowenergy import files, params
 
     def remember(section: BaseModel, at: str) -> None:
         places[id(section)] = (section, at)  # holding it keeps the id
@@ -57,7 +52,13 @@ def trace(folder: Path) -> None:
         params.Section.__getattribute__ = getattribute
         return loaded
 
-    params.load = traced_load
+    read_safetensors = files.read_safetensors
+
+    def traced_read(path: object) -> object:  # opened in Rust, where no audit event tells of it
+        opened.add(str(path))
+        return read_safetensors(path)
+
+    params.load, files.read_safetensors = traced_load, traced_read
     sys.addaudithook(audit)
 
     @atexit.register
