@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Generator, Tensor, nn
 
-from lowenergy.params import EnergyMatching, Langevin
+from lowenergy.params import EnergyProbes, Langevin
 
 HEADS: dict[str, Callable[[Tensor], Tensor]] = {  # logits (batch, outputs) -> energies (batch,)
     "mean": lambda logits: logits.mean(1),
@@ -121,7 +121,7 @@ def contrastive_loss(real: Tensor, fake: Tensor, regularization: float) -> Tenso
 # -- matching a compressed energy to its teacher's --------------------------------------------------------------------
 
 
-def probe_images(energy: Energy, images: Tensor, p: EnergyMatching, generator: Generator) -> Tensor:
+def probe_images(energy: Energy, images: Tensor, p: EnergyProbes, generator: Generator) -> Tensor:
     """Where a compressed energy must agree with its teacher's: on data, around data, and on the way of the sampler.
 
     Args:

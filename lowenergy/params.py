@@ -126,6 +126,12 @@ class JointTraining(EnergyTraining):
     label_smoothing: Fraction = Field(description="label smoothing of the cross-entropy")
 
 
+class LabelProbes(Section):
+    """Where a compressed classifier must agree with its teacher."""
+
+    images: Count | None = Field(description="training images to match at; null for all")
+
+
 class LabelMatching(Section):
     """How a compressed classifier is pulled to its teacher (Hinton et al. 2015)."""
 
@@ -137,15 +143,20 @@ class LabelMatching(Section):
     flip: bool = Field(description="augmentation while matching, as in training")
 
 
-class EnergyMatching(Section):
-    """How a compressed EBM is pulled to its teacher: energies and their input gradients, where sampling goes."""
+class EnergyProbes(Section):
+    """Where a compressed EBM must agree with its teacher: on data, around it, and where sampling goes."""
 
-    score_weight: NotNegative = Field(description="weight of the input gradients' error against the energies' error")
     images: Count = Field(description="training images to match at; as many noisy ones are added")
     noise: NotNegative = Field(description="largest standard deviation of the noise on the noisy ones")
     chains: Count = Field(description="chains of the teacher, started at uniform noise, to match along")
     chain_steps: Count = Field(description="their length; their start and four evenly spaced states are kept")
     langevin: Langevin = Field(description="their constants")
+
+
+class EnergyMatching(Section):
+    """How a compressed EBM is pulled to its teacher: energies and their input gradients."""
+
+    score_weight: NotNegative = Field(description="weight of the input gradients' error against the energies' error")
 
 
 class JointMatching(EnergyMatching):
@@ -173,6 +184,7 @@ class Scorer(Section):
 class Classifier(Section):
     architecture: Architecture = Field(description="the teacher's network")
     train: ClassifierTraining = Field(description="the teacher's training")
+    probes: LabelProbes = Field(description="the images on which compressed classifiers must behave")
     matching: LabelMatching = Field(description="the loss that pulls compressed classifiers to their teacher")
     evaluate: ClassifierEvaluation = Field(description="how every branch is measured")
 
@@ -180,6 +192,7 @@ class Classifier(Section):
 class Ebm(Section):
     architecture: EnergyArchitecture = Field(description="the teacher's network")
     train: EnergyTraining = Field(description="the teacher's training")
+    probes: EnergyProbes = Field(description="the images on which compressed EBMs must behave")
     matching: EnergyMatching = Field(description="the loss that pulls compressed EBMs to their teacher")
     evaluate: EnergyEvaluation = Field(description="how every branch is measured")
 
@@ -187,6 +200,7 @@ class Ebm(Section):
 class Jem(Section):
     architecture: EnergyArchitecture = Field(description="the teacher's network; head must be logsumexp")
     train: JointTraining = Field(description="the teacher's training")
+    probes: EnergyProbes = Field(description="the images on which compressed JEMs must behave")
     matching: JointMatching = Field(description="the loss that pulls compressed JEMs to their teacher")
     evaluate: EnergyEvaluation = Field(description="how every branch is measured")
 

@@ -10,12 +10,12 @@ from lowenergy.training import Run, finished
 
 def main(method: str, target: str) -> None:
     p = params.load()
-    section, matching = getattr(p, method), getattr(p, target).matching
+    section, of_target = getattr(p, method), getattr(p, target)
     source = f"models/{target}/{section.source}.safetensors"
     splits = data.load("data/splits.safetensors")
-    run = Run(f"{target}/{method}", p.seed, [section, matching, splits.train.images, artifact.sha256(source)])
+    run = Run(f"{target}/{method}", p.seed, [section, of_target, splits.train.images, artifact.sha256(source)])
     # Loaded twice: the method changes one, the other stays the teacher that it is pulled towards.
-    objective = targets.get(target).objective(load(source), splits, matching, run)
+    objective = targets.get(target).objective(load(source), splits, of_target, run)
     compress = import_module(f"lowenergy.compression.{method}").compress
     model = compress(load(source), target, objective, section, run)
     provenance = {

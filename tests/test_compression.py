@@ -30,7 +30,7 @@ def compress(small: params.Params, splits: data.Splits, tmp_path: Path, values: 
         p = params.check(with_changes(small.model_dump(), changes or {}))
         run = Run(f"{target}/{method}", 0, [], root=tmp_path)
         network = teacher(target, p)
-        objective = targets.get(target).objective(copy.deepcopy(network), splits, getattr(p, target).matching, run)
+        objective = targets.get(target).objective(copy.deepcopy(network), splits, getattr(p, target), run)
         return METHODS[method].compress(network, target, objective, getattr(p, method), run)
 
     return run_method
@@ -125,7 +125,7 @@ def test_chains_of_methods(compress: Any, small: params.Params, splits: data.Spl
     """structured pruning, then product quantization of the narrower network."""
     pruned = network_of(compress("prune", "ebm", {"prune.kind": "structured", "prune.amount": 0.3}))
     run = Run("ebm/pq", 0, [], root=tmp_path)
-    objective = targets.get("ebm").objective(copy.deepcopy(pruned), splits, small.ebm.matching, run)
+    objective = targets.get("ebm").objective(copy.deepcopy(pruned), splits, small.ebm, run)
     coded = pq.compress(pruned, "ebm", objective, small.pq, run)
     artifact.save(coded, tmp_path / "chain.safetensors", {})
     images = torch.rand(4, 1, 8, 8)

@@ -104,7 +104,7 @@ def test_matching_is_zero_for_the_teacher_and_sees_slopes(generator: Generator) 
 
 
 def test_probes_are_real_noisy_and_chains(small: params.Params, generator: Generator) -> None:
-    p = small.ebm.matching
+    p = small.ebm.probes
     images = torch.rand(150, 1, 4, 4, generator=generator)
     probes = energy.probe_images(quadratic, images, p, generator)
     assert len(probes) == 2 * p.images + 5 * p.chains

@@ -82,7 +82,7 @@ def test_report_is_one_self_contained_page(clone: Clone) -> None:
     page = (clone.path / "report.html").read_text()
     for text in ("Classifier", "Energy-based model", "compression_.<wbr>ratio".replace("_.<wbr>", "_"), "distill"):
         assert text in page
-    assert page.count("data:image/png;base64,") == len(BRANCHES)  # a sample grid for each EBM
+    assert page.count('class="grid"') == len(BRANCHES)  # a sample grid for each EBM
     assert "<svg" in page
     assert 'src="http' not in page and 'href="http' not in page.replace('xlink:href="http', "")
 

@@ -3,7 +3,7 @@
 Each module has
 
     train(splits, p, run) -> Network                     the teacher
-    objective(teacher, splits, matching, run) -> Objective   the loss of finetuning and distillation
+    objective(teacher, splits, p, run) -> Objective      probes, and the loss of finetuning and distillation
 """
 
 from importlib import import_module

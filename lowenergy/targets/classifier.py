@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy import models, training
 from lowenergy.data import Batches, Split, Splits, augment, to_float
-from lowenergy.params import Classifier, LabelMatching, Scorer
+from lowenergy.params import Classifier, Scorer
 from lowenergy.training import Logs, Run
 
 
@@ -55,12 +55,15 @@ def train(splits: Splits, p: Classifier | Scorer, run: Run) -> models.Network:
 class LabelObjective:
     """label_weight * cross-entropy + (1 - label_weight) * T² * KL(teacher ‖ student) (Hinton et al. 2015)."""
 
-    def __init__(self, teacher: nn.Module, split: Split, p: LabelMatching, run: Run) -> None:
-        self.teacher, self.split, self.p = teacher.to(run.device).eval(), split.to(run.device), p
-        self.inputs = to_float(self.split.images)
+    def __init__(self, teacher: nn.Module, splits: Splits, p: Classifier, run: Run) -> None:
+        self.teacher, self.p = teacher.to(run.device).eval(), p
+        train = splits.train.to(run.device)
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(run.seed))
+        split = train.take(order[: p.probes.images].to(run.device))
+        self.inputs, self.labels = to_float(split.images), split.labels
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
-        p, labels = self.p, self.split.labels[index]
+        p, labels = self.p.matching, self.labels[index]
         images = augment(self.inputs[index], p.crop_padding, p.flip, run.generator)
         with torch.no_grad():
             wanted = F.log_softmax(self.teacher(images) / p.temperature, 1)
@@ -74,5 +77,4 @@ class LabelObjective:
         }
 
 
-def objective(teacher: nn.Module, splits: Splits, p: LabelMatching, run: Run) -> LabelObjective:
-    return LabelObjective(teacher, splits.train, p, run)
+objective = LabelObjective

@@ -1,11 +1,13 @@
 """Target `ebm`: an energy trained by persistent contrastive divergence; compressed ones match energies and scores."""
 
+from functools import cached_property
+
 from torch import Tensor, nn
 
 from lowenergy import models, training
 from lowenergy.data import Splits, to_float
 from lowenergy.energy import EnergyMatch, energy_of, probe_images
-from lowenergy.params import Ebm, EnergyMatching
+from lowenergy.params import Ebm
 from lowenergy.training import Logs, Run
 
 
@@ -19,15 +21,17 @@ def train(splits: Splits, p: Ebm, run: Run) -> models.Network:
 class EnergyObjective:
     """Energies and scores as the teacher's, on data, around it and along the teacher's chains."""
 
-    def __init__(self, teacher: nn.Module, splits: Splits, p: EnergyMatching, run: Run) -> None:
+    def __init__(self, teacher: nn.Module, splits: Splits, p: Ebm, run: Run) -> None:
         self.head = models.spec_of(teacher).head or "mean"
-        energy = energy_of(teacher.to(run.device).eval(), self.head)
-        self.inputs = probe_images(energy, to_float(splits.train.images.to(run.device)), p, run.generator)
-        self.match = EnergyMatch(energy, self.inputs, p.score_weight)
+        self.energy, self.p = energy_of(teacher.to(run.device).eval(), self.head), p
+        self.inputs = probe_images(self.energy, to_float(splits.train.images.to(run.device)), p.probes, run.generator)
+
+    @cached_property
+    def match(self) -> EnergyMatch:
+        return EnergyMatch(self.energy, self.inputs, self.p.matching.score_weight)
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         return self.match.loss(energy_of(network, self.head), self.inputs[index], index)
 
 
-def objective(teacher: nn.Module, splits: Splits, p: EnergyMatching, run: Run) -> EnergyObjective:
-    return EnergyObjective(teacher, splits, p, run)
+objective = EnergyObjective

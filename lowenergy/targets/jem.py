@@ -1,5 +1,7 @@
 """Target `jem`: one network that is classifier and energy, E(x) = -logsumexp of its logits (Grathwohl et al. 2020)."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from lowenergy import models, training
 from lowenergy.data import Splits, to_float
 from lowenergy.energy import HEADS, EnergyMatch, energy_of, probe_images
-from lowenergy.params import Jem, JointMatching
+from lowenergy.params import Jem
 from lowenergy.training import Logs, Run
 
 
@@ -26,31 +28,31 @@ def train(splits: Splits, p: Jem, run: Run) -> models.Network:
 class JointObjective:
     """The EBM's objective, and the teacher's class probabilities wherever the energies are matched."""
 
-    def __init__(self, teacher: nn.Module, splits: Splits, p: JointMatching, run: Run) -> None:
-        teacher = teacher.to(run.device).eval()
-        energy = energy_of(teacher, "logsumexp")
-        self.p = p
-        self.inputs = probe_images(energy, to_float(splits.train.images.to(run.device)), p, run.generator)
-        self.match = EnergyMatch(energy, self.inputs, p.score_weight)
+    def __init__(self, teacher: nn.Module, splits: Splits, p: Jem, run: Run) -> None:
+        self.teacher, self.p = teacher.to(run.device).eval(), p
+        images = to_float(splits.train.images.to(run.device))
+        self.inputs = probe_images(energy_of(self.teacher, "logsumexp"), images, p.probes, run.generator)
+
+    @cached_property
+    def match(self) -> EnergyMatch:
+        return EnergyMatch(energy_of(self.teacher, "logsumexp"), self.inputs, self.p.matching.score_weight)
+
+    @cached_property
+    def logits(self) -> Tensor:
         with torch.no_grad():
-            self.logits = torch.cat([teacher(batch) for batch in self.inputs.split(500)])
+            return torch.cat([self.teacher(batch) for batch in self.inputs.split(500)])
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
-        t, kept = self.p.temperature, []
+        t, kept = self.p.matching.temperature, []
 
         def energy(images: Tensor) -> Tensor:
             kept.append(network(images))  # one forward pass serves both losses
             return HEADS["logsumexp"](kept[-1])
 
         loss, logs = self.match.loss(energy, self.inputs[index], index)
-        divergence = t**2 * F.kl_div(
-            F.log_softmax(kept[-1] / t, 1),
-            F.log_softmax(self.logits[index] / t, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return loss + self.p.class_weight * divergence, {**logs, "divergence": divergence}
+        given, wanted = (F.log_softmax(logits / t, 1) for logits in (kept[-1], self.logits[index]))
+        divergence = t**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+        return loss + self.p.matching.class_weight * divergence, {**logs, "divergence": divergence}
 
 
-def objective(teacher: nn.Module, splits: Splits, p: JointMatching, run: Run) -> JointObjective:
-    return JointObjective(teacher, splits, p, run)
+objective = JointObjective
