@@ -178,6 +178,8 @@ def pareto_front(sizes: list[float], losses: list[float]) -> list[int]:
 
 
 def _pareto(rows: pd.DataFrame, quality: str) -> str:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     figure, axes = _axes()
     sizes, values = rows["size_bytes"].tolist(), rows[quality].tolist()
     front = pareto_front(sizes, [-v if quality == "accuracy" else v for v in values])
@@ -190,7 +192,10 @@ def _pareto(rows: pd.DataFrame, quality: str) -> str:
         xlabel="bytes on disk",
         ylabel=f"{quality} ({'higher' if quality == 'accuracy' else 'lower'} is better)",
     )
-    axes.margins(0.18)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(0.25)
     return _svg(figure)
 
 
