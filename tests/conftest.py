@@ -81,7 +81,7 @@ class Clone:
     """A scratch clone of the working tree with its own git and DVC history."""
 
     def __init__(self, path: Path, trace: Path) -> None:
-        self.path, self.trace = path, trace
+        self.path, self.trace, self.tracing = path, trace, True
         tracked = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
         ).stdout.splitlines()
@@ -102,7 +102,7 @@ class Clone:
         here |= {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{here['PATH']}",
             "PYTHONPATH": str(ROOT / "tests" / "trace"),
-            "LOWENERGY_TRACE": str(self.trace),
+            "LOWENERGY_TRACE": str(self.trace) if self.tracing else "",
             "PYTHONWARNINGS": "ignore",
             "COLUMNS": "300",
             "GIT_AUTHOR_NAME": "test",
@@ -140,5 +140,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The small pipeline, run once under DVC and committed; tests leave it as they found it."""
     clone = Clone(tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("trace"))
     clone.first_output = clone.run("dvc", "repro")
+    clone.tracing = False  # what later tests change is not what the guards compare
     clone.commit("first run")
     return clone
