@@ -239,3 +239,10 @@ def augment(images: Tensor, crop_padding: int, flip: bool, generator: Generator)
         index = (rows * padded.shape[3] + columns).flatten(2).expand(-1, images.shape[1], -1)  # (n, c, h*w)
         images = padded.flatten(2).gather(2, index).view_as(images)
     return images
+
+
+def shrink(images: Tensor, scale: float) -> Tensor:
+    """Images, (n, c, h, w), at `scale` of their side."""
+    if scale == 1:
+        return images
+    return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True)

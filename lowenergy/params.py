@@ -90,6 +90,11 @@ class ClassifierTraining(Section):
     label_smoothing: Fraction = Field(description="label smoothing of the cross-entropy")
     crop_padding: Times = Field(description="random crops after reflecting this many pixels; 0 for none")
     flip: bool = Field(description="mirror half of the images")
+    image_scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        min_length=1,
+        description="progressive resizing: the epochs fall into as many parts, each on images shrunk to this share of "
+        "their side; [1.0] for full size throughout",
+    )
     precision: Literal["32-true", "bf16-mixed"] = Field(description="of the forward and backward passes")
 
 
@@ -176,9 +181,20 @@ class EnergyEvaluation(ClassifierEvaluation):
     reduction: Annotated[float, Field(gt=0, lt=1)] = Field(description="scale of the OOD size reduction")
 
 
+def _shrinks_only_what_pools(section: Any) -> Any:
+    if section.train.image_scales != [1.0] and not section.architecture.name.startswith("resnet"):
+        raise ValueError(
+            f"train.image_scales = {section.train.image_scales} needs a resnet: a {section.architecture.name} ends in a "
+            f"layer of fixed size; give [1.0]"
+        )
+    return section
+
+
 class Scorer(Section):
     architecture: Architecture = Field(description="the classifier whose features FID and IS look through")
     train: ClassifierTraining = Field(description="its training")
+
+    _sizes = model_validator(mode="after")(_shrinks_only_what_pools)
 
 
 class Classifier(Section):
@@ -187,6 +203,8 @@ class Classifier(Section):
     probes: LabelProbes = Field(description="the images on which compressed classifiers must behave")
     matching: LabelMatching = Field(description="the loss that pulls compressed classifiers to their teacher")
     evaluate: ClassifierEvaluation = Field(description="how every branch is measured")
+
+    _sizes = model_validator(mode="after")(_shrinks_only_what_pools)
 
 
 class Ebm(Section):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy import models, training
-from lowenergy.data import Batches, Split, Splits, augment, to_float
+from lowenergy.data import Batches, Split, Splits, augment, shrink, to_float
 from lowenergy.params import Classifier, Scorer
 from lowenergy.training import Logs, Run
 
@@ -22,10 +22,14 @@ def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
 
 
 def train(splits: Splits, p: Classifier | Scorer, run: Run) -> models.Network:
-    """SGD with Nesterov momentum and a one-cycle learning rate, augmented batches, label smoothing."""
+    """SGD with Nesterov momentum and a one-cycle learning rate, augmented batches, label smoothing.
+
+    Small images first (progressive resizing, Howard 2018): a convolutional network learns most of what it learns at a
+    quarter of the cost.
+    """
     t = p.train
     spec = models.Spec.of(p.architecture, splits.input_shape, outputs=len(splits.classes))
-    network = models.build(spec, seed=run.seed).to(run.device)
+    network = models.build(spec, seed=run.seed).to(run.device, memory_format=torch.channels_last)
     split, held_out = splits.train.to(run.device), splits.validation.to(run.device)
     batches = Batches(len(split), t.batch_size, run.own_seed)
     steps = t.epochs * batches.per_epoch
@@ -34,6 +38,7 @@ def train(splits: Splits, p: Classifier | Scorer, run: Run) -> models.Network:
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
         batch = split.take(batches(step).to(run.device))
         images = augment(to_float(batch.images), t.crop_padding, t.flip, run.generator)
+        images = shrink(images, t.image_scales[step * len(t.image_scales) // steps])
         logits = wrapped(images)
         return F.cross_entropy(logits, batch.labels, label_smoothing=t.label_smoothing), {
             "accuracy": (logits.argmax(1) == batch.labels).float().mean()
@@ -49,7 +54,7 @@ def train(splits: Splits, p: Classifier | Scorer, run: Run) -> models.Network:
         measure=lambda network: {"validation_accuracy": accuracy(network, held_out)},
         points=t.epochs,
     )
-    return network
+    return network.to(memory_format=torch.contiguous_format)
 
 
 class LabelObjective:
