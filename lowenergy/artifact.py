@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lowenergy import models
 from lowenergy.encodings import Dense, Encoding, from_parts
-from lowenergy.files import FileError, read_safetensors, write_safetensors
+from lowenergy.files import FileError, read_safetensors, safetensors_bytes, write_bytes
 
 FORMAT = 1
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "I8": torch.int8, "U8": torch.uint8}
@@ -65,6 +65,11 @@ def _unpacked(tensor: Tensor, undo: dict[str, Any]) -> Tensor:
 
 def save(model: Model, path: str | Path, provenance: Mapping[str, Any]) -> None:
     """Write the model atomically; the same model and provenance give the same bytes."""
+    write_bytes(path, to_bytes(model, provenance))
+
+
+def to_bytes(model: Model, provenance: Mapping[str, Any]) -> bytes:
+    """The content of the model's file."""
     tensors: dict[str, Tensor] = {}
     encodings: dict[str, Any] = {}
     packed: dict[str, Any] = {}
@@ -86,7 +91,7 @@ def save(model: Model, path: str | Path, provenance: Mapping[str, Any]) -> None:
         "activations": model.activations,
         "provenance": provenance,
     }
-    write_safetensors(path, tensors, {key: value for key, value in header.items() if value})
+    return safetensors_bytes(tensors, {key: value for key, value in header.items() if value})
 
 
 def read(path: str | Path) -> tuple[Model, dict[str, Any]]:
@@ -100,7 +105,7 @@ def read(path: str | Path) -> tuple[Model, dict[str, Any]]:
         raise FileError(f"{path}: format {header.get('format')} is not {FORMAT}; update lowenergy or make it again")
     try:
         packed, kinds = header.get("packed", {}), header.get("encodings", {})
-        parts: dict[str, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in kinds}
         for key, tensor in tensors.items():
             name, _, part = key.partition(":")
             parts.setdefault(name, {})[part] = _unpacked(tensor, packed[key]) if key in packed else tensor
@@ -109,6 +114,17 @@ def read(path: str | Path) -> tuple[Model, dict[str, Any]]:
         return Model(header["target"], models.Spec(**header["spec"]), encoded, activations), header
     except (KeyError, TypeError, ValueError, RuntimeError, zstandard.ZstdError) as error:
         raise FileError(f"{path}: the content does not fit its header ({error}); make it again") from None
+
+
+def shares(path: str | Path) -> dict[str, int]:
+    """What the file's bytes are spent on: codes, codebooks, and all the rest, header included."""
+    tensors, _ = read_safetensors(path)
+    spent = {"codes": 0, "codebooks": 0}
+    for key, tensor in tensors.items():
+        kind = {"codes": "codes", "symbols": "codes", "codebook": "codebooks"}.get(key.partition(":")[2])
+        if kind:
+            spent[kind] += tensor.numel() * tensor.element_size()
+    return spent | {"other": Path(path).stat().st_size - sum(spent.values())}
 
 
 def sha256(path: str | Path) -> str:

@@ -36,6 +36,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("model", type=Path)
     show.set_defaults(run=_show)
 
+    score = commands.add_parser("score", help="accuracy of a classifier or JEM on the test images of its data set")
+    score.add_argument("model", type=Path)
+    score.add_argument("--root", help="torchvision root of mnist and cifar100 (default: data.root of params.yaml)")
+    score.set_defaults(run=_score)
+
     sample = commands.add_parser("sample", help="draw images from an EBM or JEM, compressed or not")
     sample.add_argument("model", type=Path)
     sample.add_argument("--n", type=int, default=64, help="images (default 64)")
@@ -89,6 +94,27 @@ def _show(args: argparse.Namespace) -> None:
     for name, encoded in model.tensors.items():
         size = sum(part.numel() * part.element_size() for part in encoded.parts().values())
         print(f"{encoded.kind:7}{size:10,} bytes  {name} {tuple(encoded.decode().shape)}")
+
+
+def _score(args: argparse.Namespace) -> None:
+    from lowenergy import artifact, data, params
+    from lowenergy.files import FileError
+    from lowenergy.loading import network_of
+    from lowenergy.scoring import accuracy
+
+    model, header = artifact.read(args.model)
+    if model.target == "ebm":
+        raise FileError(f"{args.model}: an ebm does not classify; see `lowenergy sample`")
+    source = header["provenance"]["data"]
+    test = data.test_images(source, args.root or params.load().data.root)
+    if tuple(test.images.shape[1:]) != model.spec.input_shape:
+        raise FileError(
+            f"{args.model}: made for images of {model.spec.input_shape}, the test images of {source} have "
+            f"{tuple(test.images.shape[1:])}; run the pipeline that made it and read metrics/"
+        )
+    measured = accuracy.measure(accuracy.predict(network_of(model), test.images, 250), test.labels)
+    print(f"{args.model}: {args.model.stat().st_size:,} bytes, {len(test):,} test images of {source}")
+    print(*(f"{key} {value:.4f}" for key, value in measured.items()), sep="\n")
 
 
 def _sample(args: argparse.Namespace) -> None:

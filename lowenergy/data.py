@@ -178,6 +178,21 @@ def prepare(p: Data, seed: int) -> Splits:
     return Splits(train, validation, test, classes, p.source)
 
 
+def test_images(source: str, root: str) -> Split:
+    """The official test images of mnist or cifar100; of other sources, those that stage prepare split off.
+
+    Raises:
+        DataError: the files under root cannot be used.
+        files.FileError: the pipeline has not prepared this source.
+    """
+    if source in ("mnist", "cifar100"):
+        return _torchvision(source, root)[1]
+    splits = load("data/splits.safetensors")
+    if splits.source != source:
+        raise files.FileError(f"data/splits.safetensors: holds {splits.source}, not {source}; set data.source to it")
+    return splits.test
+
+
 def save(splits: Splits, path: str | Path) -> None:
     tensors = {
         f"{name}.{part}": getattr(getattr(splits, name), part)

@@ -1,4 +1,4 @@
-"""How one tensor is stored: dense, sparse, int8 or product-quantized. Each decodes to float32.
+"""How one tensor is stored: dense, constant, sparse, int8 or product-quantized. Each decodes to float32.
 
 `parts()` are the tensors that reach the file, `facts()` the few plain values that must go with them.
 """
@@ -36,6 +36,24 @@ class Dense:
 
     def facts(self) -> dict[str, Any]:
         return {}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One value everywhere."""
+
+    value: float
+    shape: tuple[int, ...]
+    kind = "constant"
+
+    def decode(self) -> Tensor:
+        return torch.full(self.shape, self.value)
+
+    def parts(self) -> dict[str, Tensor]:
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        return {"value": self.value, "shape": list(self.shape)}
 
 
 @dataclass(frozen=True)
@@ -104,6 +122,13 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     return torch.from_numpy(planes.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int64)))
 
 
+def entropy(codes: Tensor) -> float:
+    """Bits per code of an ideal entropy coder."""
+    counts = torch.bincount(codes.flatten()).double()
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * share.log2()).sum())
+
+
 @dataclass(frozen=True)
 class Coded:
     """Product quantization: every block of d weights is one of k codewords (Jégou et al. 2011)."""
@@ -121,6 +146,9 @@ class Coded:
         return self.codebook.float()[self.codes].view(self.shape)
 
     def parts(self) -> dict[str, Tensor]:
+        # Codes of uneven frequency take fewer bytes as one symbol each, for the file's entropy coder to shorten.
+        if len(self.codebook) <= 256 and entropy(self.codes) < 0.98 * self.bits:
+            return {"symbols": self.codes.to(torch.uint8), "codebook": self.codebook}
         return {"codes": pack_bits(self.codes, self.bits), "codebook": self.codebook}
 
     def facts(self) -> dict[str, Any]:
@@ -135,6 +163,8 @@ def from_parts(parts: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> En
     """
     if kind == "dense":
         return Dense(parts[""])
+    if kind == "constant":
+        return Constant(float(facts["value"]), tuple(facts["shape"]))
     if kind == "sparse":
         return Sparse(parts["bitmask"], parts["values"], tuple(facts["shape"]))
     if kind == "int8":
@@ -143,5 +173,8 @@ def from_parts(parts: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> En
         codebook, shape = parts["codebook"], tuple(facts["shape"])
         coded = Coded(torch.empty(0, dtype=torch.long), codebook, shape)
         count = int(np.prod(shape)) // codebook.shape[1]
-        return Coded(unpack_bits(parts["codes"], coded.bits, count), codebook, shape)
+        codes = parts["symbols"].long() if "symbols" in parts else unpack_bits(parts["codes"], coded.bits, count)
+        if len(codes) != count or (count and int(codes.max()) >= len(codebook)):
+            raise ValueError(f"{len(codes)} codes of a codebook of {len(codebook)} do not make a weight of {shape}")
+        return Coded(codes, codebook, shape)
     raise ValueError(f"unknown encoding {kind!r}")

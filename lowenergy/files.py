@@ -36,10 +36,15 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Tensors and a JSON header in one safetensors file; the same input gives the same bytes."""
+    """Tensors and a JSON header in one safetensors file, written atomically."""
+    write_bytes(path, safetensors_bytes(tensors, header))
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
+    """Tensors and a JSON header as the content of a safetensors file; the same input gives the same bytes."""
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    write_bytes(path, save(contiguous, {HEADER: text}))
+    return save(contiguous, {HEADER: text})
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,7 +6,8 @@ from torch import nn
 
 from lowenergy import artifact, int8, models
 from lowenergy.artifact import Model
-from lowenergy.encodings import Int8
+from lowenergy.coded import CodedWeight, attach
+from lowenergy.encodings import Coded, Int8
 from lowenergy.files import FileError
 
 
@@ -15,25 +16,37 @@ def dense_network(model: Model) -> models.Network:
     return models.build_with(model.spec, {name: encoded.decode() for name, encoded in model.tensors.items()})
 
 
-def network_of(model: Model) -> nn.Module:
+def coded_network(model: Model) -> models.Network:
+    """The network with its product-quantized weights still coded: each layer decodes its own whenever it is used."""
+    network = dense_network(model)
+    for name, layer in models.coded_layers(network).items():
+        encoded = model.tensors[f"{name}.weight"]
+        if isinstance(encoded, Coded):
+            attach(layer, encoded.codebook.float(), CodedWeight(encoded.codes, len(encoded.codebook), encoded.shape))
+    return network
+
+
+def network_of(model: Model, *, coded: bool = False) -> nn.Module:
     """The ready network, in evaluation mode, on the CPU."""
     if not model.activations:
-        return dense_network(model)
+        return coded_network(model) if coded else dense_network(model)
     scales = {name: encoded.scale for name, encoded in model.tensors.items() if isinstance(encoded, Int8)}
     return int8.restore(dense_network(model), scales, model.activations)
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path, *, coded: bool = False) -> nn.Module:
     """The ready network of an artifact: images (batch, c, h, w) in [-1, 1] -> logits (batch, outputs).
 
     The network carries its `spec`; networks quantized to int8 come as a prepared PT2E graph whose forward pass rounds
     as int8 does and whose backward pass is straight-through, so that an EBM can still sample.
 
+    Args:
+        coded: keep product-quantized weights coded in memory, which takes as little of it as the file, and more time.
     Raises:
         FileError: missing, truncated, tampered with, or written by a newer version.
     """
     try:
-        return network_of(artifact.read(path)[0])
+        return network_of(artifact.read(path)[0], coded=coded)
     except FileError:
         raise
     except (ValueError, RuntimeError) as error:

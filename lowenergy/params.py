@@ -22,6 +22,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Times = Annotated[int, Field(ge=0)]
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 class ParamsError(UserError):
@@ -95,7 +96,7 @@ class ClassifierTraining(Section):
         description="progressive resizing: the epochs fall into as many parts, each on images shrunk to this share of "
         "their side; [1.0] for full size throughout",
     )
-    precision: Literal["32-true", "bf16-mixed"] = Field(description="of the forward and backward passes")
+    precision: Precision = Field(description="of the forward and backward passes")
 
 
 class Langevin(Section):
@@ -121,7 +122,7 @@ class EnergyTraining(Section):
     fresh_fraction: Annotated[float, Field(ge=0, le=1)] = Field(description="chains restarted from uniform noise")
     chain_steps: Count = Field(description="Langevin steps between two updates of the weights")
     langevin: Langevin = Field(description="the sampler's constants while training")
-    precision: Literal["32-true", "bf16-mixed"] = Field(description="of the forward and backward passes")
+    precision: Precision = Field(description="of the forward and backward passes")
 
 
 class JointTraining(EnergyTraining):
@@ -184,8 +185,8 @@ class EnergyEvaluation(ClassifierEvaluation):
 def _shrinks_only_what_pools(section: Any) -> Any:
     if section.train.image_scales != [1.0] and not section.architecture.name.startswith("resnet"):
         raise ValueError(
-            f"train.image_scales = {section.train.image_scales} needs a resnet: a {section.architecture.name} ends in a "
-            f"layer of fixed size; give [1.0]"
+            f"train.image_scales = {section.train.image_scales} needs a resnet; a {section.architecture.name} ends "
+            "in a layer of fixed size: give [1.0]"
         )
     return section
 
@@ -233,6 +234,7 @@ class Finetune(Section):
     epochs: Times = Field(description="passes over the matching images; 0 leaves the compressed weights as they are")
     batch_size: Count = Field(description="images per step")
     lr: Positive = Field(description="peak learning rate (Adam, one cycle)")
+    precision: Precision = Field(description="of the forward and backward passes")
 
 
 class Prune(Section):
@@ -256,17 +258,48 @@ class Distill(Section):
     train: Finetune = Field(description="the student's training")
 
 
+class LayerFinetune(Section):
+    """Codewords of one layer, right after it is coded (SGD, momentum 0.9, mean gradient of a codeword's blocks)."""
+
+    steps: Times = Field(description="steps per layer; 0 for none")
+    batch_size: Count = Field(description="images per step")
+    lr: Positive = Field(description="learning rate")
+
+
+class Reassign(Section):
+    """Which codeword a block has, chosen anew while all codewords are finetuned."""
+
+    every: Count = Field(description="steps between two choices")
+    until: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="share of the finetuning after which the choice is final; 0 keeps the first one"
+    )
+    lr: NotNegative = Field(description="peak learning rate of the weights that are coded; 0 leaves them as they were")
+
+
 class Pq(Section):
     source: Literal["teacher", "prune", "distill"] = Field(description="the branch to product-quantize")
     codewords: Annotated[int, Field(ge=2, le=65536)] = Field(description="codewords per convolution")
     codewords_fc: Annotated[int, Field(ge=2, le=65536)] = Field(description="codewords of the last layer")
+    block_conv: Count = Field(description="block length of k x k convolutions: 9 is a 3x3 kernel, 18 two, 3 a row")
+    block_small: Count = Field(description="the same, of convolutions with at most small_weights weights")
+    small_weights: Times = Field(description="size up to which a k x k convolution counts as small")
     block_1x1: Count = Field(description="block length of 1x1 convolutions, along the input channels")
     block_fc: Count = Field(description="block length of the last layer, along the inputs")
-    vectors_per_codeword: Count = Field(description="codewords are clamped to a power of two <= vectors / this")
+    vectors_per_codeword: Count = Field(description="codewords are clamped to a power of two <= blocks / this")
     keep_first: bool = Field(description="leave the first convolution uncoded")
+    gram: Literal["covariance", "position", "layer", "none"] = Field(
+        description="what weighs a block's error: covariance or second moment of the inputs it meets, the second "
+        "moment of all inputs of its layer (as published), or nothing"
+    )
+    output_weights: bool = Field(description="weigh errors also by what the output channel does to the logits")
+    budget_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        description="the file's largest size: bits get a price, so that all layers' codes fit; null for no price"
+    )
     kmeans_steps: Count = Field(description="iterations of k-means")
     calibration_images: Count = Field(description="images whose activations weigh the error of each layer")
-    finetune: Finetune = Field(description="training of all codewords after coding")
+    layer_finetune: LayerFinetune = Field(description="training of a layer's codewords after coding it")
+    finetune: Finetune = Field(description="training of all codewords after coding all layers")
+    reassign: Reassign = Field(description="choice of codewords during finetune")
 
 
 class Params(Section):

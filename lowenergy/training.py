@@ -57,7 +57,7 @@ class Run:
     ) -> None:
         self.name, self.seed = name, seed
         self.curves = Path(root) / "plots" / "curves" / name
-        self.checkpoint = Path(root) / ".checkpoints" / f"{name}.pt"
+        self.checkpoints = Path(root) / ".checkpoints"
         self.fingerprint = _fingerprint([name, seed, *inputs])
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -72,6 +72,9 @@ class Run:
         # Every process draws its own batches and noise.
         self.own_seed = seed + 7919 * self.fabric.global_rank
         self.generator = torch.Generator(self.device).manual_seed(self.own_seed)
+
+    def checkpoint(self, part: str) -> Path:
+        return self.checkpoints / f"{self.name}.{part}.pt"
 
 
 def _fingerprint(inputs: Sequence[Any]) -> str:
@@ -153,6 +156,37 @@ def fit(
     network.eval().cpu()
 
 
+def keep(run: Run, part: str, content: Mapping[str, Any]) -> None:
+    """Put what a killed run needs to go on into its checkpoint `part`, atomically."""
+    path = run.checkpoint(part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    torch.save({"fingerprint": run.fingerprint, **content}, unfinished)
+    unfinished.replace(path)
+
+
+def kept(run: Run, part: str) -> dict[str, Any] | None:
+    """What a killed run with the same inputs kept in its checkpoint `part`; None without one."""
+    path = run.checkpoint(part)
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=run.device, weights_only=True)
+    except Exception as error:  # a damaged checkpoint costs time, not the run
+        run.fabric.print(f"{run.name}: {path} is unreadable ({error}); starting anew")
+        return None
+    if content["fingerprint"] != run.fingerprint:
+        run.fabric.print(f"{run.name}: {path} belongs to other params, data or code; starting anew")
+        return None
+    return content
+
+
+def finished(run: Run) -> None:
+    """Delete the checkpoints: the stage's output is on disk."""
+    for path in run.checkpoint("*").parent.glob(run.checkpoint("*").name):
+        path.unlink()
+
+
 def _save(
     run: Run,
     step: int,
@@ -162,10 +196,7 @@ def _save(
     state: Mapping[str, Stateful],
     history: list[tuple[int, dict[str, float]]],
 ) -> None:
-    run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    part = run.checkpoint.with_suffix(".part")
     content = {
-        "fingerprint": run.fingerprint,
         "step": step,
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -174,8 +205,7 @@ def _save(
         "state": {key: item.state_dict() for key, item in state.items()},
         "history": history,
     }
-    torch.save(content, part)
-    part.replace(run.checkpoint)
+    keep(run, "fit", content)
 
 
 def _resume(
@@ -187,15 +217,8 @@ def _resume(
     history: list[tuple[int, dict[str, float]]],
 ) -> int:
     """Take up the checkpoint of a killed run with the same inputs; the step to go on from, 0 without one."""
-    if not run.checkpoint.exists():
-        return 0
-    try:
-        content = torch.load(run.checkpoint, map_location=run.device, weights_only=True)
-    except Exception as error:  # a damaged checkpoint costs time, not the run
-        run.fabric.print(f"{run.name}: {run.checkpoint} is unreadable ({error}); starting anew")
-        return 0
-    if content["fingerprint"] != run.fingerprint:
-        run.fabric.print(f"{run.name}: {run.checkpoint} belongs to other params, data or code; starting anew")
+    content = kept(run, "fit")
+    if content is None:
         return 0
     network.load_state_dict(content["network"])
     optimizer.load_state_dict(content["optimizer"])
@@ -215,11 +238,6 @@ def _plot(run: Run, history: list[tuple[int, dict[str, float]]]) -> None:
             live.step = step
             for key, value in point.items():
                 live.log_metric(key, value)
-
-
-def finished(run: Run) -> None:
-    """Delete the checkpoint: the stage's output is on disk."""
-    run.checkpoint.unlink(missing_ok=True)
 
 
 def fit_energy(
@@ -288,15 +306,32 @@ class Objective(Protocol):
         """How far `network` is from the teacher at the inputs with these indices."""
 
 
-def finetune(network: nn.Module, objective: Objective, p: Finetune, run: Run) -> None:
-    """Pull the parameters of `network` to the teacher behind `objective`: Adam, one-cycle learning rate."""
+def finetune(
+    network: nn.Module,
+    objective: Objective,
+    p: Finetune,
+    run: Run,
+    *,
+    groups: Sequence[dict[str, Any]] | None = None,
+    before: Callable[[int, int], None] | None = None,
+) -> None:
+    """Pull the parameters of `network` to the teacher behind `objective`: Adam, one-cycle learning rate.
+
+    Args:
+        groups: parameters with peak learning rates of their own; all that want a gradient, at p.lr, if not given.
+        before: called with (step, steps) before each step.
+    """
     batches = Batches(len(objective.inputs), p.batch_size, run.own_seed)
     steps = p.epochs * batches.per_epoch
     network.to(run.device)
-    optimizer = torch.optim.Adam([w for w in network.parameters() if w.requires_grad], lr=p.lr)
-    schedule = OneCycleLR(optimizer, p.lr, total_steps=steps + 1)
+    groups = groups or [{"params": [w for w in network.parameters() if w.requires_grad], "lr": p.lr}]
+    optimizer = torch.optim.Adam(list(groups), lr=p.lr)
+    schedule = OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=steps + 1)
 
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
-        return objective.loss(wrapped, batches(step).to(run.device), run)
+        if before is not None:
+            before(step, steps)
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=p.precision == "bf16-mixed"):
+            return objective.loss(wrapped, batches(step).to(run.device), run)
 
     fit(network, loss, steps=steps, optimizer=optimizer, schedule=schedule, run=run)

@@ -24,7 +24,9 @@ def main(method: str, target: str) -> None:
         "seed": p.seed,
         "source": {"branch": section.source, "sha256": artifact.sha256(source)},
     }
-    artifact.save(model, f"models/{target}/{method}.safetensors", provenance)
+    path = f"models/{target}/{method}.safetensors"
+    artifact.save(model, path, provenance)
+    print(path, *(f"{part} {count:,}" for part, count in artifact.shares(path).items()), "bytes")
     finished(run)
 
 

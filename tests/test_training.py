@@ -70,7 +70,7 @@ def test_kill_and_resume_give_the_same_bytes(
         curve = (root / "plots/curves" / target / "teacher/plots/metrics/loss.tsv").read_bytes()
         outcomes.append(((root / "model").read_bytes(), curve))
         training.finished(run)
-        assert not run.checkpoint.exists()
+        assert not run.checkpoint("fit").exists()
     assert "resumed at step 20" in capfd.readouterr().out
     assert outcomes[0] == outcomes[1]
 
@@ -84,7 +84,7 @@ def test_foreign_and_damaged_checkpoints_are_not_taken_up(
     for run, reason in ((Run("classifier/teacher", 0, ["others"], root=tmp_path), "belongs to other params"),):
         targets.get("classifier").train(splits, small.classifier, run)
         assert reason in capfd.readouterr().out
-    first.checkpoint.write_bytes(b"half a file")
+    first.checkpoint("fit").write_bytes(b"half a file")
     targets.get("classifier").train(splits, small.classifier, Run("classifier/teacher", 0, [], root=tmp_path))
     assert "is unreadable" in capfd.readouterr().out
 

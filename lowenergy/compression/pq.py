@@ -1,172 +1,329 @@
-"""Product quantization of weights, weighed by the activations that meet them (Stock et al. 2019, arXiv 1907.05686).
+"""Product quantization of weights, layer after layer, then of the whole network (Stock et al. 2019, arXiv 1907.05686).
 
-A layer's weight is cut into blocks v of d; each block becomes one of k codewords c. What matters is not the weights'
-error but the outputs', ‖X̃(v - c)‖², where the rows of X̃ are the input blocks v is multiplied with. It depends on the
-inputs only through G = X̃ᵀX̃: with G = LLᵀ it is ‖Lᵀ(v - c)‖², ordinary k-means of the whitened blocks Lᵀv, exact and
-without keeping any activation.
+    for each layer, from the input side:
+        learn its codebook on activations that come through the coded layers below it
+        finetune its codewords towards the teacher
+    finetune all codewords towards the teacher; at intervals, choose the codeword of each block anew
+
+Beyond the paper: errors are weighed by what the layer's outputs do to the network's; bits have a price, one for all
+layers, so that the bytes of a budget go where they save most error; and the codes are chosen anew while finetuning,
+from weights that are trained along with the codewords (straight-through, as in Fan et al. 2020, arXiv 2004.07320).
 """
 
+import math
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
-from lowenergy import models, training
-from lowenergy.artifact import Model, weights
-from lowenergy.encodings import Coded, Dense, Encoding
+from lowenergy import artifact, models, training
+from lowenergy.artifact import Model
+from lowenergy.coded import CodedWeight, attach, coded_weights
+from lowenergy.compression.codebooks import Codebook, Metric, Moments, assign, bits, blocks_of, input_moments, learn
+from lowenergy.encodings import Coded, Constant, Dense, Encoding, entropy
+from lowenergy.errors import UserError
 from lowenergy.params import Pq
 from lowenergy.training import Objective, Run
 
+SAMPLE = 2**13  # blocks a layer that are enough to find the price of a bit
+TIGHT = 0.99  # of the budget is near enough
+
+Encode = Callable[[nn.Module], Model]
+
+
+def compress(network: models.Network, target: str, objective: Objective, p: Pq, run: Run) -> Model:
+    """Code every layer, finetune, encode.
+
+    Raises:
+        UserError: no price of bits makes the file fit pq.budget_bytes.
+    """
+    encode = partial(encoded, target=target)
+    images = objective.inputs[:: max(1, len(objective.inputs) // p.calibration_images)].cpu()
+    network = network.cpu().eval()
+    generator = torch.Generator().manual_seed(run.seed)
+    weights = output_weights(network, images, generator) if p.output_weights else None
+    rate = price_of_bits(network, images, weights, p, run.seed) if p.budget_bytes else 0.0
+    code_layers(network, objective, images, weights, rate, p, run)
+    refresh_batchnorm(network, images)
+    _finetune(network, objective, p, run, encode)
+    return encode(network)
+
+
+# -- one layer --------------------------------------------------------------------------------------------------------
+
 
 def block_length(layer: nn.Conv2d | nn.Linear, p: Pq) -> int:
-    """Elements per block: a whole k x k kernel, or `block_1x1` / `block_fc` inputs; at most what divides them."""
-    if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
-        return layer.kernel_size[0] * layer.kernel_size[1]
-    wanted, inputs = (
-        (p.block_fc, layer.in_features) if isinstance(layer, nn.Linear) else (p.block_1x1, layer.in_channels)
-    )
-    return max(d for d in range(1, wanted + 1) if inputs % d == 0)
-
-
-def input_gram(layer: nn.Conv2d | nn.Linear, inputs: Tensor, d: int) -> Tensor:
-    """G = X̃ᵀX̃ / rows, (d, d) float64, over every input block that a weight block of this layer is multiplied with.
-
-    Args:
-        inputs: of the layer, (batch, channels, h, w) or (batch, features).
-    """
+    """Weights per block: `block_conv` (`block_small` in small layers) of a k x k convolution, `block_1x1` or `block_fc`
+    inputs; at most what divides an output channel's weights."""
     if isinstance(layer, nn.Linear):
-        blocks = inputs.reshape(-1, d)  # (batch * features / d, d)
+        wanted = p.block_fc
     elif layer.kernel_size == (1, 1):
-        strided = inputs[:, :, :: layer.stride[0], :: layer.stride[1]]
-        blocks = strided.movedim(1, -1).reshape(-1, d)  # (batch * pixels * channels / d, d)
+        wanted = p.block_1x1
     else:
-        patches = F.unfold(inputs, layer.kernel_size, padding=layer.kernel_size[0] // 2, stride=layer.stride)
-        blocks = patches.transpose(1, 2).reshape(-1, d)  # (batch, channels * d, pixels) -> (..., d)
-    blocks = blocks.double()
-    return blocks.T @ blocks / len(blocks)
+        wanted = p.block_small if layer.weight.numel() <= p.small_weights else p.block_conv
+    row = layer.weight[0].numel()
+    return max(d for d in range(1, wanted + 1) if row % d == 0)
 
 
-def whitened_kmeans(
-    blocks: Tensor, gram: Tensor, codewords: int, *, steps: int, generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """Codewords and assignments that minimise Σ (v - c)ᵀ G (v - c).
-
-    k-means++ start, Lloyd steps; a codeword left without blocks moves to the block that is worst off.
-
-    Args:
-        blocks: (n, d) float32.
-        gram: (d, d) float64, symmetric positive semidefinite; a small ridge makes it definite.
-        steps: Lloyd iterations at most; stops when no assignment changes.
-    Returns:
-        codebook (k, d) float32 and codes (n,) int64.
-    Raises:
-        ValueError: more codewords than blocks.
-    """
-    n, d = blocks.shape
-    if codewords > n:
-        raise ValueError(f"{codewords} codewords for {n} blocks; give fewer")
-    ridge = 1e-6 * gram.diagonal().mean().clamp_min(1e-12)
-    factor = torch.linalg.cholesky(gram + ridge * torch.eye(d, dtype=gram.dtype)).float()  # G = L Lᵀ
-    white = blocks @ factor  # (n, d): row v becomes (Lᵀ v)ᵀ
-    centers = _kmeans_plus_plus(white, codewords, generator)
-    codes = torch.full((n,), -1)
-    for _ in range(steps):
-        distance, nearest = _nearest(white, centers)
-        if torch.equal(nearest, codes):
-            break
-        codes = nearest
-        counts = torch.bincount(codes, minlength=codewords)
-        sums = torch.zeros_like(centers).index_add_(0, codes, white)
-        centers = sums / counts.clamp_min(1)[:, None]
-        empty = (counts == 0).nonzero()[:, 0]
-        if len(empty):
-            worst = distance.topk(len(empty)).indices
-            centers[empty] = white[worst]
-    codes = _nearest(white, centers)[1]
-    codebook = torch.linalg.solve_triangular(factor.T.double(), centers.T.double(), upper=True).T.float()
-    return codebook, codes
+def codewords_for(layer: nn.Conv2d | nn.Linear, d: int, p: Pq) -> int:
+    """As many as asked for, clamped to a power of two of at most blocks / `vectors_per_codeword`, but at least 2."""
+    wanted = p.codewords_fc if isinstance(layer, nn.Linear) else p.codewords
+    blocks = layer.weight.numel() // d
+    return min(wanted, 2 ** max(1, (blocks // p.vectors_per_codeword).bit_length() - 1))
 
 
-def _nearest(points: Tensor, centers: Tensor, chunk: int = 65536) -> tuple[Tensor, Tensor]:
-    """Squared distance to, and index of, each point's nearest center; bounded memory: chunk x k distances at once."""
-    found = [torch.addmm(centers.square().sum(1), part, centers.T, alpha=-2).min(1) for part in points.split(chunk)]
-    distance = torch.cat([f.values for f in found]) + points.square().sum(1)
-    return distance, torch.cat([f.indices for f in found])
+class TrainedCode(CodedWeight):
+    """A coded weight with what choosing its codes anew takes."""
 
-
-def _kmeans_plus_plus(points: Tensor, k: int, generator: Generator) -> Tensor:
-    """Centers spread out by sampling each next one proportionally to its squared distance (Arthur & Vassilvitskii)."""
-    first = int(torch.randint(len(points), (1,), generator=generator))
-    centers = torch.empty(k, points.shape[1])
-    centers[0] = points[first]
-    distance = (points - centers[0]).square().sum(1)
-    for i in range(1, k):
-        # All distances vanish where there are fewer distinct points than centers: any point will do then.
-        cumulative = (distance + 1e-30).double().cumsum(0)
-        drawn = torch.rand(1, generator=generator, dtype=torch.double) * cumulative[-1]
-        centers[i] = points[int(torch.searchsorted(cumulative, drawn).clamp_max(len(points) - 1))]
-        distance = torch.minimum(distance, (points - centers[i]).square().sum(1))
-    return centers
-
-
-class CodedWeight(nn.Module):
-    """A weight made of codewords: its parametrization's one parameter is the codebook, so training moves codewords."""
-
-    def __init__(self, codes: Tensor, shape: torch.Size) -> None:
-        super().__init__()
-        self.codes: Tensor
-        self.register_buffer("codes", codes)
-        self.shape = shape
+    def __init__(self, found: Codebook, weight: Tensor, metric: Metric, rate: float) -> None:
+        super().__init__(found.codes.T.flatten(), len(found.codewords), tuple(weight.shape))
+        self.grams: Tensor
+        self.weights: Tensor
+        self.rate: Tensor
+        self.latent = nn.Parameter(weight.detach().clone())  # the weight that is coded
+        self.register_buffer("grams", metric.grams.clone())  # expanded tensors cannot be loaded into
+        self.register_buffer("weights", metric.weights.clone())
+        self.register_buffer("rate", torch.tensor(rate))
 
     def forward(self, codebook: Tensor) -> Tensor:
-        # embedding, not indexing: its gradient adds up in a fixed order.
-        return F.embedding(self.codes, codebook).view(self.shape)
+        # Straight-through: the value is the codewords', the gradient also the latent weight's.
+        decoded = super().forward(codebook)
+        return decoded + (self.latent - self.latent.detach()) if self.latent.requires_grad else decoded
+
+    def assign(self, codebook: Tensor) -> None:
+        """Choose the codeword of each block of the latent weight, at the price of bits that its present code has."""
+        codebook, codes = codebook.detach().cpu(), self.codes.cpu().long()
+        metric = Metric(self.grams.cpu(), self.weights.cpu())
+        factors = metric.factors()
+        white = blocks_of(self.latent.detach().cpu(), codebook.shape[1]) @ factors
+        penalty = float(self.rate) * bits(codes, len(codebook)) if self.rate else None
+        chosen, _ = assign(white, factors, metric.weights, codebook, penalty)
+        self.codes.copy_(chosen.T.flatten())
 
 
 class _LayerReachedError(Exception):
     pass
 
 
-def _gram_of(network: nn.Module, layer: nn.Conv2d | nn.Linear, images: Tensor, d: int, batch_size: int) -> Tensor:
-    """The layer's input Gram matrix with everything below it as it is now, that is, already coded."""
-    gram = torch.zeros(d, d, dtype=torch.float64)
+def moments_of(
+    network: nn.Module, wanted: dict[str, int], images: Tensor, p: Pq, *, only: bool = False
+) -> dict[str, Moments]:
+    """Input moments of the layers named, with the layers below them as they are now.
 
-    def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
-        gram.add_(input_gram(layer, inputs[0], d))
-        raise _LayerReachedError  # nothing above this layer is needed
+    Args:
+        wanted: block length by layer.
+        only: one layer is wanted; nothing above it is computed.
+    """
+    layers = models.coded_layers(network)
+    found: dict[str, Moments] = {}
 
-    handle = layer.register_forward_pre_hook(look)
-    with torch.no_grad():
-        for batch in images.split(batch_size):
+    def look(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        with torch.autocast("cpu", enabled=False):  # sums of squares need all their bits
+            seen = input_moments(layers[name], inputs[0].float(), wanted[name])
+        found[name] = found[name] + seen if name in found else seen
+        if only:
+            raise _LayerReachedError
+
+    handles = [layers[name].register_forward_pre_hook(partial(look, name)) for name in wanted]
+    with torch.no_grad(), _autocast(p):
+        for batch in images.split(64):
             with suppress(_LayerReachedError):
                 network(batch)
-    handle.remove()
-    return gram
+    for handle in handles:
+        handle.remove()
+    return found
 
 
-def code_layers(network: models.Network, images: Tensor, p: Pq, generator: Generator, batch_size: int = 250) -> None:
+def grams_for(moments: Moments, p: Pq) -> Tensor:
+    """What weighs the errors of blocks, (p, d, d), by `pq.gram`."""
+    if p.gram == "none":
+        return torch.eye(moments.sums.shape[1]).expand_as(moments.squares)
+    if p.gram == "covariance":
+        return moments.covariance()
+    gram = moments.gram()
+    return gram.mean(0, keepdim=True).expand_as(gram) if p.gram == "layer" else gram
+
+
+def _autocast(p: Pq) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=p.finetune.precision == "bf16-mixed")
+
+
+def output_weights(network: nn.Module, images: Tensor, generator: Generator) -> dict[str, Tensor]:
+    """What an error of each layer's output channels does to the logits: E Σ (∂(rᵀ logits) / ∂y)² over the pixels of an
+    image, r ~ N(0, I), the diagonal of the Gauss-Newton matrix. (o,) by layer."""
+    layers = models.coded_layers(network)
+    sums = {name: torch.zeros(layer.weight.shape[0]) for name, layer in layers.items()}
+
+    def watch(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+        def add(gradient: Tensor) -> None:
+            squares = gradient.float().square()
+            sums[name] += squares.flatten(2).sum((0, 2)) if squares.ndim == 4 else squares.sum(0)
+
+        output.register_hook(add)
+
+    handles = [layer.register_forward_hook(partial(watch, name)) for name, layer in layers.items()]
+    for batch in images.split(64):
+        # Only the input's gradient is asked for: the weights collect none.
+        batch = batch.clone().requires_grad_()
+        logits = network(batch)
+        torch.autograd.grad(logits, batch, torch.randn(logits.shape, generator=generator))
+    for handle in handles:
+        handle.remove()
+    # A channel without effect still needs a code.
+    return {name: total / len(images) + 1e-4 * total.mean() / len(images) + 1e-30 for name, total in sums.items()}
+
+
+# -- all layers -------------------------------------------------------------------------------------------------------
+
+
+def layers_to_code(network: nn.Module, p: Pq) -> dict[str, nn.Conv2d | nn.Linear]:
+    layers = models.coded_layers(network)
+    first = next(iter(layers))
+    return {name: layer for name, layer in layers.items() if not (p.keep_first and name == first)}
+
+
+def price_of_bits(network: nn.Module, images: Tensor, weights: dict[str, Tensor] | None, p: Pq, seed: int) -> float:
+    """The price of a bit at which the codes of all layers together take about `budget_bytes`.
+
+    A first estimate on a sample of each layer's output channels, on the uncoded network; _fit_budget mends it.
+    """
+    assert p.budget_bytes is not None
+    layers = layers_to_code(network, p)
+    lengths = {name: block_length(layer, p) for name, layer in layers.items()}
+    moments = moments_of(network, lengths, images, p)
+    wanted = 8.0 * p.budget_bytes
+    sampled: list[tuple[float, Tensor, Tensor, Tensor, Codebook]] = []
+    for name, layer in layers.items():
+        blocks = blocks_of(layer.weight.detach(), lengths[name])
+        every = max(1, blocks.shape[0] * blocks.shape[1] // SAMPLE)
+        some = torch.arange(blocks.shape[1])[every // 2 :: every]
+        metric = Metric(grams_for(moments[name], p), weights[name][some] if weights else torch.ones(len(some)))
+        k = min(codewords_for(layer, lengths[name], p), blocks.shape[0] * len(some))
+        found = learn(blocks[:, some], metric, k, steps=4, generator=torch.Generator().manual_seed(seed))
+        factors = metric.factors()
+        scale = blocks.shape[1] / len(some)
+        sampled.append((scale, blocks[:, some] @ factors, factors, metric.weights, found))
+        wanted -= 16 * found.codewords.numel()
+    coded = sum(layer.weight.numel() for layer in layers.values())
+    wanted -= 16 * (sum(value.numel() for value in artifact.weights(network).values()) - coded)
+
+    def taken(rate: float) -> float:
+        total = 0.0
+        for scale, white, factors, weight, found in sampled:
+            codes = found.codes
+            for _ in range(2):
+                penalty = rate * bits(codes, len(found.codewords))
+                codes, _ = assign(white, factors, weight, found.codewords, penalty)
+            total += scale * codes.numel() * entropy(codes)
+        return total
+
+    low, high = -40.0, 10.0  # of log rate
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if taken(math.exp(middle)) > wanted else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def code_layers(
+    network: nn.Module,
+    objective: Objective,
+    images: Tensor,
+    weights: dict[str, Tensor] | None,
+    rate: float,
+    p: Pq,
+    run: Run,
+) -> None:
     """Replace the weights of `network` by codewords, layer after layer from the input side.
+
+    Each layer reached is kept on disk, so that a killed run goes on there.
 
     Args:
         images: (n, c, h, w) whose activations weigh the errors; those of each layer come through the coded layers
             below it, so that later codebooks make up for earlier errors.
+        weights: by layer, how much an error of each output channel matters; None for all alike.
+        rate: price of a bit of code.
     """
-    network.eval()
-    layers = list(models.coded_layers(network).items())
-    for place, (_, layer) in enumerate(layers):
-        if place == 0 and p.keep_first:
-            continue
+    layers = layers_to_code(network, p)
+    generator = torch.Generator().manual_seed(run.seed)
+    done = _resume(network, layers, generator, p, run)
+    started = time.monotonic()
+    total = sum(layer.weight.numel() for layer in list(layers.values())[done:])
+    for name, layer in list(layers.items())[done:]:
         d = block_length(layer, p)
-        blocks = layer.weight.detach().reshape(-1, d)  # row-major: a block never crosses an output channel
-        wanted = p.codewords_fc if isinstance(layer, nn.Linear) else p.codewords
-        k = min(wanted, 2 ** max(1, (len(blocks) // p.vectors_per_codeword).bit_length() - 1))
-        gram = _gram_of(network, layer, images, d, batch_size)
-        codebook, codes = whitened_kmeans(blocks, gram, k, steps=p.kmeans_steps, generator=generator)
-        coded = CodedWeight(codes, layer.weight.shape)
-        layer.weight = nn.Parameter(codebook)
-        parametrize.register_parametrization(layer, "weight", coded, unsafe=True)  # unsafe: the shape changes
+        moments = moments_of(network, {name: d}, images, p, only=True)[name]
+        metric = Metric(grams_for(moments, p), weights[name] if weights else torch.ones(layer.weight.shape[0]))
+        weight = layer.weight.detach()
+        blocks, k = blocks_of(weight, d), codewords_for(layer, d, p)
+        found = learn(blocks, metric, k, steps=p.kmeans_steps, generator=generator, rate=rate)
+        attach(layer, found.codewords, TrainedCode(found, weight, metric, rate))
+        correct_bias(layer, blocks_of(weight - layer.weight.detach(), d), moments)
+        done += 1
+        note = _finetune_layer(network, layer, objective, p, run)
+        _keep(network, done, generator, run)
+        left = sum(layer.weight.numel() for layer in list(layers.values())[done:])
+        seconds = (time.monotonic() - started) * left / max(1, total - left)
+        print(
+            f"{run.name}  layer {done}/{len(layers)} {name}: blocks of {d}, {len(found.codewords)} codewords, "
+            f"{entropy(found.codes) / d:.3f} bits/weight, output error {found.before:.2%} -> {found.after:.2%}"
+            f"{note}, {seconds:.0f} s left",
+            flush=True,
+        )
+
+
+def correct_bias(layer: nn.Conv2d | nn.Linear, error: Tensor, moments: Moments) -> None:
+    """Put the mean of each output right after its blocks lost `error`, (p, o, d); BatchNorm does without."""
+    if layer.bias is not None:
+        layer.bias.data += torch.einsum("pod,pd->o", error, moments.mean())
+
+
+def _finetune_layer(network: nn.Module, layer: nn.Module, objective: Objective, p: Pq, run: Run) -> str:
+    """Move this layer's codewords by the mean gradient of their blocks, as published."""
+    if not p.layer_finetune.steps:
+        return ""
+    codebook, code = next((c, w) for _, at, c, w in coded_weights(network) if at is layer)
+    counts = torch.bincount(code.codes.int(), minlength=len(codebook)).clamp_min(1)[:, None]
+    optimizer = torch.optim.SGD([codebook], p.layer_finetune.lr, momentum=0.9)
+    order = torch.randperm(len(objective.inputs), generator=torch.Generator().manual_seed(run.seed))
+    network.train()
+    values = []
+    for step in range(p.layer_finetune.steps):
+        start = step * p.layer_finetune.batch_size % len(order)
+        with _autocast(p):
+            loss, _ = objective.loss(network, order[start:][: p.layer_finetune.batch_size], run)
+        (gradient,) = torch.autograd.grad(loss, [codebook])
+        codebook.grad = gradient / counts
+        optimizer.step()
+        values.append(float(loss))
+    codebook.grad = None
+    network.eval()
+    return f", loss {values[0]:.4g} -> {values[-1]:.4g}"
+
+
+def _keep(network: nn.Module, done: int, generator: Generator, run: Run) -> None:
+    state = {"generator": generator.get_state(), "own": run.generator.get_state(), "network": network.state_dict()}
+    training.keep(run, "layers", {"done": done, **state})
+
+
+def _resume(network: nn.Module, layers: dict[str, nn.Conv2d | nn.Linear], generator: Generator, p: Pq, run: Run) -> int:
+    """Take up the layers that a killed run has coded; how many."""
+    content = training.kept(run, "layers")
+    if content is None:
+        return 0
+    state = content["network"]
+    for name, layer in list(layers.items())[: content["done"]]:
+        at = f"{name}.parametrizations.weight"
+        codebook, codes, shape = state[f"{at}.original"], state[f"{at}.0.codes"], layer.weight.shape
+        metric = Metric(state[f"{at}.0.grams"], state[f"{at}.0.weights"])
+        codes = codes.long().view(shape[0], -1).T
+        attach(layer, codebook, TrainedCode(Codebook(codebook, codes, 0, 0), layer.weight, metric, 0.0))
+    network.load_state_dict(state)
+    generator.set_state(content["generator"])
+    run.generator.set_state(content["own"])
+    print(f"{run.name}: resumed after {content['done']} layers", flush=True)
+    return int(content["done"])
 
 
 def refresh_batchnorm(network: nn.Module, images: Tensor, batch_size: int = 250) -> None:
@@ -186,24 +343,83 @@ def refresh_batchnorm(network: nn.Module, images: Tensor, batch_size: int = 250)
         norm.momentum = 0.1
 
 
-def compress(network: models.Network, target: str, objective: Objective, p: Pq, run: Run) -> Model:
-    """Code every layer, finetune all codewords (and biases and norms) towards `objective`, encode."""
-    generator = torch.Generator().manual_seed(run.seed)
-    images = objective.inputs[:: max(1, len(objective.inputs) // p.calibration_images)].cpu()
-    code_layers(network.cpu(), images, p, generator)
-    refresh_batchnorm(network, images)
-    training.finetune(network, objective, p.finetune, run)
+# -- the whole network ------------------------------------------------------------------------------------------------
+
+
+def _finetune(network: nn.Module, objective: Objective, p: Pq, run: Run, encode: Encode) -> None:
+    """Train codewords, norms and biases towards the teacher, and the latent weights that codes are chosen for."""
+    _fit_budget(network, encode, p)
+    codes = [code for _, _, _, code in coded_weights(network) if isinstance(code, TrainedCode)]
+    latent = [code.latent.requires_grad_(p.reassign.lr > 0) for code in codes]
+    others = [w for w in network.parameters() if not any(w is one for one in latent)]
+
+    def choose_codes(step: int, steps: int) -> None:
+        last = int(p.reassign.until * steps) // p.reassign.every * p.reassign.every
+        if step == 0 or step > last or step % p.reassign.every:
+            return
+        if p.budget_bytes is None or step < last:
+            size = len(artifact.to_bytes(encode(network), {})) if p.budget_bytes else 0
+            _choose_codes(network, size / p.budget_bytes if p.budget_bytes else 1.0)
+        else:
+            _choose_codes(network)
+            _fit_budget(network, encode, p)
+
+    groups = [{"params": others, "lr": p.finetune.lr}]
+    if p.reassign.lr > 0:
+        groups.append({"params": latent, "lr": p.reassign.lr})
+    training.finetune(network, objective, p.finetune, run, groups=groups, before=choose_codes)
+    _fit_budget(network, encode, p)
+
+
+def _choose_codes(network: nn.Module, factor: float = 1.0) -> None:
+    """Choose all codes anew, with the price of a bit times `factor`."""
+    for _, _, codebook, code in coded_weights(network):
+        assert isinstance(code, TrainedCode)
+        code.rate.mul_(factor)
+        code.assign(codebook)
+
+
+def _fit_budget(network: nn.Module, encode: Encode, p: Pq) -> None:
+    """Find the price of a bit that brings the file just below the budget: bracket it, then bisect."""
+    if p.budget_bytes is None:
+        return
+    dear = cheap = None  # the price, as a factor of the first one, of a file that fits, and of one that does not
+    price, stride = 1.0, 1.1
+    for _ in range(24):
+        size = len(artifact.to_bytes(encode(network), {}))
+        if TIGHT * p.budget_bytes < size <= p.budget_bytes:
+            return
+        dear, cheap = (price, cheap) if size <= p.budget_bytes else (dear, price)
+        if dear and cheap:
+            new = math.sqrt(dear * cheap)
+        else:
+            new, stride = (price * stride if cheap else price / stride), min(stride**2, 100)
+        _choose_codes(network, new / price)
+        price = new
+    size = len(artifact.to_bytes(encode(network), {}))
+    if size > p.budget_bytes:
+        raise UserError(
+            f"params.yaml: pq.budget_bytes = {p.budget_bytes}: the smallest file found has {size} bytes; give more, or "
+            f"larger blocks or fewer codewords"
+        )
+
+
+def encoded(network: models.Network, target: str) -> Model:
+    """The network as it is stored: indices and codewords, everything else float16, BatchNorm as scale and shift."""
+    coded = {name: (codebook, code) for name, _, codebook, code in coded_weights(network)}
     tensors: dict[str, Encoding] = {}
-    for name, layer in models.coded_layers(network).items():
-        if parametrize.is_parametrized(layer):
-            tensors[f"{name}.weight"] = _encoded(layer)
-            parametrize.remove_parametrizations(layer, "weight")
-    for name, value in weights(network).items():
-        tensors.setdefault(name, Dense(value.half()))
+    for name, (codebook, code) in coded.items():
+        used, codes = code.codes.cpu().long().unique(return_inverse=True)
+        tensors[f"{name}.weight"] = Coded(codes, codebook.detach().cpu().half()[used], code.shape)
+    for name, value in artifact.weights(network).items():
+        if ".parametrizations." not in name:
+            tensors[name] = Dense(value.half())
+    for name, norm in network.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None and norm.running_var is not None
+            scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().cpu()
+            shift = (norm.bias - norm.running_mean * scale.to(norm.bias.device)).detach().cpu()
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = Dense(scale.half()), Dense(shift.half())
+            tensors[f"{name}.running_mean"] = Constant(0.0, tuple(shift.shape))
+            tensors[f"{name}.running_var"] = Constant(1 - norm.eps, tuple(shift.shape))
     return Model(target, network.spec, tensors)
-
-
-def _encoded(layer: nn.Module) -> Coded:
-    parametrization = layer.parametrizations.weight  # type: ignore[union-attr]
-    coded: CodedWeight = parametrization[0]  # type: ignore[index, assignment]
-    return Coded(coded.codes, parametrization.original.detach().half(), tuple(coded.shape))  # type: ignore[union-attr, operator]

@@ -53,5 +53,5 @@ def measure(
         network.cpu()
     card |= size.measure(network, path, teacher)
     if model.target == "classifier":
-        card["micronet"] = micronet.measure(model)
+        card["micronet"] = micronet.measure(model, card["macs"])
     return card

@@ -6,21 +6,26 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lowenergy import artifact
 from lowenergy.models import spec_of
 
 
 def measure(network: nn.Module, path: str | Path, teacher: str | Path) -> dict[str, float | int]:
-    """size_bytes, compression_ratio (against the float32 teacher's file), bits_per_weight; parameters,
-    nonzero_parameters, macs (per image, of the loaded network run once; zeros multiply too)."""
+    """size_bytes, compression_ratio (against the float32 teacher's file), bits_per_weight; codes_bytes, codebooks_bytes
+    and other_bytes of a product-quantized file; parameters, nonzero_parameters, macs (per image, of the loaded network
+    run once; zeros multiply too)."""
     size = Path(path).stat().st_size
     parameters = sum(w.numel() for w in network.parameters())
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         network(torch.zeros(1, *spec_of(network).input_shape))
+    shares = artifact.shares(path)
+    split = {f"{part}_bytes": count for part, count in shares.items()} if shares["codes"] else {}
     return {
         "size_bytes": size,
         "compression_ratio": Path(teacher).stat().st_size / size,
         "bits_per_weight": 8 * size / parameters,
+        **split,
         "parameters": parameters,
         "nonzero_parameters": int(sum(w.count_nonzero() for w in network.parameters())),
         "macs": counter.get_total_flops() // 2,  # a multiplication and an addition each

@@ -29,7 +29,7 @@ def train(splits: Splits, p: Classifier | Scorer, run: Run) -> models.Network:
     """
     t = p.train
     spec = models.Spec.of(p.architecture, splits.input_shape, outputs=len(splits.classes))
-    network = models.build(spec, seed=run.seed).to(run.device, memory_format=torch.channels_last)
+    network = models.build(spec, seed=run.seed).to(run.device).to(memory_format=torch.channels_last)
     split, held_out = splits.train.to(run.device), splits.validation.to(run.device)
     batches = Batches(len(split), t.batch_size, run.own_seed)
     steps = t.epochs * batches.per_epoch
@@ -70,6 +70,7 @@ class LabelObjective:
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         p, labels = self.p.matching, self.labels[index]
         images = augment(self.inputs[index], p.crop_padding, p.flip, run.generator)
+        images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             wanted = F.log_softmax(self.teacher(images) / p.temperature, 1)
         logits = network(images)

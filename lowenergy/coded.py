@@ -1,0 +1,44 @@
+"""Layers whose weight stays coded in memory: indices and codewords, decoded each time the layer is used."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from lowenergy import models
+
+
+class CodedWeight(nn.Module):
+    """A weight made of codewords: its parametrization's one parameter is the codebook, so training moves codewords."""
+
+    def __init__(self, codes: Tensor, k: int, shape: tuple[int, ...]) -> None:
+        """
+        Args:
+            codes: below k, of the row-major blocks of the weight.
+            shape: of the weight.
+        """
+        super().__init__()
+        self.codes: Tensor
+        self.register_buffer("codes", codes.to(torch.uint8 if k <= 256 else torch.int32))
+        self.shape = shape
+
+    def forward(self, codebook: Tensor) -> Tensor:
+        # embedding, not indexing: its gradient adds up in a fixed order.
+        return F.embedding(self.codes.int(), codebook).view(self.shape)
+
+
+def attach(layer: nn.Module, codebook: Tensor, weight: CodedWeight) -> None:
+    """Let the layer decode its weight from `codebook`, (k, d), whenever it is used."""
+    layer.weight = nn.Parameter(codebook)
+    parametrize.register_parametrization(layer, "weight", weight, unsafe=True)  # unsafe: the shape changes
+
+
+def coded_weights(network: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter, CodedWeight]]:
+    """Name, layer, codebook and coded weight of each layer that `attach` was called on, in forward order."""
+    for name, layer in models.coded_layers(network).items():
+        if parametrize.is_parametrized(layer, "weight"):
+            of_weight: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+            yield name, layer, of_weight.original, of_weight[0]
