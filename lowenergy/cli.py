@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     profile = commands.add_parser("profile", help="write a profile of profiles/ into params.yaml")
-    profile.add_argument("name", help="digits, mnist, cifar100")
+    profile.add_argument("name", help="digits, mnist, cifar100, or pq-punynet, pq-large-blocks on top of one")
     profile.set_defaults(run=_profile)
 
     check = commands.add_parser("check", help="check params.yaml against the schema")

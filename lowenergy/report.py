@@ -29,12 +29,16 @@ FORMATS = {
     "size_bytes": "{:,.0f}",
     "compression_ratio": "{:.1f}×",
     "bits_per_weight": "{:.2f}",
+    "codes_bytes": "{:,.0f}",
+    "codebooks_bytes": "{:,.0f}",
+    "other_bytes": "{:,.0f}",
     "parameters": "{:,.0f}",
     "nonzero_parameters": "{:,.0f}",
     "macs": "{:,.0f}",
     "micronet.storage": "{:,.0f}",
     "micronet.operations": "{:,.0f}",
     "micronet.score": "{:.5f}",
+    "micronet.simplified": "{:.5f}",
 }
 
 

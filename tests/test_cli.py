@@ -36,6 +36,15 @@ def test_show(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
     assert '"branch": "teacher"' in text and re.search(r"pq +[\d,]+ bytes  fc.weight \(10, 256\)", text)
 
 
+def test_score_is_what_the_evaluation_measured(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["score", "models/classifier/pq.safetensors"]) == 0
+    text = capsys.readouterr().out
+    kept = json.loads((inside.path / "metrics/classifier/pq.json").read_text())
+    assert f"{kept['size_bytes']:,} bytes, 359 test images of digits" in text
+    assert f"accuracy {kept['accuracy']:.4f}" in text and f"nll {kept['nll']:.4f}" in text
+    assert kept["codes_bytes"] + kept["codebooks_bytes"] + kept["other_bytes"] == kept["size_bytes"]
+
+
 @pytest.mark.parametrize("branch", ["teacher", "prune", "quantize", "distill", "pq"])
 def test_sample_from_every_branch(inside: Clone, tmp_path: Path, branch: str) -> None:
     out = tmp_path / "grid.png"
@@ -49,6 +58,7 @@ def test_sample_from_every_branch(inside: Clone, tmp_path: Path, branch: str) ->
 def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
     for command, message in (
         (["sample", "models/classifier/pq.safetensors"], "has no energy to sample from"),
+        (["score", "models/ebm/pq.safetensors"], "an ebm does not classify"),
         (["show", "models/none.safetensors"], "no such file"),
         (["profile", "none"], "there are cifar100, digits, mnist"),
     ):

@@ -91,6 +91,7 @@ def test_profiles_apply_and_digits_brings_everything_back(project: Path, name: s
     before = (project / "params.yaml").read_text()
     assert profile.apply(name)
     assert params.load().data.source == name
+    assert profile.apply("pq-punynet") and profile.apply("pq-large-blocks")
     assert "# at most so many" in (project / "params.yaml").read_text()
     profile.apply("digits")
     assert (project / "params.yaml").read_text() == before

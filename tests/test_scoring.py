@@ -164,6 +164,10 @@ def size_macs(model: Model) -> int:
 
 def test_micronets_published_simplified_count() -> None:
     """PunyNet's 0.1906 is these two quotients; ours divides by the same references."""
+    model = linear_only()
+    measured = micronet.measure(model, macs=size_macs(model))
+    assert measured["simplified"] == pytest.approx(measured["storage"] / 36.5e6 + size_macs(model) / 10.49e9)
+    assert measured["score"] > measured["simplified"] > 0
     assert pytest.approx(0.1906, abs=1e-4) == 0.624e6 / micronet.STORAGE + 1.82e9 / micronet.OPERATIONS
 
 
