@@ -1,0 +1,117 @@
+"""What each part of product quantization is worth: one row per part, on the classifier teacher of the pipeline.
+
+    lowenergy profile cifar100; dvc repro teacher@classifier
+    python benchmarks/pq_ablation.py --out docs/pq_ablation.csv
+
+Blocks, codewords and calibration are those of params.yaml; the finetuning is cut short (--images), the same for all
+rows that have it. Rows already in the file are kept, so that a killed run goes on.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lowenergy import artifact, data, params, targets
+from lowenergy.compression import pq
+from lowenergy.loading import load, network_of
+from lowenergy.params import Pq
+from lowenergy.scoring import accuracy
+from lowenergy.training import Run, finished
+
+TEACHER = "models/classifier/teacher.safetensors"
+PLAIN = {"gram": "none", "output_weights": False, "budget_bytes": None, "layer_finetune.steps": 0}
+PLAIN |= {"finetune.epochs": 0, "reassign.until": 0.0, "reassign.lr": 0.0}
+AWARE = PLAIN | {"gram": "covariance", "output_weights": True}
+TUNED = AWARE | {"finetune.epochs": 1}
+ANEW = TUNED | {"reassign.until": 0.75, "reassign.every": 20, "reassign.lr": 0.0001}
+
+
+def rows(budget: int) -> dict[str, dict[str, Any]]:
+    return {
+        "k-means of the weights": PLAIN,
+        "Gram matrix of the layer (published objective)": PLAIN | {"gram": "layer"},
+        "Gram matrix by position": PLAIN | {"gram": "position"},
+        "covariance by position": PLAIN | {"gram": "covariance"},
+        "covariance, output weights": AWARE,
+        "... at a price of bits": AWARE | {"budget_bytes": budget},
+        "published objective + layer finetuning": PLAIN
+        | {"gram": "layer", "layer_finetune.steps": 10, "layer_finetune.lr": 0.01},
+        "covariance, output weights + layer finetuning": AWARE
+        | {"layer_finetune.steps": 10, "layer_finetune.lr": 0.01},
+        "k-means of the weights + global finetuning": PLAIN | {"finetune.epochs": 1},
+        "published objective + global finetuning": PLAIN | {"gram": "layer", "finetune.epochs": 1},
+        "covariance, output weights + global finetuning": TUNED,
+        "... + codes chosen anew": ANEW,
+        "... + codes chosen anew, price of bits": ANEW | {"budget_bytes": budget},
+        "... + codes chosen anew, price of bits, half the bytes": ANEW | {"budget_bytes": budget // 2},
+    }
+
+
+def changed(p: Pq, changes: dict[str, Any]) -> Pq:
+    values = p.model_dump()
+    for dotted, value in changes.items():
+        *path, last = dotted.split(".")
+        section = values
+        for key in path:
+            section = section[key]
+        assert last in section, dotted
+        section[last] = value
+    return Pq.model_validate(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("pq_ablation.csv"))
+    parser.add_argument("--images", type=int, default=12800, help="of the finetuning (default 12800)")
+    parser.add_argument("--budget", type=int, default=1330000, help="bytes of the rows with a price of bits")
+    args = parser.parse_args()
+    p, splits = params.load(), data.load("data/splits.safetensors")
+    of_target = p.classifier.model_copy(
+        update={"probes": p.classifier.probes.model_copy(update={"images": args.images})}
+    )
+    size = Path(TEACHER).stat().st_size
+    done = pd.read_csv(args.out).to_dict("records") if args.out.exists() else []
+
+    def measured(path: str | Path) -> float:
+        network = network_of(artifact.read(path)[0]).to(memory_format=torch.channels_last)
+        bf16 = p.pq.finetune.precision == "bf16-mixed"
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = accuracy.predict(network, splits.test.images, 250)
+        return accuracy.measure(logits.float(), splits.test.labels)["accuracy"]
+
+    if not done:
+        done.append({"parts": "teacher", "accuracy": measured(TEACHER), "bytes": size, "ratio": 1.0, "seconds": 0})
+    for name, changes in rows(args.budget).items():
+        if any(row["parts"] == name for row in done):
+            continue
+        section = changed(p.pq, changes)
+        run = Run("classifier/ablation", p.seed, [name, section], root=args.out.parent)
+        objective = targets.get("classifier").objective(load(TEACHER), splits, of_target, run)
+        start = time.perf_counter()
+        model = pq.compress(load(TEACHER), "classifier", objective, section, run)  # type: ignore[arg-type]
+        seconds = round(time.perf_counter() - start)
+        path = args.out.with_suffix(".safetensors")
+        artifact.save(model, path, {})
+        count = path.stat().st_size
+        done.append(
+            {
+                "parts": name,
+                "accuracy": measured(path),
+                "bytes": count,
+                "ratio": round(size / count, 2),
+                "seconds": seconds,
+            }
+        )
+        path.unlink()
+        finished(run)
+        table = pd.DataFrame(done)
+        table.to_csv(args.out, index=False)
+        print(table.to_string(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
