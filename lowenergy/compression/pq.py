@@ -214,14 +214,14 @@ def price_of_bits(network: nn.Module, images: Tensor, weights: dict[str, Tensor]
         total = 0.0
         for scale, white, factors, weight, found in sampled:
             codes = found.codes
-            for _ in range(2):
+            for _ in range(6):  # bits and choices settle on each other
                 penalty = rate * bits(codes, len(found.codewords))
                 codes, _ = assign(white, factors, weight, found.codewords, penalty)
             total += scale * codes.numel() * entropy(codes)
         return total
 
-    low, high = -40.0, 10.0  # of log rate
-    for _ in range(12):
+    low, high = -30.0, 10.0  # of log rate
+    for _ in range(10):
         middle = (low + high) / 2
         low, high = (middle, high) if taken(math.exp(middle)) > wanted else (low, middle)
     return math.exp((low + high) / 2)
@@ -383,11 +383,13 @@ def _fit_budget(network: nn.Module, encode: Encode, p: Pq) -> None:
     """Find the price of a bit that brings the file just below the budget: bracket it, then bisect."""
     if p.budget_bytes is None:
         return
+    print(f"pq.budget_bytes {p.budget_bytes:,}: codes and all else take", end=" ")
     dear = cheap = None  # the price, as a factor of the first one, of a file that fits, and of one that does not
     price, stride = 1.0, 1.1
     for _ in range(24):
         size = len(artifact.to_bytes(encode(network), {}))
-        if TIGHT * p.budget_bytes < size <= p.budget_bytes:
+        print(f"{size:,}", end=" bytes\n" if (fits := TIGHT * p.budget_bytes < size <= p.budget_bytes) else ", ")
+        if fits:
             return
         dear, cheap = (price, cheap) if size <= p.budget_bytes else (dear, price)
         if dear and cheap:
