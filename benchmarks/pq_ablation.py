@@ -24,10 +24,10 @@ from lowenergy.training import Run, finished
 
 TEACHER = "models/classifier/teacher.safetensors"
 PLAIN = {"gram": "none", "output_weights": False, "budget_bytes": None, "layer_finetune.steps": 0}
-PLAIN |= {"finetune.epochs": 0, "reassign.until": 0.0, "reassign.lr": 0.0}
+PLAIN |= {"small_weights": 0, "block_small": 3, "finetune.epochs": 0}
 AWARE = PLAIN | {"gram": "covariance", "output_weights": True}
 TUNED = AWARE | {"finetune.epochs": 1}
-ANEW = TUNED | {"reassign.until": 0.75, "reassign.every": 20, "reassign.lr": 0.0001}
+PRICED = TUNED | {"small_weights": 150000}
 
 
 def rows(budget: int) -> dict[str, dict[str, Any]]:
@@ -37,7 +37,7 @@ def rows(budget: int) -> dict[str, dict[str, Any]]:
         "Gram matrix by position": PLAIN | {"gram": "position"},
         "covariance by position": PLAIN | {"gram": "covariance"},
         "covariance, output weights": AWARE,
-        "... at a price of bits": AWARE | {"budget_bytes": budget},
+        "covariance, output weights, price of bits": AWARE | {"budget_bytes": budget},
         "published objective + layer finetuning": PLAIN
         | {"gram": "layer", "layer_finetune.steps": 10, "layer_finetune.lr": 0.01},
         "covariance, output weights + layer finetuning": AWARE
@@ -45,9 +45,10 @@ def rows(budget: int) -> dict[str, dict[str, Any]]:
         "k-means of the weights + global finetuning": PLAIN | {"finetune.epochs": 1},
         "published objective + global finetuning": PLAIN | {"gram": "layer", "finetune.epochs": 1},
         "covariance, output weights + global finetuning": TUNED,
-        "... + codes chosen anew": ANEW,
-        "... + codes chosen anew, price of bits": ANEW | {"budget_bytes": budget},
-        "... + codes chosen anew, price of bits, half the bytes": ANEW | {"budget_bytes": budget // 2},
+        "... + price of bits": TUNED | {"budget_bytes": budget},
+        "... + price of bits, small layers by rows": PRICED | {"budget_bytes": budget},
+        "... in three quarters of the bytes": PRICED | {"budget_bytes": budget * 3 // 4},
+        "... in half of the bytes": PRICED | {"budget_bytes": budget // 2},
     }
 
 

@@ -266,16 +266,6 @@ class LayerFinetune(Section):
     lr: Positive = Field(description="learning rate")
 
 
-class Reassign(Section):
-    """Which codeword a block has, chosen anew while all codewords are finetuned."""
-
-    every: Count = Field(description="steps between two choices")
-    until: Annotated[float, Field(ge=0, le=1)] = Field(
-        description="share of the finetuning after which the choice is final; 0 keeps the first one"
-    )
-    lr: NotNegative = Field(description="peak learning rate of the weights that are coded; 0 leaves them as they were")
-
-
 class Pq(Section):
     source: Literal["teacher", "prune", "distill"] = Field(description="the branch to product-quantize")
     codewords: Annotated[int, Field(ge=2, le=65536)] = Field(description="codewords per convolution")
@@ -299,7 +289,6 @@ class Pq(Section):
     calibration_images: Count = Field(description="images whose activations weigh the error of each layer")
     layer_finetune: LayerFinetune = Field(description="training of a layer's codewords after coding it")
     finetune: Finetune = Field(description="training of all codewords after coding all layers")
-    reassign: Reassign = Field(description="choice of codewords during finetune")
 
 
 class Params(Section):

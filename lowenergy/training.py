@@ -311,26 +311,15 @@ def finetune(
     objective: Objective,
     p: Finetune,
     run: Run,
-    *,
-    groups: Sequence[dict[str, Any]] | None = None,
-    before: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Pull the parameters of `network` to the teacher behind `objective`: Adam, one-cycle learning rate.
-
-    Args:
-        groups: parameters with peak learning rates of their own; all that want a gradient, at p.lr, if not given.
-        before: called with (step, steps) before each step.
-    """
+    """Pull the parameters of `network` to the teacher behind `objective`: Adam, one-cycle learning rate."""
     batches = Batches(len(objective.inputs), p.batch_size, run.own_seed)
     steps = p.epochs * batches.per_epoch
     network.to(run.device)
-    groups = groups or [{"params": [w for w in network.parameters() if w.requires_grad], "lr": p.lr}]
-    optimizer = torch.optim.Adam(list(groups), lr=p.lr)
-    schedule = OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=steps + 1)
+    optimizer = torch.optim.Adam([w for w in network.parameters() if w.requires_grad], lr=p.lr)
+    schedule = OneCycleLR(optimizer, p.lr, total_steps=steps + 1)
 
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
-        if before is not None:
-            before(step, steps)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=p.precision == "bf16-mixed"):
             return objective.loss(wrapped, batches(step).to(run.device), run)
 

@@ -21,7 +21,6 @@ from lowenergy.compression import pq
 from lowenergy.compression.codebooks import Metric, blocks_of, input_moments, learn
 from lowenergy.encodings import Coded, entropy
 from lowenergy.errors import UserError
-from lowenergy.loading import dense_network
 from lowenergy.training import Run
 
 LAYERS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 3]), st.integers(1, 2))
@@ -206,7 +205,9 @@ def norms_of(net: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def test_layer_finetuning_lowers_the_loss_and_moves_codewords_only(setting: Any) -> None:
-    net, _, objective, p, run = setting({"layer_finetune.steps": 30, "layer_finetune.lr": 0.05, "codewords": 8})
+    net, _, objective, p, run = setting(
+        {"layer_finetune.steps": 30, "layer_finetune.lr": 0.05, "codewords": 8, "block_conv": 9}
+    )
     images = objective.inputs[:200]
     changed = []
     for steps in (0, 30):
@@ -221,24 +222,10 @@ def test_layer_finetuning_lowers_the_loss_and_moves_codewords_only(setting: Any)
     assert changed[1] < 0.9 * changed[0]
 
 
-def test_finetuning_chooses_codes_anew_and_trains_towards_the_teacher(setting: Any) -> None:
-    fixed = {"finetune.epochs": 4, "codewords": 16}
-    free = fixed | {"reassign.lr": 0.001, "reassign.every": 10}
-    coded = [pq.compress(*setting(changes)) for changes in (fixed, free)]
-    codes = [model.tensors["features.3.second.conv.weight"].codes for model in coded]
-    assert (codes[0] != codes[1]).float().mean() > 0.02
-    _, _, objective, _, run = setting()
-    losses = []
-    for model in coded:
-        net = dense_network(model)
-        losses.append(float(objective.loss(net, torch.arange(len(objective.inputs)), run)[0]))
-    assert losses[1] < losses[0]
-
-
 def test_a_budget_is_met_and_an_impossible_one_refused(setting: Any, tmp_path: Path) -> None:
     plain = len(artifact.to_bytes(pq.compress(*setting()), {}))
     budget = round(0.85 * plain)
-    model = pq.compress(*setting({"budget_bytes": budget, "reassign.lr": 0.001, "reassign.every": 5}))
+    model = pq.compress(*setting({"budget_bytes": budget}))
     artifact.save(model, tmp_path / "model", {})
     assert 0.97 * budget < (tmp_path / "model").stat().st_size <= budget
     shares = artifact.shares(tmp_path / "model")
@@ -264,7 +251,9 @@ def test_stored_network_answers_as_the_one_finetuned(setting: Any, tmp_path: Pat
 
 
 def test_blocks_and_codewords_follow_the_params(setting: Any) -> None:
-    p = setting({"block_conv": 18, "block_small": 3, "small_weights": 1000, "vectors_per_codeword": 4})[3]
+    p = setting(
+        {"codewords": 256, "block_conv": 18, "block_small": 3, "small_weights": 1000, "vectors_per_codeword": 4}
+    )[3]
     big, small, odd = nn.Conv2d(32, 32, 3), nn.Conv2d(4, 8, 3), nn.Conv2d(33, 32, 3)
     assert [pq.block_length(layer, p) for layer in (big, small, odd)] == [18, 3, 11]
     assert pq.block_length(nn.Conv2d(6, 8, 1), p) == 3 and pq.block_length(nn.Linear(10, 3), p) == 2
@@ -304,7 +293,7 @@ def test_a_killed_run_goes_on_at_the_layer_reached_with_the_same_bytes(
 ) -> None:
     from ruamel.yaml import YAML
 
-    changes = {"layer_finetune.steps": 2, "budget_bytes": 20000, "reassign.lr": 0.001, "reassign.every": 5}
+    changes = {"layer_finetune.steps": 2, "budget_bytes": 20000}
     values = with_changes(small.model_dump(), {f"pq.{k}": v for k, v in changes.items()})
     YAML(typ="safe").dump(values, tmp_path / "params.yaml")
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)

@@ -3,16 +3,14 @@
     for each layer, from the input side:
         learn its codebook on activations that come through the coded layers below it
         finetune its codewords towards the teacher
-    finetune all codewords towards the teacher; at intervals, choose the codeword of each block anew
+    finetune all codewords, norms and biases towards the teacher
 
-Beyond the paper: errors are weighed by what the layer's outputs do to the network's; bits have a price, one for all
-layers, so that the bytes of a budget go where they save most error; and the codes are chosen anew while finetuning,
-from weights that are trained along with the codewords (straight-through, as in Fan et al. 2020, arXiv 2004.07320).
+Beyond the paper: errors are weighed by what the layer's outputs do to the network's, and bits have a price, one for all
+layers, so that the bytes of a budget go where they save most error.
 """
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -29,9 +27,7 @@ from lowenergy.params import Pq
 from lowenergy.training import Objective, Run
 
 SAMPLE = 2**13  # blocks a layer that are enough to find the price of a bit
-TIGHT = 0.99  # of the budget is near enough
-
-Encode = Callable[[nn.Module], Model]
+FILL = 0.99, 0.997  # of the budget, before finetuning, which may cost a few bytes
 
 
 def compress(network: models.Network, target: str, objective: Objective, p: Pq, run: Run) -> Model:
@@ -40,16 +36,16 @@ def compress(network: models.Network, target: str, objective: Objective, p: Pq, 
     Raises:
         UserError: no price of bits makes the file fit pq.budget_bytes.
     """
-    encode = partial(encoded, target=target)
     images = objective.inputs[:: max(1, len(objective.inputs) // p.calibration_images)].cpu()
     network = network.cpu().eval()
     generator = torch.Generator().manual_seed(run.seed)
     weights = output_weights(network, images, generator) if p.output_weights else None
     rate = price_of_bits(network, images, weights, p, run.seed) if p.budget_bytes else 0.0
     code_layers(network, objective, images, weights, rate, p, run)
+    fit_budget(network, target, p)
     refresh_batchnorm(network, images)
-    _finetune(network, objective, p, run, encode)
-    return encode(network)
+    training.finetune(network, objective, p.finetune, run)
+    return encoded(network, target)
 
 
 # -- one layer --------------------------------------------------------------------------------------------------------
@@ -75,32 +71,20 @@ def codewords_for(layer: nn.Conv2d | nn.Linear, d: int, p: Pq) -> int:
     return min(wanted, 2 ** max(1, (blocks // p.vectors_per_codeword).bit_length() - 1))
 
 
-class TrainedCode(CodedWeight):
-    """A coded weight with what choosing its codes anew takes."""
+class PricedCode(CodedWeight):
+    """A coded weight with what choosing its codes anew, at another price of bits, takes."""
 
     def __init__(self, found: Codebook, weight: Tensor, metric: Metric, rate: float) -> None:
         super().__init__(found.codes.T.flatten(), len(found.codewords), tuple(weight.shape))
-        self.grams: Tensor
-        self.weights: Tensor
-        self.rate: Tensor
-        self.latent = nn.Parameter(weight.detach().clone())  # the weight that is coded
-        self.register_buffer("grams", metric.grams.clone())  # expanded tensors cannot be loaded into
-        self.register_buffer("weights", metric.weights.clone())
-        self.register_buffer("rate", torch.tensor(rate))
+        self.weight, self.metric, self.rate = weight, metric, rate
 
-    def forward(self, codebook: Tensor) -> Tensor:
-        # Straight-through: the value is the codewords', the gradient also the latent weight's.
-        decoded = super().forward(codebook)
-        return decoded + (self.latent - self.latent.detach()) if self.latent.requires_grad else decoded
-
-    def assign(self, codebook: Tensor) -> None:
-        """Choose the codeword of each block of the latent weight, at the price of bits that its present code has."""
-        codebook, codes = codebook.detach().cpu(), self.codes.cpu().long()
-        metric = Metric(self.grams.cpu(), self.weights.cpu())
-        factors = metric.factors()
-        white = blocks_of(self.latent.detach().cpu(), codebook.shape[1]) @ factors
-        penalty = float(self.rate) * bits(codes, len(codebook)) if self.rate else None
-        chosen, _ = assign(white, factors, metric.weights, codebook, penalty)
+    def assign(self, codebook: Tensor, dearer: float) -> None:
+        """Choose the codeword of each block anew after the price of a bit has grown by this factor."""
+        self.rate *= dearer
+        factors = self.metric.factors()
+        white = blocks_of(self.weight, codebook.shape[1]) @ factors
+        penalty = self.rate * bits(self.codes.long(), len(codebook))
+        chosen, _ = assign(white, factors, self.metric.weights, codebook.detach(), penalty)
         self.codes.copy_(chosen.T.flatten())
 
 
@@ -188,7 +172,7 @@ def layers_to_code(network: nn.Module, p: Pq) -> dict[str, nn.Conv2d | nn.Linear
 def price_of_bits(network: nn.Module, images: Tensor, weights: dict[str, Tensor] | None, p: Pq, seed: int) -> float:
     """The price of a bit at which the codes of all layers together take about `budget_bytes`.
 
-    A first estimate on a sample of each layer's output channels, on the uncoded network; _fit_budget mends it.
+    A first estimate on a sample of each layer's output channels, on the uncoded network; fit_budget mends it.
     """
     assert p.budget_bytes is not None
     layers = layers_to_code(network, p)
@@ -248,7 +232,7 @@ def code_layers(
     """
     layers = layers_to_code(network, p)
     generator = torch.Generator().manual_seed(run.seed)
-    done = _resume(network, layers, generator, p, run)
+    done = _resume(network, layers, generator, rate, run)
     started = time.monotonic()
     total = sum(layer.weight.numel() for layer in list(layers.values())[done:])
     for name, layer in list(layers.items())[done:]:
@@ -258,7 +242,7 @@ def code_layers(
         weight = layer.weight.detach()
         blocks, k = blocks_of(weight, d), codewords_for(layer, d, p)
         found = learn(blocks, metric, k, steps=p.kmeans_steps, generator=generator, rate=rate)
-        attach(layer, found.codewords, TrainedCode(found, weight, metric, rate))
+        attach(layer, found.codewords, PricedCode(found, weight, metric, rate))
         correct_bias(layer, blocks_of(weight - layer.weight.detach(), d), moments)
         done += 1
         note = _finetune_layer(network, layer, objective, p, run)
@@ -303,25 +287,34 @@ def _finetune_layer(network: nn.Module, layer: nn.Module, objective: Objective, 
 
 
 def _keep(network: nn.Module, done: int, generator: Generator, run: Run) -> None:
-    state = {"generator": generator.get_state(), "own": run.generator.get_state(), "network": network.state_dict()}
-    training.keep(run, "layers", {"done": done, **state})
+    metrics = {name: code.metric for name, _, _, code in coded_weights(network) if isinstance(code, PricedCode)}
+    content = {
+        "done": done,
+        "network": network.state_dict(),
+        "grams": {name: metric.grams.clone() for name, metric in metrics.items()},
+        "weights": {name: metric.weights.clone() for name, metric in metrics.items()},
+        "generator": generator.get_state(),
+        "own": run.generator.get_state(),
+    }
+    training.keep(run, "layers", content)
 
 
-def _resume(network: nn.Module, layers: dict[str, nn.Conv2d | nn.Linear], generator: Generator, p: Pq, run: Run) -> int:
+def _resume(
+    network: nn.Module, layers: dict[str, nn.Conv2d | nn.Linear], generator: Generator, rate: float, run: Run
+) -> int:
     """Take up the layers that a killed run has coded; how many."""
     content = training.kept(run, "layers")
     if content is None:
         return 0
     state = content["network"]
     for name, layer in list(layers.items())[: content["done"]]:
-        at = f"{name}.parametrizations.weight"
-        codebook, codes, shape = state[f"{at}.original"], state[f"{at}.0.codes"], layer.weight.shape
-        metric = Metric(state[f"{at}.0.grams"], state[f"{at}.0.weights"])
-        codes = codes.long().view(shape[0], -1).T
-        attach(layer, codebook, TrainedCode(Codebook(codebook, codes, 0, 0), layer.weight, metric, 0.0))
+        at, weight = f"{name}.parametrizations.weight", layer.weight.detach()
+        codebook, codes = state[f"{at}.original"], state[f"{at}.0.codes"].long().view(len(weight), -1).T
+        metric = Metric(content["grams"][name], content["weights"][name])
+        attach(layer, codebook, PricedCode(Codebook(codebook, codes, 0, 0), weight, metric, rate))
     network.load_state_dict(state)
     generator.set_state(content["generator"])
-    run.generator.set_state(content["own"])
+    run.generator.set_state(content["own"].cpu())
     print(f"{run.name}: resumed after {content['done']} layers", flush=True)
     return int(content["done"])
 
@@ -346,60 +339,32 @@ def refresh_batchnorm(network: nn.Module, images: Tensor, batch_size: int = 250)
 # -- the whole network ------------------------------------------------------------------------------------------------
 
 
-def _finetune(network: nn.Module, objective: Objective, p: Pq, run: Run, encode: Encode) -> None:
-    """Train codewords, norms and biases towards the teacher, and the latent weights that codes are chosen for."""
-    _fit_budget(network, encode, p)
-    codes = [code for _, _, _, code in coded_weights(network) if isinstance(code, TrainedCode)]
-    latent = [code.latent.requires_grad_(p.reassign.lr > 0) for code in codes]
-    others = [w for w in network.parameters() if not any(w is one for one in latent)]
+def fit_budget(network: models.Network, target: str, p: Pq) -> None:
+    """Choose all codes anew at the price of a bit that brings the file just below the budget: bracket it, then bisect.
 
-    def choose_codes(step: int, steps: int) -> None:
-        last = int(p.reassign.until * steps) // p.reassign.every * p.reassign.every
-        if step == 0 or step > last or step % p.reassign.every:
-            return
-        if p.budget_bytes is None or step < last:
-            size = len(artifact.to_bytes(encode(network), {})) if p.budget_bytes else 0
-            _choose_codes(network, size / p.budget_bytes if p.budget_bytes else 1.0)
-        else:
-            _choose_codes(network)
-            _fit_budget(network, encode, p)
-
-    groups = [{"params": others, "lr": p.finetune.lr}]
-    if p.reassign.lr > 0:
-        groups.append({"params": latent, "lr": p.reassign.lr})
-    training.finetune(network, objective, p.finetune, run, groups=groups, before=choose_codes)
-    _fit_budget(network, encode, p)
-
-
-def _choose_codes(network: nn.Module, factor: float = 1.0) -> None:
-    """Choose all codes anew, with the price of a bit times `factor`."""
-    for _, _, codebook, code in coded_weights(network):
-        assert isinstance(code, TrainedCode)
-        code.rate.mul_(factor)
-        code.assign(codebook)
-
-
-def _fit_budget(network: nn.Module, encode: Encode, p: Pq) -> None:
-    """Find the price of a bit that brings the file just below the budget: bracket it, then bisect."""
+    Raises:
+        UserError: no price does.
+    """
     if p.budget_bytes is None:
         return
-    print(f"pq.budget_bytes {p.budget_bytes:,}: codes and all else take", end=" ")
+    low, high = FILL[0] * p.budget_bytes, FILL[1] * p.budget_bytes
     dear = cheap = None  # the price, as a factor of the first one, of a file that fits, and of one that does not
     price, stride = 1.0, 1.1
     for _ in range(24):
-        size = len(artifact.to_bytes(encode(network), {}))
-        print(f"{size:,}", end=" bytes\n" if (fits := TIGHT * p.budget_bytes < size <= p.budget_bytes) else ", ")
-        if fits:
+        size = len(artifact.to_bytes(encoded(network, target), {}))
+        print(f"{target}/pq  at {price:.3g} times the price of a bit: {size:,} bytes", flush=True)
+        if low < size <= high:
             return
-        dear, cheap = (price, cheap) if size <= p.budget_bytes else (dear, price)
+        dear, cheap = (price, cheap) if size <= high else (dear, price)
         if dear and cheap:
             new = math.sqrt(dear * cheap)
         else:
             new, stride = (price * stride if cheap else price / stride), min(stride**2, 100)
-        _choose_codes(network, new / price)
+        for _, _, codebook, code in coded_weights(network):
+            assert isinstance(code, PricedCode)
+            code.assign(codebook, new / price)
         price = new
-    size = len(artifact.to_bytes(encode(network), {}))
-    if size > p.budget_bytes:
+    if size > high:
         raise UserError(
             f"params.yaml: pq.budget_bytes = {p.budget_bytes}: the smallest file found has {size} bytes; give more, or "
             f"larger blocks or fewer codewords"
