@@ -6,6 +6,7 @@ except in files of dense float32, which are the yardstick of every compression r
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,7 +92,20 @@ def to_bytes(model: Model, provenance: Mapping[str, Any]) -> bytes:
         "activations": model.activations,
         "provenance": provenance,
     }
-    return safetensors_bytes(tensors, {key: value for key, value in header.items() if value})
+    header = {key: value for key, value in header.items() if value}
+    return safetensors_bytes(tensors, {**header, "sha256": digest(tensors, header)})
+
+
+def digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a file says: its header, but for this digest, and its tensors as stored."""
+    found = hashlib.sha256()
+    facts = {key: value for key, value in header.items() if key != "sha256"}
+    found.update(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        raw = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {raw.dtype} {tuple(raw.shape)}".encode())
+        found.update(raw.view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def read(path: str | Path) -> tuple[Model, dict[str, Any]]:
@@ -103,6 +117,8 @@ def read(path: str | Path) -> tuple[Model, dict[str, Any]]:
     tensors, header = read_safetensors(path)
     if header.get("format") != FORMAT:
         raise FileError(f"{path}: format {header.get('format')} is not {FORMAT}; update lowenergy or make it again")
+    if header.get("sha256") != digest(tensors, header):
+        raise FileError(f"{path}: altered since it was written (its SHA-256 does not fit); make it again")
     try:
         packed, kinds = header.get("packed", {}), header.get("encodings", {})
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in kinds}

@@ -1,6 +1,7 @@
 """What goes into a file comes out of it, for any tensor; damaged files are refused."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis.extra import numpy as npst
 
 import lowenergy
 from lowenergy import artifact, files, models
-from lowenergy.encodings import Coded, Dense, Int8, Sparse, from_parts, pack_bits, unpack_bits
+from lowenergy.encodings import Coded, Constant, Dense, Int8, Sparse, entropy, from_parts, pack_bits, unpack_bits
 from lowenergy.files import FileError
 
 SPEC = models.Spec("cnn", 8, "3x3", "swish", "batch", channels=1, image_size=8, outputs=10)
@@ -44,8 +45,11 @@ def test_sparse_is_exact_and_holds_no_zeros(array: np.ndarray) -> None:
 @given(st.integers(2, 40), st.integers(1, 9), st.integers(1, 30), st.randoms(use_true_random=False))
 def test_every_encoding_survives_its_parts(k: int, d: int, n: int, random: object) -> None:
     codes = torch.randint(k, (n,))
+    skewed = torch.where(torch.rand(n) < 0.9, 0, codes)  # these go as symbols
     for encoded in (
         Dense(torch.randn(n, d)),
+        Constant(0.5, (n, d)),
+        Coded(skewed, torch.randn(k, d).half(), (n, d)),
         Sparse.encode(torch.randn(n, d).relu()),
         Int8(torch.randint(-128, 128, (n, d)).to(torch.int8), torch.rand(n)),
         Coded(codes, torch.randn(k, d).half(), (n, d)),
@@ -53,6 +57,31 @@ def test_every_encoding_survives_its_parts(k: int, d: int, n: int, random: objec
         again = from_parts(encoded.parts(), encoded.kind, json.loads(json.dumps(encoded.facts())))
         assert torch.equal(again.decode(), encoded.decode())
         assert again.decode().shape == (n, d)
+
+
+def test_symbols_that_name_no_codeword_are_refused() -> None:
+    codebook = torch.zeros(3, 2).half()
+    for symbols in ([0, 1, 3], [0, 1]):  # out of range; too few for the shape
+        with pytest.raises(ValueError, match="do not make a weight of"):
+            from_parts({"symbols": torch.tensor(symbols).byte(), "codebook": codebook}, "pq", {"shape": [3, 2]})
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=30))
+def test_entropy_is_that_of_the_frequencies(shares: list[float]) -> None:
+    counts = [max(1, round(100 * share)) for share in shares]
+    codes = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    wanted = -sum(c / len(codes) * math.log2(c / len(codes)) for c in counts)
+    assert entropy(codes) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_uneven_codes_take_about_their_entropy_on_disk(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.multinomial(0.9 ** torch.arange(200.0), 100000, replacement=True, generator=generator)
+    coded = Coded(codes, torch.randn(200, 9, generator=generator).half(), (100000, 9))
+    assert set(coded.parts()) == {"symbols", "codebook"}
+    artifact.save(artifact.Model("classifier", SPEC, {"x": coded}), tmp_path / "m", {})
+    assert artifact.shares(tmp_path / "m")["codes"] < 1.03 * len(codes) * entropy(codes) / 8
+    assert torch.equal(artifact.read(tmp_path / "m")[0].tensors["x"].decode(), coded.decode())
 
 
 def network(seed: int = 0) -> models.Network:
@@ -96,7 +125,8 @@ def test_truncated_models_are_refused(tmp_path: Path, cut: int) -> None:
 
 def rewrite(path: Path, **changes: object) -> None:
     tensors, header = files.read_safetensors(path)
-    files.write_safetensors(path, tensors, {**header, **changes})
+    header |= changes
+    files.write_safetensors(path, tensors, header | {"sha256": artifact.digest(tensors, header)})
 
 
 @pytest.mark.parametrize(
@@ -114,6 +144,17 @@ def test_tampered_headers_are_refused(tmp_path: Path, changes: dict, message: st
     artifact.save(artifact.dense(network(), "classifier"), path, {})
     rewrite(path, **changes)
     with pytest.raises(FileError, match=message):
+        lowenergy.load(path)
+
+
+@pytest.mark.parametrize("place", [-1, -1000, -20000])
+def test_a_flipped_bit_is_noticed(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "model.safetensors"
+    artifact.save(artifact.dense(network(), "classifier"), path, {})
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=r"model.safetensors: altered since it was written"):
         lowenergy.load(path)
 
 
