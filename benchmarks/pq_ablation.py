@@ -39,15 +39,10 @@ def rows(budget: int) -> dict[str, dict[str, Any]]:
         "covariance, output weights": AWARE,
         "covariance, output weights, price of bits": AWARE | {"budget_bytes": budget},
         "published objective + layer finetuning": PLAIN
-        | {"gram": "layer", "layer_finetune.steps": 10, "layer_finetune.lr": 0.01},
-        "covariance, output weights + layer finetuning": AWARE
-        | {"layer_finetune.steps": 10, "layer_finetune.lr": 0.01},
-        "k-means of the weights + global finetuning": PLAIN | {"finetune.epochs": 1},
+        | {"gram": "layer", "layer_finetune.steps": 5, "layer_finetune.lr": 0.01},
         "published objective + global finetuning": PLAIN | {"gram": "layer", "finetune.epochs": 1},
         "covariance, output weights + global finetuning": TUNED,
-        "... + price of bits": TUNED | {"budget_bytes": budget},
         "... + price of bits, small layers by rows": PRICED | {"budget_bytes": budget},
-        "... in three quarters of the bytes": PRICED | {"budget_bytes": budget * 3 // 4},
         "... in half of the bytes": PRICED | {"budget_bytes": budget // 2},
     }
 
@@ -67,7 +62,7 @@ def changed(p: Pq, changes: dict[str, Any]) -> Pq:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("pq_ablation.csv"))
-    parser.add_argument("--images", type=int, default=12800, help="of the finetuning (default 12800)")
+    parser.add_argument("--images", type=int, default=6400, help="of the finetuning (default 6400)")
     parser.add_argument("--budget", type=int, default=1330000, help="bytes of the rows with a price of bits")
     args = parser.parse_args()
     p, splits = params.load(), data.load("data/splits.safetensors")
