@@ -366,8 +366,8 @@ def fit_budget(network: models.Network, target: str, p: Pq) -> None:
         price = new
     if size > high:
         raise UserError(
-            f"params.yaml: pq.budget_bytes = {p.budget_bytes}: the smallest file found has {size:,} bytes; give more, or "
-            f"larger blocks or fewer codewords"
+            f"params.yaml: pq.budget_bytes = {p.budget_bytes}: the smallest file found has {size:,} bytes; give more, "
+            f"or larger blocks or fewer codewords"
         )
 
 
