@@ -11,10 +11,13 @@ from conftest import with_changes
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn import functional as F
 
 from lowenergy import data, params
 from lowenergy.data import Batches, DataError
 from lowenergy.files import FileError
+from lowenergy.targets import classifier
+from lowenergy.training import Run
 
 
 def section(values: Any, **changes: Any) -> params.Data:
@@ -177,3 +180,22 @@ def test_augmented_images_are_shifted_copies(generator: torch.Generator) -> None
     flipped = data.augment(image, crop_padding=0, flip=True, generator=generator)
     mirrored = (flipped == image.flip(3)).flatten(1).all(1)
     assert 10 < int(mirrored.sum()) < 54
+
+
+def test_shrinking_keeps_the_picture(splits: data.Splits) -> None:
+    images = data.to_float(splits.train.images[:50])
+    small = data.shrink(images, 0.5)
+    assert small.shape == (50, 1, 4, 4)
+    assert torch.corrcoef(torch.stack([small.flatten(), F.avg_pool2d(images, 2).flatten()]))[0, 1] > 0.95
+    assert data.shrink(images, 1.0) is images
+
+
+def test_classifiers_train_on_small_images_first(
+    small: params.Params, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(classifier, "shrink", lambda images, scale: (seen.append(scale), images)[1])
+    train = small.classifier.train.model_copy(update={"epochs": 2, "image_scales": [0.5, 1.0]})
+    p = small.classifier.model_copy(update={"train": train})
+    classifier.train(splits, p, Run("classifier/teacher", 0, [], root=tmp_path))
+    assert seen == sorted(seen) and seen.count(0.5) == seen.count(1.0) == len(seen) / 2

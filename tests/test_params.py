@@ -32,6 +32,10 @@ def test_shipped_params_are_valid() -> None:
         ({"jem.architecture.head": "mean"}, "jem.architecture.head must be logsumexp, got mean"),
         ({"ebm.architecture.head": "scalar"}, "head scalar needs logits = 1, got 10"),
         ({"classifier.train.flip": "yes"}, "classifier.train.flip = 'yes': input should be a valid boolean"),
+        (
+            {"classifier.architecture.name": "cnn", "classifier.train.image_scales": [0.5, 1.0]},
+            "classifier: train.image_scales = [0.5, 1.0] needs a resnet",
+        ),
         ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
     ],
 )
