@@ -131,8 +131,8 @@ def grams_for(moments: Moments, p: Pq) -> Tensor:
     return gram.mean(0, keepdim=True).expand_as(gram) if p.gram == "layer" else gram
 
 
-def _autocast(p: Pq) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=p.finetune.precision == "bf16-mixed")
+def _autocast(p: Pq, device: str = "cpu") -> torch.autocast:
+    return torch.autocast(device, torch.bfloat16, enabled=p.finetune.precision == "bf16-mixed")
 
 
 def output_weights(network: nn.Module, images: Tensor, generator: Generator) -> dict[str, Tensor]:
@@ -268,21 +268,23 @@ def _finetune_layer(network: nn.Module, layer: nn.Module, objective: Objective, 
     if not p.layer_finetune.steps:
         return ""
     codebook, code = next((c, w) for _, at, c, w in coded_weights(network) if at is layer)
-    counts = torch.bincount(code.codes.int(), minlength=len(codebook)).clamp_min(1)[:, None]
+    counts = torch.bincount(code.codes.int(), minlength=len(codebook)).clamp_min(1)[:, None].to(run.device)
+    network.to(run.device)  # the objective lives there; the parameters stay the same objects
     optimizer = torch.optim.SGD([codebook], p.layer_finetune.lr, momentum=0.9)
     order = torch.randperm(len(objective.inputs), generator=torch.Generator().manual_seed(run.seed))
     network.train()
     values = []
     for step in range(p.layer_finetune.steps):
         start = step * p.layer_finetune.batch_size % len(order)
-        with _autocast(p):
-            loss, _ = objective.loss(network, order[start:][: p.layer_finetune.batch_size], run)
+        index = order[start:][: p.layer_finetune.batch_size].to(run.device)
+        with _autocast(p, run.device.type):
+            loss, _ = objective.loss(network, index, run)
         (gradient,) = torch.autograd.grad(loss, [codebook])
         codebook.grad = gradient / counts
         optimizer.step()
         values.append(float(loss))
     codebook.grad = None
-    network.eval()
+    network.eval().cpu()
     return f", loss {values[0]:.4g} -> {values[-1]:.4g}"
 
 
