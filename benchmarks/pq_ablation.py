@@ -40,6 +40,7 @@ def rows(budget: int) -> dict[str, dict[str, Any]]:
         "covariance, output weights, price of bits": AWARE | {"budget_bytes": budget},
         "published objective + layer finetuning": PLAIN
         | {"gram": "layer", "layer_finetune.steps": 5, "layer_finetune.lr": 0.01},
+        "k-means of the weights + global finetuning": PLAIN | {"finetune.epochs": 1},
         "published objective + global finetuning": PLAIN | {"gram": "layer", "finetune.epochs": 1},
         "covariance, output weights + global finetuning": TUNED,
         "... + price of bits, small layers by rows": PRICED | {"budget_bytes": budget},
