@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from omegaconf import OmegaConf
 
 from lowenergy import artifact, data, params, targets
 from lowenergy.compression import pq
@@ -49,15 +50,10 @@ def rows(budget: int) -> dict[str, dict[str, Any]]:
 
 
 def changed(p: Pq, changes: dict[str, Any]) -> Pq:
-    values = p.model_dump()
+    values = OmegaConf.create(p.model_dump())
     for dotted, value in changes.items():
-        *path, last = dotted.split(".")
-        section = values
-        for key in path:
-            section = section[key]
-        assert last in section, dotted
-        section[last] = value
-    return Pq.model_validate(values)
+        OmegaConf.update(values, dotted, value)
+    return Pq.model_validate(OmegaConf.to_container(values))
 
 
 def main() -> None:
