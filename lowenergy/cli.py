@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("model", type=Path)
     sample.add_argument("--n", type=int, default=64, help="images (default 64)")
     sample.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write (default samples.png)")
-    sample.add_argument("--steps", type=int, help="Langevin steps (default: as in params.yaml)")
+    sample.add_argument("--steps", type=int, help="Langevin steps (default: as it was trained)")
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(run=_sample)
     return parser
@@ -119,26 +119,33 @@ def _score(args: argparse.Namespace) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     import torch
+    from rich.progress import Progress
 
-    from lowenergy import artifact, params
-    from lowenergy.energy import energy_of, sample
+    from lowenergy import artifact
+    from lowenergy.energy import sample
     from lowenergy.files import FileError
-    from lowenergy.loading import network_of
-    from lowenergy.scoring.generation import write_grid
+    from lowenergy.loading import energy_of, network_of
+    from lowenergy.params import Langevin
+    from lowenergy.scoring.gallery import write_grid
 
-    model, _ = artifact.read(args.model)
-    if model.spec.head is None:
-        raise FileError(f"{args.model}: a {model.target} has no energy to sample from; give an EBM or a JEM")
-    p = getattr(params.load(), model.target).evaluate
+    model, header = artifact.read(args.model)
+    constants = dict(header["provenance"].get("sampler", {}))
+    if model.spec.head is None or not constants:
+        raise FileError(f"{args.model}: a {model.target} without a sampler; give an EBM or a JEM that a stage made")
+    steps = args.steps or constants["chain_steps"]
+    del constants["chain_steps"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = sample(
-        energy_of(network_of(model).to(device), model.spec.head),
-        model.spec.input_shape,
-        args.n,
-        steps=args.steps or p.chain_steps,
-        constants=p.langevin,
-        generator=torch.Generator(device).manual_seed(args.seed),
-    )
+    with Progress() as progress:
+        task = progress.add_task(f"{steps} Langevin steps", total=steps * args.n)
+        images = sample(
+            energy_of(model, network_of(model).to(device)),
+            model.spec.input_shape,
+            args.n,
+            steps=steps,
+            constants=Langevin(**constants),
+            generator=torch.Generator(device).manual_seed(args.seed),
+            progress=lambda chains: progress.advance(task, chains),
+        )
     write_grid(images.cpu(), args.out, columns=8)
     print(f"{args.out}: {args.n} images")
 

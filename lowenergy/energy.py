@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Generator, Tensor, nn
 
-from lowenergy.params import EnergyProbes, Langevin
+from lowenergy.params import EnergyProbes, Langevin, Precision
 
 HEADS: dict[str, Callable[[Tensor], Tensor]] = {  # logits (batch, outputs) -> energies (batch,)
     "mean": lambda logits: logits.mean(1),
@@ -19,9 +19,19 @@ HEADS: dict[str, Callable[[Tensor], Tensor]] = {  # logits (batch, outputs) -> e
 Energy = Callable[[Tensor], Tensor]
 
 
-def energy_of(network: nn.Module, head: str) -> Energy:
-    """The energy that a network defines through its head: images (batch, c, h, w) -> energies (batch,)."""
-    return lambda images: HEADS[head](network(images))
+def energy_of(network: nn.Module, head: str, precision: Precision = "32-true") -> Energy:
+    """The energy that a network defines through its head: images (batch, c, h, w) -> energies (batch,), float32.
+
+    Args:
+        precision: bf16-mixed runs the network under autocast, about twice as fast where the hardware has bfloat16.
+    """
+
+    def energy(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            logits = network(images)
+        return HEADS[head](logits.float())
+
+    return energy
 
 
 def energy_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,24 +48,21 @@ def uniform_noise(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device) * 2 - 1
 
 
-def langevin_step(energy: Energy, images: Tensor, constants: Langevin, generator: Generator) -> Tensor:
-    """x <- clamp(x - step_size * clamp(∇E(x), ±gradient_clamp) + noise * N(0, 1), [-1, 1]).
-
-    Args:
-        images: (batch, c, h, w) in [-1, 1]; left as it is.
-    """
-    _, gradient = energy_gradient(energy, images)
-    gradient.clamp_(-constants.gradient_clamp, constants.gradient_clamp)
-    noise = torch.randn(images.shape, generator=generator, device=images.device)
-    return noise.mul_(constants.noise).sub_(gradient, alpha=constants.step_size).add_(images).clamp_(-1, 1)
-
-
 def langevin_chain(
     energy: Energy, images: Tensor, steps: int, constants: Langevin, generator: Generator
 ) -> Iterator[Tensor]:
-    """The `steps` states after `images` of one chain per image."""
+    """The `steps` states after `images`, (batch, c, h, w) in [-1, 1], of one chain per image; `images` stays as it is.
+
+    One step is x <- clamp(x - step_size * clamp(∇E(x), ±gradient_clamp) + noise * N(0, 1), [-1, 1]).
+
+    Every state is the same tensor, overwritten by the next step: copy what is to be kept.
+    """
+    images, noise = images.clone(), torch.empty_like(images)
     for _ in range(steps):
-        images = langevin_step(energy, images, constants, generator)
+        _, gradient = energy_gradient(energy, images)
+        gradient.clamp_(-constants.gradient_clamp, constants.gradient_clamp)
+        images.sub_(gradient, alpha=constants.step_size)
+        images.add_(noise.normal_(generator=generator), alpha=constants.noise).clamp_(-1, 1)
         yield images
 
 
@@ -90,32 +97,54 @@ class ReplayBuffer:
     def __init__(self, size: int, shape: tuple[int, int, int], generator: Generator) -> None:
         self.generator = generator
         self.images = uniform_noise((size, *shape), generator)  # (size, c, h, w), one preallocated tensor
+        self.ages = torch.zeros(size, dtype=torch.long, device=generator.device)  # Langevin steps since noise
 
     def draw(self, count: int, fresh_fraction: float) -> tuple[Tensor, Tensor]:
         """`count` chains and their places; each restarts from noise with probability `fresh_fraction`."""
         device = self.images.device
         # Without repetition: two chains from one place would race to be put back.
         index = torch.randperm(len(self.images), generator=self.generator, device=device)[:count]
-        fresh = torch.rand(len(index), 1, 1, 1, generator=self.generator, device=device) < fresh_fraction
-        noise = uniform_noise(tuple(self.images[index].shape), self.generator)
-        return torch.where(fresh, noise, self.images[index]), index
+        fresh = torch.rand(len(index), generator=self.generator, device=device) < fresh_fraction
+        noise = uniform_noise((len(index), *self.images.shape[1:]), self.generator)
+        self.ages[index] = self.ages[index].masked_fill(fresh, 0)
+        return torch.where(fresh[:, None, None, None], noise, self.images[index]), index
 
-    def put(self, index: Tensor, images: Tensor) -> None:
+    def put(self, index: Tensor, images: Tensor, steps: int) -> Tensor:
+        """Put chains back after `steps` more Langevin steps; their ages, (len(index),)."""
         self.images[index] = images
+        self.ages[index] += steps
+        return self.ages[index]
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"images": self.images}
+        return {"images": self.images, "ages": self.ages}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.images.copy_(state["images"])
+        self.ages.copy_(state["ages"])
 
 
 def contrastive_loss(real: Tensor, fake: Tensor, regularization: float) -> Tensor:
     """mean E(real) - mean E(fake) + regularization * mean E², the gradient of the likelihood's negative logarithm.
 
     The last term keeps the two energies, which only differ by what matters, near zero.
+
+    Args:
+        real, fake: energies, (batch,), of images and of chains.
     """
     return real.mean() - fake.mean() + regularization * (real.square().mean() + fake.square().mean())
+
+
+def flow_loss(energy: Energy, images: Tensor, generator: Generator) -> Tensor:
+    """mean (-∇E(x_t) - (x_1 - x_0))² on the straight way x_t = (1 - t) x_0 + t x_1 from uniform noise to `images`.
+
+    Descending the energy then carries noise to the data in unit time: step_size = 1/n in n Langevin steps. One energy
+    serves all times t, which it is not told (Balcerak et al. 2025, the flow regime; Lipman et al. 2023).
+    """
+    noise = uniform_noise(tuple(images.shape), generator)
+    time = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device)
+    between = torch.lerp(noise, images, time).requires_grad_()
+    (gradient,) = torch.autograd.grad(energy(between).sum(), between, create_graph=True)
+    return (gradient + images - noise).square().mean()
 
 
 # -- matching a compressed energy to its teacher's --------------------------------------------------------------------
@@ -138,7 +167,7 @@ def probe_images(energy: Energy, images: Tensor, p: EnergyProbes, generator: Gen
     start = uniform_noise((p.chains, *images.shape[1:]), generator)
     chains = langevin_chain(energy, start, p.chain_steps, p.langevin, generator)
     # The start counts: int8 ranges that have not seen uniform noise clip it, and a clipped activation has no slope.
-    states = [start, *(state for step, state in enumerate(chains, 1) if step in kept)]
+    states = [start, *(state.clone() for step, state in enumerate(chains, 1) if step in kept)]
     return torch.cat([real, noisy.clamp(-1, 1), *states])
 
 

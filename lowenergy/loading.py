@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from lowenergy import artifact, int8, models
+from lowenergy import artifact, energy, int8, models
 from lowenergy.artifact import Model
 from lowenergy.coded import CodedWeight, attach
 from lowenergy.encodings import Coded, Int8
+from lowenergy.energy import Energy
 from lowenergy.files import FileError
+from lowenergy.params import Precision
 
 
 def dense_network(model: Model) -> models.Network:
@@ -32,6 +35,21 @@ def network_of(model: Model, *, coded: bool = False) -> nn.Module:
         return coded_network(model) if coded else dense_network(model)
     scales = {name: encoded.scale for name, encoded in model.tensors.items() if isinstance(encoded, Int8)}
     return int8.restore(dense_network(model), scales, model.activations)
+
+
+def energy_of(model: Model, network: nn.Module, precision: Precision = "32-true") -> Energy:
+    """The energy of a stored EBM or JEM, `network` being what network_of made of it.
+
+    Args:
+        precision: of the network, see energy.energy_of; int8 networks bring their own arithmetic.
+    Raises:
+        FileError: the model has no energy.
+    """
+    if model.spec.head is None:
+        raise FileError(f"a {model.target} has no energy to sample from; give an EBM or a JEM")
+    if model.activations:
+        return energy.energy_of(network, model.spec.head)
+    return energy.energy_of(network.to(memory_format=torch.channels_last), model.spec.head, precision)
 
 
 def load(path: str | Path, *, coded: bool = False) -> nn.Module:

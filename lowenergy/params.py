@@ -107,22 +107,63 @@ class Langevin(Section):
     gradient_clamp: Positive = Field(description="each component of the gradient is clamped to +- this")
 
 
+class Guard(Section):
+    """Training that leaves these bounds, or is not finite, goes back to its last healthy state at a lower rate."""
+
+    energy: Positive = Field(description="largest mean |E| of real images and of chains")
+    spread: Fraction = Field(
+        description="smallest spread of the chains against the real images' (standard deviation of a pixel); less is "
+        "collapse"
+    )
+    recoveries: Times = Field(description="so many times; then training stops with an error")
+
+
 class EnergyTraining(Section):
-    """Persistent contrastive divergence (Tieleman 2008; Du & Mordatch 2019)."""
+    """Flow regression and persistent contrastive divergence, each with its weight.
+
+    The loss is flow_weight * flow + contrastive_weight * contrastive, the second from contrastive_from on. Weights 0
+    and 1 are the recipe of persistent contrastive divergence (Tieleman 2008; Du & Mordatch 2019); both together are
+    Energy Matching (Balcerak et al. 2025): the flow shapes the way from noise to the data, chains the data's vicinity.
+    """
 
     epochs: Count = Field(description="passes over the training images")
     batch_size: Count = Field(description="real images, and as many chains, per step")
     lr: Positive = Field(description="Adam's learning rate")
     lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(description="factor of the learning rate after each epoch")
     beta1: Fraction = Field(description="Adam's first decay rate")
+    gradient_norm: Positive | None = Field(description="the weights' gradient is clipped to this norm; null for none")
+    weight_average: Fraction = Field(description="decay of the moving average of the weights, the result; 0 for none")
+    flow_weight: NotNegative = Field(description="weight of the flow regression; 0 for none")
+    contrastive_weight: NotNegative = Field(description="weight of the contrastive loss; 0 for none: no chains")
+    contrastive_from: Fraction = Field(description="share of the epochs trained on the flow alone; then chains join in")
     regularization: NotNegative = Field(description="weight of the mean squared energy, which keeps energies near 0")
     data_noise: NotNegative = Field(description="standard deviation of noise added to real images")
-    gradient_norm: Positive | None = Field(description="the weights' gradient is clipped to this norm; null for none")
     buffer_size: Count = Field(description="chains kept in the replay buffer")
     fresh_fraction: Annotated[float, Field(ge=0, le=1)] = Field(description="chains restarted from uniform noise")
     chain_steps: Count = Field(description="Langevin steps between two updates of the weights")
+    burn_in: Times = Field(description="a chain counts as a sample after so many steps from noise")
     langevin: Langevin = Field(description="the sampler's constants while training")
     precision: Precision = Field(description="of the forward and backward passes")
+    guard: Guard = Field(description="when training counts as diverged, and what happens then")
+
+    @property
+    def sampler(self) -> dict[str, float]:
+        """Constants and length of the chains that this training makes samples: what a model file should say."""
+        life = round(self.chain_steps / self.fresh_fraction) if self.fresh_fraction else self.chain_steps
+        return {**self.langevin.model_dump(), "chain_steps": life}
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> Self:
+        if not (self.flow_weight or self.contrastive_weight):
+            raise ValueError("flow_weight and contrastive_weight are both 0; give one of them a weight")
+        if self.contrastive_from and not self.flow_weight:
+            raise ValueError(f"contrastive_from = {self.contrastive_from} needs a flow_weight to train on until then")
+        if self.burn_in * self.fresh_fraction >= self.chain_steps:
+            raise ValueError(
+                f"burn_in = {self.burn_in} is no less than a chain's mean life of chain_steps / fresh_fraction = "
+                f"{self.chain_steps / self.fresh_fraction:.0f} steps"
+            )
+        return self
 
 
 class JointTraining(EnergyTraining):
@@ -178,6 +219,7 @@ class EnergyEvaluation(ClassifierEvaluation):
     samples: Annotated[int, Field(ge=100)] = Field(description="images drawn for FID and Inception Score")
     chain_steps: Count = Field(description="Langevin steps from uniform noise to a sample")
     langevin: Langevin = Field(description="the sampler's constants")
+    precision: Precision = Field(description="of the networks that sample; energies are always compared in float32")
     rotation: Annotated[float, Field(gt=0, le=180)] = Field(description="angle of the OOD rotation in degrees")
     reduction: Annotated[float, Field(gt=0, lt=1)] = Field(description="scale of the OOD size reduction")
 

@@ -7,7 +7,9 @@
 chains, gradients are averaged, process 0 writes.
 """
 
+import copy
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +22,23 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel
 
-from lowenergy import energy, models
+from lowenergy import artifact, energy, models
 from lowenergy.data import Batches, Split, to_float
 from lowenergy.errors import UserError
 from lowenergy.params import EnergyTraining, Finetune
 
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill
 PRINT_SECONDS = 5.0
+CAUTION = 0.3  # factor of the learning rate after training diverged
 
 Logs = Mapping[str, Tensor | float]
 Loss = Callable[[nn.Module, int], tuple[Tensor, Logs]]  # (network, step) -> what to minimise, what to plot
 
 
 class DivergedError(UserError):
-    """The loss is no longer finite; the message names the stage and the step."""
+    """Training left its bounds too often; the message names the stage, the step, and what was out of bounds."""
 
 
 class Stateful(Protocol):
@@ -72,6 +76,7 @@ class Run:
         # Every process draws its own batches and noise.
         self.own_seed = seed + 7919 * self.fabric.global_rank
         self.generator = torch.Generator(self.device).manual_seed(self.own_seed)
+        self.recoveries = 0  # how often training diverged and went back
 
     def checkpoint(self, part: str) -> Path:
         return self.checkpoints / f"{self.name}.{part}.pt"
@@ -98,62 +103,157 @@ def fit(
     schedule: LRScheduler,
     run: Run,
     gradient_norm: float | None = None,
+    weight_average: float = 0.0,
     state: Mapping[str, Stateful] | None = None,
     measure: Callable[[nn.Module], Logs] | None = None,
     points: int = 50,
+    guard: Callable[[Mapping[str, float]], str | None] = lambda point: None,
+    recoveries: int = 0,
 ) -> None:
     """Minimise `loss` over the weights of `network` in place; leaves it in evaluation mode on the CPU.
+
+    At each of the curve's points the run is found healthy, or has diverged: a value is not finite, or `guard` objects.
+    Then it goes back to the last point that was followed by a healthy one, and on from there at CAUTION times the
+    learning rate.
 
     Args:
         schedule: advanced after every step.
         gradient_norm: clip the weights' gradient to this norm.
+        weight_average: decay of an exponential moving average of the weights, which becomes the result; 0 for none.
         state: what must survive a kill besides weights, optimizer and generator, such as a replay buffer.
         measure: further values to plot, computed at each of the curve's points.
         points: of the curves; each is the mean since the point before.
+        guard: what is wrong with the values of a point; None for nothing.
+        recoveries: go back at most so many times.
     Raises:
-        DivergedError: the loss is not finite.
+        DivergedError: once more than that; `network` is then as it was at the last healthy point.
     """
-    state = state or {}
     fabric = run.fabric
     wrapped, optimizer = fabric.setup(network, optimizer)
+    parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule, **(state or {})}
+    average = AveragedModel(network, multi_avg_fn=_moving_average(weight_average)) if weight_average else None
+    if average is not None:
+        parts["average"] = average
     every = max(1, steps // points)
     history: list[tuple[int, dict[str, float]]] = []
-    sums: dict[str, Tensor] = {}
-    first = _resume(run, network, optimizer, schedule, state, history)
+    logged: dict[str, list[Tensor]] = {}
+    healthy = kept(run, "fit")
+    if healthy is None:
+        healthy = _snapshot(run, 0, parts, history)
+    else:
+        fabric.print(f"{run.name}: resumed at step {healthy['step']}", flush=True)
+    step = first = _restore(run, healthy, parts, history)
+    latest = healthy  # not yet known to be healthy: its last update shows in the next point
     saved = printed = started = time.monotonic()
-    for step in range(first, steps):
+    while step < steps:
         wrapped.train()
         value, logs = loss(wrapped, step)
         optimizer.zero_grad()
         fabric.backward(value)
         if gradient_norm is not None:
-            fabric.clip_gradients(wrapped, optimizer, max_norm=gradient_norm, error_if_nonfinite=False)
+            norm = fabric.clip_gradients(wrapped, optimizer, max_norm=gradient_norm, error_if_nonfinite=False)
+            assert norm is not None
+            logs = {**logs, "gradient_norm": norm}
         optimizer.step()
         schedule.step()
+        if average is not None:
+            average.update_parameters(network)
         for key, log in {"loss": value, **logs}.items():
-            sums[key] = sums.get(key, torch.zeros((), device=run.device)) + torch.as_tensor(log).detach()
-        if (step + 1) % every and step + 1 < steps:
+            logged.setdefault(key, []).append(torch.as_tensor(log, device=run.device).detach().float())
+        step += 1
+        if step % every and step < steps:
             continue
-        count = (step % every) + 1
-        point = {key: float(total) / count for key, total in sums.items()}
-        sums = {}
-        if not all(map(torch.isfinite, map(torch.tensor, point.values()))):
-            raise DivergedError(f"{run.name}: step {step + 1}: {point}: not finite; lower the learning rate")
+        point = {key: float(torch.stack(values).mean()) for key, values in logged.items()}
+        logged = {}
+        if wrong := _not_finite(point, network) or guard(point):
+            _recover(run, step, wrong, healthy, parts, history, recoveries)
+            step, latest = healthy["step"], healthy
+            continue
         if measure is not None:
             point |= {key: float(log) for key, log in measure(network.eval()).items()}
-        history.append((step + 1, point))
+        history.append((step, point))
+        healthy, latest = latest, _snapshot(run, step, parts, history)
         now = time.monotonic()
-        if now - printed > PRINT_SECONDS or step + 1 == steps:
-            left = (now - started) / (step + 1 - first) * (steps - step - 1)
+        if now - printed > PRINT_SECONDS or step == steps:
+            left = (now - started) / max(1, step - first) * (steps - step)
             shown = "  ".join(f"{key} {log:.4g}" for key, log in point.items())
-            fabric.print(f"{run.name}  step {step + 1}/{steps}  {shown}  {left:.0f} s left", flush=True)
+            fabric.print(f"{run.name}  step {step}/{steps}  {shown}  {left:.0f} s left", flush=True)
             printed = now
         if now - saved > CHECKPOINT_SECONDS and fabric.is_global_zero:
-            _save(run, step + 1, network, optimizer, schedule, state, history)
+            keep(run, "fit", healthy)
             saved = now
     if fabric.is_global_zero:
         _plot(run, history)
+    if average is not None:
+        network.load_state_dict(average.module.state_dict())
     network.eval().cpu()
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    @torch.no_grad()
+    def update(averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+        # A younger average forgets faster: it starts at random weights.
+        forget = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averages, values, forget)
+
+    return update
+
+
+def _not_finite(point: Mapping[str, float], network: nn.Module) -> str | None:
+    bad = [key for key, value in point.items() if not math.isfinite(value)]
+    bad += [name for name, weight in network.named_parameters() if not weight.isfinite().all()][:1]
+    return f"{', '.join(bad)} not finite" if bad else None
+
+
+def _snapshot(run: Run, step: int, parts: Mapping[str, Any], history: list[Any]) -> dict[str, Any]:
+    """All it takes to go on from here, independent of what happens next."""
+    content = {
+        "step": step,
+        "recoveries": run.recoveries,
+        "generator": run.generator.get_state(),
+        "history": list(history),
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+    }
+    return copy.deepcopy(content)
+
+
+def _restore(run: Run, content: Mapping[str, Any], parts: Mapping[str, Any], history: list[Any]) -> int:
+    """Go back to a snapshot; its step."""
+    for name, part in parts.items():
+        part.load_state_dict(copy.deepcopy(content["parts"][name]))
+    run.generator.set_state(content["generator"].cpu())
+    run.recoveries = content["recoveries"]
+    history[:] = [(step, point) for step, point in content["history"]]
+    return int(content["step"])
+
+
+def _recover(
+    run: Run,
+    step: int,
+    wrong: str,
+    healthy: dict[str, Any],
+    parts: Mapping[str, Any],
+    history: list[Any],
+    allowed: int,
+) -> None:
+    """Go back to the last healthy snapshot at a lower learning rate, which that snapshot keeps from now on."""
+    _restore(run, healthy, parts, history)
+    if run.recoveries == allowed:
+        raise DivergedError(
+            f"{run.name}: step {step}: {wrong}, for the {allowed + 1}. time; the last healthy state is that of step "
+            f"{healthy['step']}. Lower the learning rate"
+        )
+    run.recoveries += 1
+    schedule, optimizer = parts["schedule"], parts["optimizer"]
+    schedule.base_lrs = [CAUTION * lr for lr in schedule.base_lrs]
+    for group in optimizer.param_groups:
+        group["lr"] *= CAUTION
+    run.fabric.print(
+        f"{run.name}: step {step}: {wrong}; back to step {healthy['step']}, learning rate times {CAUTION} "
+        f"({run.recoveries} of {allowed} recoveries)",
+        flush=True,
+    )
+    healthy.update(_snapshot(run, healthy["step"], parts, history))
 
 
 def keep(run: Run, part: str, content: Mapping[str, Any]) -> None:
@@ -187,50 +287,6 @@ def finished(run: Run) -> None:
         path.unlink()
 
 
-def _save(
-    run: Run,
-    step: int,
-    network: nn.Module,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
-    state: Mapping[str, Stateful],
-    history: list[tuple[int, dict[str, float]]],
-) -> None:
-    content = {
-        "step": step,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "generator": run.generator.get_state(),
-        "state": {key: item.state_dict() for key, item in state.items()},
-        "history": history,
-    }
-    keep(run, "fit", content)
-
-
-def _resume(
-    run: Run,
-    network: nn.Module,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
-    state: Mapping[str, Stateful],
-    history: list[tuple[int, dict[str, float]]],
-) -> int:
-    """Take up the checkpoint of a killed run with the same inputs; the step to go on from, 0 without one."""
-    content = kept(run, "fit")
-    if content is None:
-        return 0
-    network.load_state_dict(content["network"])
-    optimizer.load_state_dict(content["optimizer"])
-    schedule.load_state_dict(content["schedule"])
-    run.generator.set_state(content["generator"].cpu())
-    for key, item in state.items():
-        item.load_state_dict(content["state"][key])
-    history.extend((step, point) for step, point in content["history"])
-    run.fabric.print(f"{run.name}: resumed at step {content['step']}", flush=True)
-    return int(content["step"])
-
-
 def _plot(run: Run, history: list[tuple[int, dict[str, float]]]) -> None:
     # Written in one go, not while training: rows after the last checkpoint of a killed run would stay in the file.
     with Live(str(run.curves), save_dvc_exp=False, dvcyaml=None, report=None) as live:
@@ -247,15 +303,17 @@ def fit_energy(
     run: Run,
     also: Callable[[Tensor, Tensor], tuple[Tensor, Logs]] | None = None,
 ) -> None:
-    """Train an energy in place by persistent contrastive divergence.
+    """Train an energy in place by flow regression, persistent contrastive divergence, or both.
 
-    Each step advances chains from the replay buffer by p.chain_steps Langevin steps, then lowers the energy of real
-    images against theirs.
+    Where chains take part, each step advances some from the replay buffer by p.chain_steps Langevin steps, then lowers
+    the energy of real images against theirs.
 
     Args:
         also: (logits of the real images, their labels) -> a further loss on the same forward pass (JEM's).
+    Raises:
+        DivergedError: p.guard's recoveries did not help; the last healthy network is saved beside the checkpoints.
     """
-    network.to(run.device)
+    network.to(run.device).to(memory_format=torch.channels_last)
     data = data.to(run.device)
     head = network.spec.head
     assert head is not None, "an energy needs a head"
@@ -264,37 +322,66 @@ def fit_energy(
     buffer = energy.ReplayBuffer(p.buffer_size, network.spec.input_shape, run.generator)
     optimizer = torch.optim.Adam(network.parameters(), lr=p.lr, betas=(p.beta1, 0.999))
     schedule = LambdaLR(optimizer, lambda step: p.lr_decay ** (step // batches.per_epoch))
+    pixel_spread = to_float(data.images[:1000]).std(0).mean()
 
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
         batch = data.take(batches(step).to(run.device))
-        chains, places = buffer.draw(len(batch), p.fresh_fraction)
-        # On the bare network: only input gradients are asked for, so the weights collect none.
-        with run.fabric.autocast():
-            *_, chains = energy.langevin_chain(
-                energy.energy_of(network, head), chains, p.chain_steps, p.langevin, run.generator
-            )
-        buffer.put(places, chains)
         images = to_float(batch.images)
         images = images + p.data_noise * torch.randn(images.shape, generator=run.generator, device=run.device)
+        chains, sampled = images[:0], torch.zeros(0, dtype=torch.bool, device=run.device)
+        if p.contrastive_weight and step >= p.contrastive_from * steps:
+            chains, places = buffer.draw(len(batch), p.fresh_fraction)
+            # On the bare network: only input gradients are asked for, so the weights collect none.
+            with run.fabric.autocast():
+                *_, chains = energy.langevin_chain(
+                    energy.energy_of(network, head), chains, p.chain_steps, p.langevin, run.generator
+                )
+            sampled = buffer.put(places, chains, p.chain_steps) >= p.burn_in
         logits = wrapped(torch.cat([images, chains]))
-        real, fake = energy.HEADS[head](logits).chunk(2)
-        value = energy.contrastive_loss(real, fake, p.regularization)
-        logs: Logs = {"energy_real": real.mean(), "energy_chains": fake.mean()}
+        energies = energy.HEADS[head](logits)
+        real, fake = energies[: len(batch)], energies[len(batch) :][sampled]
+        value = torch.zeros((), device=run.device)
+        logs: dict[str, Tensor | float] = {"energy_real": real.mean()}
+        if len(fake) > len(batch) / 4:  # fewer, at the start, say nothing
+            value = p.contrastive_weight * energy.contrastive_loss(real, fake, p.regularization)
+            logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
+        if p.flow_weight:
+            flow = energy.flow_loss(energy.energy_of(wrapped, head), images, run.generator)
+            value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
         if also is not None:
             more, more_logs = also(logits[: len(batch)], batch.labels)
-            value, logs = value + more, {**logs, **more_logs}
+            value, logs = value + more, logs | dict(more_logs)
         return value, logs
 
-    fit(
-        network,
-        loss,
-        steps=steps,
-        optimizer=optimizer,
-        schedule=schedule,
-        run=run,
-        gradient_norm=p.gradient_norm,
-        state={"buffer": buffer},
-    )
+    def guard(point: Mapping[str, float]) -> str | None:
+        for key in ("energy_real", "energy_chains"):
+            if abs(point.get(key, 0.0)) > p.guard.energy:
+                return f"{key} {point[key]:.3g} is beyond {p.guard.energy:g}"
+        if point.get("spread", 1.0) < p.guard.spread:
+            return f"the chains have collapsed: their spread is {point['spread']:.3g} of the data's"
+        return None
+
+    try:
+        fit(
+            network,
+            loss,
+            steps=steps,
+            optimizer=optimizer,
+            schedule=schedule,
+            run=run,
+            gradient_norm=p.gradient_norm,
+            weight_average=p.weight_average,
+            state={"buffer": buffer},
+            guard=guard,
+            recoveries=p.guard.recoveries,
+        )
+    except DivergedError as error:
+        path = run.checkpoint("last-healthy").with_suffix(".safetensors")
+        artifact.save(
+            artifact.dense(network.cpu(), run.name.split("/")[0]), path, {"stage": "teacher", "diverged": True}
+        )
+        raise DivergedError(f"{error}; the network is in {path}") from None
+    network.to(memory_format=torch.contiguous_format)
 
 
 class Objective(Protocol):

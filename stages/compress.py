@@ -18,12 +18,15 @@ def main(method: str, target: str) -> None:
     objective = targets.get(target).objective(load(source), splits, of_target, run)
     compress = import_module(f"lowenergy.compression.{method}").compress
     model = compress(load(source), target, objective, section, run)
+    came_from = artifact.read(source)[1]["provenance"]
     provenance = {
         "stage": method,
         "data": splits.source,
         "seed": p.seed,
         "source": {"branch": section.source, "sha256": artifact.sha256(source)},
     }
+    if "sampler" in came_from:
+        provenance["sampler"] = came_from["sampler"]
     path = f"models/{target}/{method}.safetensors"
     artifact.save(model, path, provenance)
     print(path, *(f"{part} {count:,}" for part, count in artifact.shares(path).items()), "bytes")

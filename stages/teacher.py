@@ -14,6 +14,8 @@ def main(target: str) -> None:
     run = Run(f"{target}/teacher", p.seed, inputs, precision=section.train.precision)
     teacher = targets.get(target).train(splits, section, run)
     provenance = {"stage": "teacher", "data": splits.source, "seed": p.seed}
+    if target != "classifier":
+        provenance |= {"sampler": section.train.sampler, "recoveries": run.recoveries}
     artifact.save(artifact.dense(teacher, target), f"models/{target}/teacher.safetensors", provenance)
     finished(run)
 

@@ -1,5 +1,7 @@
 """Sampling and contrastive training of energies whose answer is known."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,10 +9,15 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from lowenergy import energy, models, params
-from lowenergy.energy import EnergyMatch, ReplayBuffer, energy_of, langevin_chain, langevin_step, sample
+from lowenergy.energy import EnergyMatch, ReplayBuffer, energy_of, langevin_chain, sample
 from lowenergy.params import Langevin
 
 SPEC = models.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10, head="mean")
+
+
+def langevin_step(energy: energy.Energy, images: Tensor, constants: Langevin, generator: Generator) -> Tensor:
+    (state,) = langevin_chain(energy, images, 1, constants, generator)
+    return state
 
 
 def quadratic(images: Tensor) -> Tensor:
@@ -67,8 +74,45 @@ def test_sampling_leaves_no_gradient_behind(generator: Generator) -> None:
 
 def test_the_number_of_chain_states(generator: Generator) -> None:
     constants = Langevin(step_size=1.0, noise=0.01, gradient_clamp=0.1)
-    states = list(langevin_chain(quadratic, torch.zeros(2, 1, 4, 4), 5, constants, generator))
+    start = torch.zeros(2, 1, 4, 4)
+    states = [state.clone() for state in langevin_chain(quadratic, start, 5, constants, generator)]
     assert len(states) == 5
+    assert not start.any()
+    assert all((a != b).any() for a, b in pairwise(states))
+
+
+def test_a_restarted_chain_is_young_again(generator: Generator) -> None:
+    buffer = ReplayBuffer(100, (1, 2, 2), generator)
+    chains, places = buffer.draw(100, fresh_fraction=0.0)
+    assert (buffer.put(places, chains, 10) == 10).all()
+    chains, places = buffer.draw(100, fresh_fraction=0.3)
+    ages = buffer.put(places, chains, 10)
+    assert set(ages.tolist()) == {10, 20}
+    copy = ReplayBuffer(100, (1, 2, 2), generator)
+    copy.load_state_dict(buffer.state_dict())
+    assert torch.equal(copy.ages, buffer.ages)
+
+
+def test_flow_loss_is_least_where_the_energy_carries_noise_to_the_data(generator: Generator) -> None:
+    """All data at one point: a slope towards it beats none, and none a slope away from it."""
+    images = torch.full((4000, 1, 2, 2), 0.5)
+
+    def loss(slope: float) -> float:
+        def energy_to_m(x: Tensor) -> Tensor:
+            return slope * (x - 0.5).square().flatten(1).sum(1)
+
+        return energy.flow_loss(energy_to_m, images, generator.manual_seed(0)).item()
+
+    assert loss(0.5) < loss(0.0) < loss(-0.5)
+    flat = 7 / 12  # mean (0.5 - u)² of u uniform in [-1, 1]: 1/3 + 1/4
+    assert loss(0.0) == pytest.approx(flat, rel=0.03)
+
+
+def test_flow_loss_reaches_the_weights(generator: Generator) -> None:
+    network = models.build(SPEC, seed=0)
+    energy.flow_loss(energy_of(network, "mean"), torch.zeros(4, 1, 8, 8), generator).backward()
+    gradient = network.features[0].conv.weight.grad
+    assert gradient is not None and gradient.abs().sum() > 0
 
 
 def test_replay_buffer_draws_without_repetition_and_restarts_its_share(generator: Generator) -> None:
@@ -78,7 +122,8 @@ def test_replay_buffer_draws_without_repetition_and_restarts_its_share(generator
     assert len(places.unique()) == 400
     fresh = (chains != 0.5).flatten(1).any(1).float().mean()
     assert 0.15 < fresh < 0.35
-    buffer.put(places, torch.full_like(chains, -1))
+    ages = buffer.put(places, torch.full_like(chains, -1), 5)
+    assert (ages == 5).all()
     assert int((buffer.images == -1).all(dim=(1, 2, 3)).sum()) == 400
 
 

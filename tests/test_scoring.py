@@ -13,6 +13,7 @@ from torch import nn
 from lowenergy import artifact, data, models, params
 from lowenergy.artifact import Model
 from lowenergy.encodings import Coded, Int8, Sparse
+from lowenergy.energy import Energy
 from lowenergy.loading import network_of
 from lowenergy.report import collect, pareto_front, shown
 from lowenergy.scoring import accuracy, generation, micronet, ood, size
@@ -66,9 +67,12 @@ def test_inception_score_of_sure_and_even_answers_is_the_number_of_classes(tmp_p
 def test_ood_tells_what_the_energy_knows(small: params.Params, splits: data.Splits) -> None:
     images = data.to_float(splits.test.images)
     generator = torch.Generator().manual_seed(0)
-    corner = ood.measure(lambda x: x[:, 0, :, 0].sum(1), images, small.ebm.evaluate, generator)  # digits: black edges
-    assert corner["noise"] > 0.99
-    indifferent = ood.measure(lambda x: torch.zeros(len(x)), images, small.ebm.evaluate, generator)
+
+    def measured(energy: Energy) -> dict[str, float]:
+        return ood.auroc(ood.energies(energy, {"test": images}, small.ebm.evaluate, generator))
+
+    assert measured(lambda x: x[:, 0, :, 0].sum(1))["noise"] > 0.99  # digits have black edges
+    indifferent = measured(lambda x: torch.zeros(len(x)))
     assert indifferent == {"noise": 0.5, "rotation": 0.5, "reduction": 0.5}
 
 

@@ -22,15 +22,15 @@ target, root, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 p = check(YAML(typ="safe").load(open(f"{root}/params.yaml")))
 splits = data.prepare(p.data, p.seed)
 training.CHECKPOINT_SECONDS = 0.0
-save = training._save
+keep = training.keep
 
-def save_and_die(run, step, *rest):
-    save(run, step, *rest)
-    if step >= kill_at:
+def keep_and_die(run, part, content):
+    keep(run, part, content)
+    if content["step"] >= kill_at:
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
 
-training._save = save_and_die
+training.keep = keep_and_die
 run = training.Run(f"{target}/teacher", p.seed, [], root=root)
 targets.get(target).train(splits, getattr(p, target), run)
 """
@@ -93,5 +93,5 @@ def test_divergence_is_an_error_that_names_the_stage(
     values: Any, small: params.Params, splits: data.Splits, tmp_path: Path
 ) -> None:
     absurd = params.check(with_changes(small.model_dump(), {"ebm.train.lr": 1e30, "ebm.train.gradient_norm": None}))
-    with pytest.raises(DivergedError, match=r"ebm/teacher: step \d+: .* lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"ebm/teacher: step \d+: .* Lower the learning rate"):
         targets.get("ebm").train(splits, absurd.ebm, Run("ebm/teacher", 0, [], root=tmp_path))

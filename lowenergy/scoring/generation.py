@@ -81,18 +81,3 @@ def draw(
         batch_size=p.batch_size,
         progress=progress,
     )
-
-
-def write_grid(images: Tensor, path: Path, columns: int = 10) -> None:
-    """Images (n, c, h, w) in [-1, 1] as one PNG, small ones enlarged to about 32 pixels a side."""
-    from torchvision.utils import make_grid
-
-    scale = max(1, round(32 / images.shape[-1]))
-    enlarged = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    write_png(make_grid(enlarged, nrow=columns, padding=2, pad_value=0.0), path)
-
-
-def write_png(image: Tensor, path: Path) -> None:
-    from torchvision.io import encode_png
-
-    files.write_bytes(path, encode_png(to_bytes(image)).numpy().tobytes())

@@ -1,10 +1,14 @@
 """Out-of-distribution detection: does the energy tell test images from transformed ones?"""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Generator, Tensor
 
 from lowenergy.energy import Energy, uniform_noise
 from lowenergy.params import EnergyEvaluation
+
+TRANSFORMS = ("noise", "rotation", "reduction")
 
 
 def transformed(images: Tensor, p: EnergyEvaluation, generator: Generator) -> dict[str, Tensor]:
@@ -28,17 +32,29 @@ def transformed(images: Tensor, p: EnergyEvaluation, generator: Generator) -> di
     }
 
 
-def measure(energy: Energy, images: Tensor, p: EnergyEvaluation, generator: Generator) -> dict[str, float]:
-    """AUROC of the energy, (test, transformed test), for each transform; 0.5 is chance, 1 is perfect."""
+def energies(
+    energy: Energy, images: Mapping[str, Tensor], p: EnergyEvaluation, generator: Generator
+) -> dict[str, Tensor]:
+    """Energies, (n,) on the CPU, of each kind of images, and of what is made of the kind `test`."""
+
+    def of(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([energy(part) for part in images.split(p.batch_size)]).cpu()
+
+    return {kind: of(found) for kind, found in {**images, **transformed(images["test"], p, generator)}.items()}
+
+
+def auroc(energies: Mapping[str, Tensor]) -> dict[str, float]:
+    """AUROC of the energy, test images against each transformed kind; 0.5 is chance, 1 is perfect."""
     from sklearn.metrics import roc_auc_score
 
-    def energies(batch: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([energy(part) for part in batch.split(p.batch_size)])
-
-    inside = energies(images)
-    labels = torch.cat([torch.zeros(len(images)), torch.ones(len(images))]).numpy()
+    inside = energies["test"]
     return {
-        name: float(roc_auc_score(labels, torch.cat([inside, energies(outside)]).numpy()))
-        for name, outside in transformed(images, p, generator).items()
+        kind: float(
+            roc_auc_score(
+                torch.cat([torch.zeros(len(inside)), torch.ones(len(energies[kind]))]).numpy(),
+                torch.cat([inside, energies[kind]]).numpy(),
+            )
+        )
+        for kind in TRANSFORMS
     }

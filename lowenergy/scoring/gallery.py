@@ -1,0 +1,103 @@
+"""What figures do not show: samples, how they come about, what they resemble; which energies data has. All PNG."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from lowenergy import files
+from lowenergy.data import to_bytes
+from lowenergy.energy import Energy, langevin_chain, uniform_noise
+from lowenergy.models import Network
+from lowenergy.params import EnergyEvaluation
+
+STATES = 10  # of each chain in a strip, start and end among them
+
+
+def write_grid(images: Tensor, path: Path, columns: int = 10) -> None:
+    """Images (n, c, h, w) in [-1, 1], small ones enlarged to about 32 pixels a side."""
+    from torchvision.io import encode_png
+    from torchvision.utils import make_grid
+
+    scale = max(1, round(32 / images.shape[-1]))
+    enlarged = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    grid = make_grid(enlarged, nrow=columns, padding=2, pad_value=0.0)
+    files.write_bytes(path, encode_png(to_bytes(grid)).numpy().tobytes())
+
+
+def write_strip(
+    energy: Energy, shape: tuple[int, int, int], p: EnergyEvaluation, generator: Generator, path: Path, chains: int = 8
+) -> None:
+    """From noise to samples: a row per chain, evenly spaced Langevin steps from left to right."""
+    start = uniform_noise((chains, *shape), generator)
+    steps = {round(i * p.chain_steps / (STATES - 1)) for i in range(1, STATES)}
+    states = [start]
+    for step, state in enumerate(langevin_chain(energy, start, p.chain_steps, p.langevin, generator), 1):
+        if step in steps:
+            states.append(state.clone())
+    write_grid(torch.stack(states, 1).flatten(0, 1).cpu(), path, columns=len(states))
+
+
+def write_neighbours(samples: Tensor, training: Tensor, path: Path, columns: int = 10) -> None:
+    """Samples and, below each, the training image (uint8) nearest to it in pixels: a copy would show as a pair."""
+    # Squared distances without the samples' norms, which order nothing; in parts to bound the memory.
+    flat = samples.flatten(1)
+    nearest, best = torch.zeros(len(samples), dtype=torch.long), torch.full((len(samples),), float("inf"))
+    for start in range(0, len(training), 10_000):
+        part = training[start : start + 10_000].flatten(1).float().div_(127.5).sub_(1)
+        distances, index = (part.square().sum(1) - 2 * flat @ part.T).min(1)
+        nearest = torch.where(distances < best, index + start, nearest)
+        best = torch.minimum(distances, best)
+    found = training[nearest].float() / 127.5 - 1
+    rows = [row for pair in zip(samples.split(columns), found.split(columns), strict=True) for row in pair]
+    write_grid(torch.cat(rows), path, columns)
+
+
+def write_classes(scorer: Network, samples: Tensor, classes: Sequence[str], path: Path) -> None:
+    """The share of each class among the samples, by the scorer: a missing bar is a mode that is never drawn."""
+    with torch.inference_mode():
+        predicted = torch.cat([scorer(part).argmax(1) for part in samples.split(1000)])
+    shares = torch.bincount(predicted, minlength=len(classes)) / len(samples)
+    figure, axes = _axes()
+    axes.bar(range(len(classes)), shares.tolist(), color="tab:blue")
+    axes.axhline(1 / len(classes), color="tab:gray", lw=1, ls="--")
+    if len(classes) <= 20:
+        axes.set_xticks(range(len(classes)), classes)
+    axes.set(xlabel="class that the scorer sees", ylabel=f"share of {len(samples)} samples")
+    _write(figure, path)
+
+
+def write_energies(energies: Mapping[str, Tensor], path: Path) -> None:
+    """Histograms of the energies, a line for each kind of images; on the left is what the model holds for likely."""
+    figure, axes = _axes()
+    everything = torch.cat(list(energies.values()))
+    # Kinds differ by orders of magnitude in spread: bins are equal on the scale on which the lines are drawn.
+    centre = energies["test"].median()
+    width = (energies["test"] - centre).abs().median().clamp_min(1e-6)
+    scaled = torch.asinh((everything - centre) / width)
+    edges = torch.linspace(float(scaled.min()), float(scaled.max()) + 1e-6, 81)
+    places = (edges[:-1] + edges[1:]) / 2
+    for kind, values in energies.items():
+        counts = torch.histc(torch.asinh((values - centre) / width), 80, float(edges[0]), float(edges[-1]))
+        axes.plot(places.tolist(), (counts / len(values)).tolist(), lw=1.3, label=kind)
+    ticks = torch.linspace(float(edges[0]), float(edges[-1]), 6)
+    axes.set_xticks(ticks.tolist(), [f"{float(torch.sinh(tick) * width + centre):.4g}" for tick in ticks])
+    axes.set(xlabel="energy (asinh scale)", ylabel="share of images")
+    axes.legend()
+    _write(figure, path)
+
+
+def _axes() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0, 3.2), dpi=110, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _write(figure: Any, path: Path) -> None:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})  # no version: the same bytes from the same figures
+    files.write_bytes(path, out.getvalue())
