@@ -164,7 +164,11 @@ class Network(nn.Module):
         self.fc = nn.Linear(width, spec.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.features(x))
+        features = self.features(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            return self.fc(features)
+        with torch.autocast(x.device.type, enabled=False):  # energies reach hundreds, bfloat16 would round them to units
+            return self.fc(features.float())
 
 
 def build(spec: Spec, *, seed: int) -> Network:
