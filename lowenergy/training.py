@@ -331,7 +331,7 @@ def fit_energy(
         chains, sampled = images[:0], torch.zeros(0, dtype=torch.bool, device=run.device)
         if p.contrastive_weight and step >= p.contrastive_from * steps:
             chains, places = buffer.draw(len(batch), p.fresh_fraction)
-            # On the bare network: only input gradients are asked for, so the weights collect none.
+            # On the bare network, here and below: Fabric forbids to differentiate through its wrapper.
             with run.fabric.autocast():
                 *_, chains = energy.langevin_chain(
                     energy.energy_of(network, head), chains, p.chain_steps, p.langevin, run.generator
@@ -346,7 +346,8 @@ def fit_energy(
             value = p.contrastive_weight * energy.contrastive_loss(real, fake, p.regularization)
             logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
         if p.flow_weight:
-            flow = energy.flow_loss(energy.energy_of(wrapped, head), images, run.generator)
+            with run.fabric.autocast():
+                flow = energy.flow_loss(energy.energy_of(network, head), images, run.generator)
             value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
         if also is not None:
             more, more_logs = also(logits[: len(batch)], batch.labels)
