@@ -126,7 +126,7 @@ def _sample(args: argparse.Namespace) -> None:
     from lowenergy.files import FileError
     from lowenergy.loading import energy_of, network_of
     from lowenergy.params import Langevin
-    from lowenergy.scoring.gallery import write_grid
+    from lowenergy.pictures import write_grid
 
     model, header = artifact.read(args.model)
     constants = dict(header["provenance"].get("sampler", {}))

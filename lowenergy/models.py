@@ -167,7 +167,9 @@ class Network(nn.Module):
         features = self.features(x)
         if not torch.is_autocast_enabled(x.device.type):
             return self.fc(features)
-        with torch.autocast(x.device.type, enabled=False):  # energies reach hundreds, bfloat16 would round them to units
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # in bfloat16 energies of hundreds are whole numbers
             return self.fc(features.float())
 
 

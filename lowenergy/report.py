@@ -26,6 +26,7 @@ FORMATS = {
     "ood_auroc.noise": "{:.3f}",
     "ood_auroc.rotation": "{:.3f}",
     "ood_auroc.reduction": "{:.3f}",
+    "recoveries": "{:.0f}",
     "size_bytes": "{:,.0f}",
     "compression_ratio": "{:.1f}×",
     "bits_per_weight": "{:.2f}",
@@ -84,7 +85,7 @@ th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(-
 th:first-child, td:first-child { text-align: left }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top }
 figcaption { font-size: 13px; opacity: .75 } .plot { background: #fff; max-width: 100% }
-.grid { image-rendering: pixelated; max-width: 20rem }
+.grid { image-rendering: pixelated; width: 20rem }
 """
 
 
@@ -144,10 +145,23 @@ def _image(path: Path, caption: str) -> str:
     )
 
 
+PICTURES = {  # of the teacher, besides its samples
+    "strip.png": "from noise to samples, Langevin steps evenly spaced",
+    "neighbours.png": "samples and, below each, the training image nearest to it",
+    "classes.png": "what the samples show, by the scorer",
+    "energies.png": "energies of data and of what is not data",
+}
+
+
 def _samples(target: str, branches: list[str], root: Path) -> str:
-    grids = [(b, root / "plots" / "branches" / target / b / "samples.png") for b in branches]
-    found = [_image(path, f"{branch}: samples") for branch, path in grids if path.exists()]
-    return "<h3>Samples</h3>" + "".join(found) if found else ""
+    of_target = root / "plots" / "branches" / target
+    samples = {f"{branch}: samples": of_target / branch / "samples.png" for branch in branches}
+    more = {caption: of_target / "teacher" / name for name, caption in PICTURES.items()}
+    parts = []
+    for title, pictures in (("Samples", samples), ("The teacher's samples and energies", more)):
+        found = [_image(path, caption) for caption, path in pictures.items() if path.exists()]
+        parts += [f"<h3>{title}</h3>", *found] if found else []
+    return "".join(parts)
 
 
 def _svg(figure: Any) -> str:

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
-from lowenergy import artifact, energy, models
+from lowenergy import artifact, energy, models, pictures
 from lowenergy.data import Batches, Split, to_float
 from lowenergy.errors import UserError
 from lowenergy.params import EnergyTraining, Finetune
@@ -306,7 +306,7 @@ def fit_energy(
     """Train an energy in place by flow regression, persistent contrastive divergence, or both.
 
     Where chains take part, each step advances some from the replay buffer by p.chain_steps Langevin steps, then lowers
-    the energy of real images against theirs.
+    the energy of real images against theirs. How chains look shows in .checkpoints/<name>.chains.png.
 
     Args:
         also: (logits of the real images, their labels) -> a further loss on the same forward pass (JEM's).
@@ -354,6 +354,10 @@ def fit_energy(
             value, logs = value + more, logs | dict(more_logs)
         return value, logs
 
+    def show(_: nn.Module) -> Logs:
+        pictures.write_grid(buffer.images[:64].cpu(), run.checkpoint("chains").with_suffix(".png"), columns=16)
+        return {}
+
     def guard(point: Mapping[str, float]) -> str | None:
         for key in ("energy_real", "energy_chains"):
             if abs(point.get(key, 0.0)) > p.guard.energy:
@@ -373,6 +377,7 @@ def fit_energy(
             gradient_norm=p.gradient_norm,
             weight_average=p.weight_average,
             state={"buffer": buffer},
+            measure=show,
             guard=guard,
             recoveries=p.guard.recoveries,
         )

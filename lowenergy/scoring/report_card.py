@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowenergy import artifact, loading, models
+from lowenergy import artifact, loading, models, pictures
 from lowenergy.data import Splits, to_float
 from lowenergy.params import ClassifierEvaluation, EnergyEvaluation
 from lowenergy.scoring import accuracy, gallery, generation, micronet, ood, size
@@ -68,7 +68,7 @@ def _draw_and_detect(
     generator = torch.Generator(device).manual_seed(seed)
     shape, train, test = splits.input_shape, splits.train.images, splits.test.images
     drawn = generation.draw(energy, shape, p, generator, lambda text: print(f"{path}: {text}", flush=True)).cpu()
-    gallery.write_grid(drawn[:GRID], plots / "samples.png")
+    pictures.write_grid(drawn[:GRID], plots / "samples.png")
     gallery.write_neighbours(drawn[:NEIGHBOURS], train, plots / "neighbours.png")
     gallery.write_classes(scorer, drawn, splits.classes, plots / "classes.png")
     gallery.write_strip(energy, shape, p, generator, plots / "strip.png")
