@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.func import functional_call
 
 from lowenergy.params import EnergyProbes, Langevin, Precision
 
@@ -19,16 +20,18 @@ HEADS: dict[str, Callable[[Tensor], Tensor]] = {  # logits (batch, outputs) -> e
 Energy = Callable[[Tensor], Tensor]
 
 
-def energy_of(network: nn.Module, head: str, precision: Precision = "32-true") -> Energy:
+def energy_of(network: nn.Module, head: str, precision: Precision = "32-true", *, frozen: bool = False) -> Energy:
     """The energy that a network defines through its head: images (batch, c, h, w) -> energies (batch,), float32.
 
     Args:
         precision: bf16-mixed runs the network under autocast, about twice as fast where the hardware has bfloat16.
+        frozen: the weights take part as constants, so that no step spends time on their gradients.
     """
+    weights = {name: weight.detach() for name, weight in network.named_parameters()}  # sees later updates in place
 
     def energy(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            logits = network(images)
+            logits = functional_call(network, weights, (images,)) if frozen else network(images)
         return HEADS[head](logits.float())
 
     return energy

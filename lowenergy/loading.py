@@ -49,7 +49,7 @@ def energy_of(model: Model, network: nn.Module, precision: Precision = "32-true"
         raise FileError(f"a {model.target} has no energy to sample from; give an EBM or a JEM")
     if model.activations:
         return energy.energy_of(network, model.spec.head)
-    return energy.energy_of(network.to(memory_format=torch.channels_last), model.spec.head, precision)
+    return energy.energy_of(network.to(memory_format=torch.channels_last), model.spec.head, precision, frozen=True)
 
 
 def load(path: str | Path, *, coded: bool = False) -> nn.Module:

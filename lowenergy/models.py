@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from lowenergy.inputconv import InputConv2d
 from lowenergy.params import Architecture, EnergyArchitecture
 
 RESNETS = {  # blocks in each stage; the width doubles from stage to stage
@@ -79,7 +80,9 @@ class ConvNorm(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, norm: str) -> None:
         super().__init__()
         batch = norm == "batch"
-        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=not batch)
+        # Images have few channels and, in an energy, a gradient; strided convolutions of them have a fast one.
+        conv = InputConv2d if channels_in <= 3 and stride == 2 and not batch else nn.Conv2d
+        self.conv = conv(channels_in, channels_out, kernel, stride, kernel // 2, bias=not batch)
         self.norm = nn.BatchNorm2d(channels_out) if batch else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,9 +170,7 @@ class Network(nn.Module):
         features = self.features(x)
         if not torch.is_autocast_enabled(x.device.type):
             return self.fc(features)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # in bfloat16 energies of hundreds are whole numbers
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 energies of hundreds are whole numbers
             return self.fc(features.float())
 
 

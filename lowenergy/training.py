@@ -322,6 +322,7 @@ def fit_energy(
     buffer = energy.ReplayBuffer(p.buffer_size, network.spec.input_shape, run.generator)
     optimizer = torch.optim.Adam(network.parameters(), lr=p.lr, betas=(p.beta1, 0.999))
     schedule = LambdaLR(optimizer, lambda step: p.lr_decay ** (step // batches.per_epoch))
+    of_constants = energy.energy_of(network, head, frozen=True)
     pixel_spread = to_float(data.images[:1000]).std(0).mean()
 
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
@@ -333,9 +334,7 @@ def fit_energy(
             chains, places = buffer.draw(len(batch), p.fresh_fraction)
             # On the bare network, here and below: Fabric forbids to differentiate through its wrapper.
             with run.fabric.autocast():
-                *_, chains = energy.langevin_chain(
-                    energy.energy_of(network, head), chains, p.chain_steps, p.langevin, run.generator
-                )
+                *_, chains = energy.langevin_chain(of_constants, chains, p.chain_steps, p.langevin, run.generator)
             sampled = buffer.put(places, chains, p.chain_steps) >= p.burn_in
         logits = wrapped(torch.cat([images, chains]))
         energies = energy.HEADS[head](logits)

@@ -4,8 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
 
 from lowenergy import models
+from lowenergy.inputconv import InputConv2d
 from lowenergy.models import Spec, build, build_with, fold_batchnorm
 
 STUDY = Spec("resnet18", 64, "7x7", "swish", "none", channels=1, image_size=28, outputs=10, head="mean")
@@ -73,3 +78,35 @@ def test_coded_layers_come_in_forward_order() -> None:
     names = list(models.coded_layers(build(STUDY, seed=0)))
     assert names[0] == "features.0.conv" and names[-1] == "fc"
     assert len(names) == 21
+
+
+@given(
+    channels=st.integers(1, 3),
+    kernel=st.sampled_from([1, 3, 5, 7]),
+    height=st.integers(4, 11),
+    width=st.integers(4, 11),
+    seed=st.integers(0, 2**31),
+)
+def test_the_fast_input_gradient_is_the_gradient(
+    channels: int, kernel: int, height: int, width: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    fast = InputConv2d(channels, 4, kernel, 2, kernel // 2).double()
+    x = torch.randn(2, channels, height, width, dtype=torch.double, requires_grad=True)
+    torch.testing.assert_close(fast(x), nn.Conv2d.forward(fast, x))
+    inputs = (x, fast.weight, fast.bias)
+    weights = torch.randn_like(fast(x))
+    wanted = torch.autograd.grad((nn.Conv2d.forward(fast, x) * weights).sum(), inputs)
+    torch.testing.assert_close(torch.autograd.grad((fast(x) * weights).sum(), inputs), wanted)
+
+
+def test_the_fast_input_gradient_has_gradients_of_its_own() -> None:
+    """Flow regression differentiates the score with respect to the weights."""
+    torch.manual_seed(0)
+    fast = InputConv2d(1, 2, 5, 2, 2).double()
+    x = torch.randn(1, 1, 6, 6, dtype=torch.double, requires_grad=True)
+
+    def squared(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return functional_call(fast, {"weight": weight}, (x,)).square()
+
+    assert torch.autograd.gradgradcheck(squared, (x, fast.weight.detach().requires_grad_()))

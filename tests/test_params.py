@@ -95,7 +95,8 @@ def test_profiles_apply_and_digits_brings_everything_back(project: Path, name: s
     before = (project / "params.yaml").read_text()
     assert profile.apply(name)
     assert params.load().data.source == name
-    assert profile.apply("pq-punynet") and profile.apply("pq-large-blocks")
+    for preset in ("pq-punynet", "pq-large-blocks", "mnist-large", "mnist-study"):
+        assert profile.apply(preset)
     assert "# at most so many" in (project / "params.yaml").read_text()
     profile.apply("digits")
     assert (project / "params.yaml").read_text() == before
