@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, with_changes
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from lowenergy import artifact, data, params, targets, training
+from lowenergy.loading import load
 from lowenergy.training import DivergedError, Run
 
 KILLED = """
@@ -89,9 +92,84 @@ def test_foreign_and_damaged_checkpoints_are_not_taken_up(
     assert "is unreadable" in capfd.readouterr().out
 
 
-def test_divergence_is_an_error_that_names_the_stage(
-    values: Any, small: params.Params, splits: data.Splits, tmp_path: Path
+def test_divergence_without_end_stops_with_the_last_healthy_model(
+    small: params.Params, splits: data.Splits, tmp_path: Path
 ) -> None:
-    absurd = params.check(with_changes(small.model_dump(), {"ebm.train.lr": 1e30, "ebm.train.gradient_norm": None}))
-    with pytest.raises(DivergedError, match=r"ebm/teacher: step \d+: .* Lower the learning rate"):
-        targets.get("ebm").train(splits, absurd.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
+    changes = {"ebm.train.lr": 1e30, "ebm.train.gradient_norm": None, "ebm.train.guard.recoveries": 2}
+    absurd = params.check(with_changes(small.model_dump(), changes))
+    run = Run("ebm/teacher", 0, [], root=tmp_path)
+    with pytest.raises(DivergedError, match=r"ebm/teacher: step \d+: .* for the 3. time; .* Lower the learning rate"):
+        targets.get("ebm").train(splits, absurd.ebm, run)
+    assert run.recoveries == 2
+    network = load(tmp_path / ".checkpoints/ebm/teacher.last-healthy.safetensors")
+    assert all(weight.isfinite().all() for weight in network.parameters())
+
+
+def test_the_guard_watches_energies(small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
+    narrow = params.check(
+        with_changes(small.model_dump(), {"ebm.train.guard.energy": 1e-6, "ebm.train.guard.recoveries": 0})
+    )
+    with pytest.raises(DivergedError, match=r"energy_\w+ \S+ is beyond 1e-06"):
+        targets.get("ebm").train(splits, narrow.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
+
+
+def test_the_guard_watches_chains(
+    small: params.Params, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.energy, "langevin_chain", lambda of, images, *rest: [torch.zeros_like(images)])
+    with pytest.raises(DivergedError, match=r"the chains have collapsed: their spread is 0 of the data's, for the 6"):
+        targets.get("ebm").train(splits, small.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
+
+
+def slope(run: Run) -> nn.Linear:
+    """Fits y = 2x by gradient descent whose first learning rates are far too high."""
+    network = nn.Linear(1, 1)
+    nn.init.zeros_(network.weight), nn.init.zeros_(network.bias)
+    optimizer = torch.optim.SGD(network.parameters(), lr=30.0)
+
+    def loss(wrapped: nn.Module, step: int) -> Any:
+        x = torch.randn(16, 1, generator=run.generator)
+        return (wrapped(x) - 2 * x).square().mean(), {}
+
+    training.fit(
+        network,
+        loss,
+        steps=400,
+        optimizer=optimizer,
+        schedule=LambdaLR(optimizer, lambda step: 1.0),
+        run=run,
+        guard=lambda point: "the loss explodes" if point["loss"] > 1e3 else None,
+        recoveries=9,
+        weight_average=0.9,
+    )
+    return network
+
+
+def test_divergence_goes_back_and_slows_down(tmp_path: Path, capfd: Any) -> None:
+    run = Run("a/b", 0, [], root=tmp_path)
+    network = slope(run)
+    assert network.weight.item() == pytest.approx(2, abs=1e-3)
+    assert 2 <= run.recoveries <= 6
+    assert f"({run.recoveries} of 9 recoveries)" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 20])
+def test_a_run_killed_after_recovering_ends_the_same(
+    kill_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = slope(Run("a/b", 0, [], root=tmp_path / "uninterrupted"))
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    keep, kept = training.keep, []
+
+    def keep_and_die(run: Run, part: str, content: Any) -> None:
+        keep(run, part, content)
+        kept.append(part)
+        if len(kept) == kill_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "keep", keep_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        slope(Run("a/b", 0, [], root=tmp_path))
+    resumed = slope(Run("a/b", 0, [], root=tmp_path))
+    assert torch.equal(resumed.weight, wanted.weight)
+    assert torch.equal(resumed.bias, wanted.bias)
