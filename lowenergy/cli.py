@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--root", help="torchvision root of mnist and cifar100 (default: data.root of params.yaml)")
     score.set_defaults(run=_score)
 
+    fid = commands.add_parser("fid", help="FID and Inception Score of images in a .npz file, by the pipeline's scorer")
+    fid.add_argument("images", type=Path, help="array `images`, uint8, (n, h, w) or (n, c, h, w)")
+    fid.set_defaults(run=_fid)
+
     sample = commands.add_parser("sample", help="draw images from an EBM or JEM, compressed or not")
     sample.add_argument("model", type=Path)
     sample.add_argument("--n", type=int, default=64, help="images (default 64)")
@@ -117,6 +121,32 @@ def _score(args: argparse.Namespace) -> None:
     print(*(f"{key} {value:.4f}" for key, value in measured.items()), sep="\n")
 
 
+def _fid(args: argparse.Namespace) -> None:
+    import numpy as np
+    import torch
+
+    from lowenergy import artifact, data
+    from lowenergy.files import FileError
+    from lowenergy.loading import dense_network
+    from lowenergy.scoring import generation
+
+    scorer = dense_network(artifact.read("models/scorer.safetensors")[0])
+    try:
+        with np.load(args.images, allow_pickle=False) as arrays:
+            images = torch.from_numpy(arrays["images"])
+    except (OSError, ValueError, KeyError) as error:
+        raise FileError(f"{args.images}: no .npz file with an array `images` ({error})") from None
+    images = images[:, None] if images.ndim == 3 else images
+    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != scorer.spec.input_shape:
+        raise FileError(
+            f"{args.images}: {images.dtype} images of {tuple(images.shape[1:])}; the scorer looks at uint8 images of "
+            f"{scorer.spec.input_shape}"
+        )
+    measured = generation.measure(scorer, "models/reference.safetensors", data.to_float(images), 0)
+    print(f"{args.images}: {len(images):,} images")
+    print(*(f"{key} {value:.4f}" for key, value in measured.items()), sep="\n")
+
+
 def _sample(args: argparse.Namespace) -> None:
     import torch
     from rich.progress import Progress
@@ -129,11 +159,13 @@ def _sample(args: argparse.Namespace) -> None:
     from lowenergy.pictures import write_grid
 
     model, header = artifact.read(args.model)
-    constants = dict(header["provenance"].get("sampler", {}))
-    if model.spec.head is None or not constants:
-        raise FileError(f"{args.model}: a {model.target} without a sampler; give an EBM or a JEM that a stage made")
-    steps = args.steps or constants["chain_steps"]
-    del constants["chain_steps"]
+    if model.spec.head is None:
+        raise FileError(f"{args.model}: a {model.target} has no energy to sample from; give an EBM or a JEM")
+    if "sampler" not in header["provenance"]:
+        raise FileError(f"{args.model}: does not say how to sample from it; make it again by its stage")
+    constants = dict(header["provenance"]["sampler"])
+    chain_steps = int(constants.pop("chain_steps"))
+    steps = args.steps or chain_steps
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with Progress() as progress:
         task = progress.add_task(f"{steps} Langevin steps", total=steps * args.n)

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Clone
@@ -43,6 +44,20 @@ def test_score_is_what_the_evaluation_measured(inside: Clone, capsys: pytest.Cap
     assert f"{kept['size_bytes']:,} bytes, 359 test images of digits" in text
     assert f"accuracy {kept['accuracy']:.4f}" in text and f"nll {kept['nll']:.4f}" in text
     assert kept["codes_bytes"] + kept["codebooks_bytes"] + kept["other_bytes"] == kept["size_bytes"]
+
+
+def test_fid_of_images_in_a_file(inside: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = json.loads((inside.path / "metrics/scorer.json").read_text())["test_images"]
+    test = data.load("data/splits.safetensors").test.images.numpy()
+    np.savez(tmp_path / "test.npz", images=test[:, 0])
+    assert cli.main(["fid", str(tmp_path / "test.npz")]) == 0
+    text = capsys.readouterr().out
+    assert f"fid {kept['fid']:.4f}" in text and f"inception_score {kept['inception_score']:.4f}" in text
+    np.savez(tmp_path / "small.npz", images=test[:, 0, :4, :4])
+    (tmp_path / "no.npz").write_bytes(b"no archive")
+    for name, message in (("small", "images of (1, 4, 4)"), ("no", "no .npz file"), ("none", "No such file")):
+        assert cli.main(["fid", str(tmp_path / f"{name}.npz")]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("branch", ["teacher", "prune", "quantize", "distill", "pq"])
@@ -89,9 +104,10 @@ def test_measuring_again_gives_the_same_figures(
         plots=tmp_path,
     )
     assert card == json.loads((inside.path / f"metrics/{model}.json").read_text())
-    shown = "confusion.csv" if target == "classifier" else "samples.png"
-    kept = inside.path / "plots/branches" / target / branch / shown
-    assert (tmp_path / shown).read_bytes() == kept.read_bytes()
+    pictures = {f"{name}.png" for name in ("samples", "strip", "neighbours", "classes", "energies")}
+    assert {path.name for path in tmp_path.iterdir()} == ({"confusion.csv"} if target == "classifier" else pictures)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (inside.path / "plots/branches" / target / branch / path.name).read_bytes()
 
 
 def test_every_stage_and_parameter_in_the_readme_exists(clone: Clone) -> None:

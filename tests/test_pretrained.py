@@ -1,4 +1,4 @@
-"""The shipped models are what their cards say, and load."""
+"""The shipped models are what their cards say, load, and do what they are for."""
 
 import json
 from pathlib import Path
@@ -6,35 +6,55 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from torchvision.io import decode_png, read_file
 
 import lowenergy
-from lowenergy import artifact
+from lowenergy import artifact, cli
+from lowenergy.encodings import Coded
 from lowenergy.models import spec_of
 
 MODELS = sorted((ROOT / "pretrained").glob("*.safetensors"))
+DRAWING = [path for path in MODELS if artifact.read(path)[0].target != "classifier"]
 
 
-def test_there_are_some() -> None:
-    assert MODELS
+def figures(path: Path) -> dict[str, float]:
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+def test_there_are_some_of_every_target() -> None:
+    assert {artifact.read(path)[0].target for path in MODELS} == {"classifier", "ebm", "jem"}
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_it_loads_and_its_metrics_are_of_this_file(path: Path) -> None:
-    kept = json.loads(path.with_suffix(".json").read_text())
+    kept = figures(path)
     assert path.stat().st_size == kept["size_bytes"] <= 2e6
-    shares = artifact.shares(path)
-    assert all(kept[f"{part}_bytes"] == count for part, count in shares.items())
     network = lowenergy.load(path)
     images = torch.rand(2, *spec_of(network).input_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         answers, coded = network(images), lowenergy.load(path, coded=True)(images)
     assert answers.std() > 0.1
     torch.testing.assert_close(coded, answers)
+    if any(isinstance(encoded, Coded) for encoded in artifact.read(path)[0].tensors.values()):
+        assert all(kept[f"{part}_bytes"] == count for part, count in artifact.shares(path).items())
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_the_card_tells_its_figures_and_how_it_was_made(path: Path) -> None:
-    card, kept = (ROOT / "pretrained/README.md").read_text(), json.loads(path.with_suffix(".json").read_text())
-    assert path.name in card and f"{kept['size_bytes']:,}" in card
-    assert f"{100 * kept['accuracy']:.2f} %" in card
-    assert f"lowenergy score pretrained/{path.name}" in card and "lowenergy profile" in card
+    card, kept = (ROOT / "pretrained/README.md").read_text(), figures(path)
+    assert path.name in card and f"{kept['size_bytes']:,}" in card and "lowenergy profile" in card
+    if "accuracy" in kept:
+        assert f"{100 * kept['accuracy']:.2f} %" in card
+        assert f"lowenergy score pretrained/{path.name}" in card
+    if "fid" in kept:
+        assert f"FID {kept['fid']:.2f}" in card and f"IS {kept['inception_score']:.2f}" in card
+        assert f"lowenergy sample pretrained/{path.name}" in card
+
+
+@pytest.mark.parametrize("path", DRAWING, ids=lambda path: path.stem)
+def test_it_draws_ink_on_paper(path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    assert cli.main(["sample", str(path), "--n", "8", "--out", str(out)]) == 0
+    shades = decode_png(read_file(str(out)))[0].float()
+    assert (shades < 32).float().mean() > 0.6  # digits are mostly background,
+    assert 0.03 < (shades > 223).float().mean() < 0.3  # and some of each is ink, as in MNIST

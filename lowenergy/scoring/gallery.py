@@ -31,7 +31,11 @@ def write_strip(
 
 
 def write_neighbours(samples: Tensor, training: Tensor, path: Path, columns: int = 10) -> None:
-    """Samples and, below each, the training image (uint8) nearest to it in pixels: a copy would show as a pair."""
+    """Samples and, below each, the training image (uint8) nearest to it in pixels: a copy would show as a pair.
+
+    Args:
+        samples: (n, c, h, w) in [-1, 1], n a multiple of `columns`.
+    """
     # Squared distances without the samples' norms, which order nothing; in parts to bound the memory.
     flat = samples.flatten(1)
     nearest, best = torch.zeros(len(samples), dtype=torch.long), torch.full((len(samples),), float("inf"))

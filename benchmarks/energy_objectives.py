@@ -1,0 +1,92 @@
+"""What training costs until samples reach a given FID: persistent contrastive divergence against Energy Matching.
+
+    lowenergy profile mnist && dvc repro scorer
+    python benchmarks/energy_objectives.py --epochs 60 8           # of energy matching, of the study's recipe
+
+Both train the network of params.yaml's ebm; the first by ebm.train as it is there, the second by the earlier study's
+recipe (profiles/mnist-study.yaml). While they train, their checkpoints are copied with the time they took; afterwards
+1,000 samples are drawn from each copy and looked at through the pipeline's scorer.
+"""
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from ruamel.yaml import YAML
+
+from lowenergy import artifact, data, energy, loading, models, params, training
+from lowenergy.params import Ebm
+from lowenergy.scoring import generation
+from lowenergy.targets import ebm
+from lowenergy.training import Run
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: merged(value, changes[key]) if isinstance(value, dict) and key in changes else changes.get(key, value)
+        for key, value in values.items()
+    }
+
+
+def recipes(epochs: list[int]) -> dict[str, Ebm]:
+    ours = params.load().ebm
+    study = YAML(typ="safe").load(Path("profiles/mnist-study.yaml"))["ebm"]
+    study = Ebm.model_validate(merged(ours.model_dump(), {k: v for k, v in study.items() if k != "architecture"}))
+    found = {"energy matching": ours, "persistent contrastive divergence": study}
+    return {
+        name: p.model_copy(update={"train": p.train.model_copy(update={"epochs": count})})
+        for (name, p), count in zip(found.items(), epochs, strict=True)
+    }
+
+
+def train(p: Ebm, splits: data.Splits, every: float) -> list[tuple[float, int, dict[str, torch.Tensor]]]:
+    """(seconds, step, weights) every so many seconds, by the weights' average where the recipe has one."""
+    copies: list[tuple[float, int, dict[str, torch.Tensor]]] = []
+    began = time.monotonic()
+
+    def keep(run: Run, part: str, content: Mapping[str, Any]) -> None:
+        of = content["parts"].get("average") or content["parts"]["network"]
+        weights = {key.removeprefix("module."): value for key, value in of.items() if key != "n_averaged"}
+        copies.append((time.monotonic() - began, content["step"], weights))
+
+    kept, training.keep, training.CHECKPOINT_SECONDS = training.keep, keep, every
+    with TemporaryDirectory() as root:
+        ebm.train(splits, p, Run("ebm/teacher", 0, [], precision=p.train.precision, root=root))
+    training.keep = kept
+    return copies
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, nargs=2, default=[60, 8])
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between two measurements")
+    parser.add_argument("--samples", type=int, default=1000)
+    args = parser.parse_args()
+    splits = data.load("data/splits.safetensors")
+    scorer = loading.dense_network(artifact.read("models/scorer.safetensors")[0])
+    table = Table(title="quality of samples by training time")
+    for column in ("objective", "minutes", "updates", "FID", "IS"):
+        table.add_column(column, justify="left" if column == "objective" else "right")
+    for name, p in recipes(args.epochs).items():
+        spec = models.Spec.of(p.architecture, splits.input_shape, p.architecture.logits)
+        draw = p.evaluate.model_copy(update={"samples": args.samples})
+        for seconds, step, weights in train(p, splits, args.every):
+            network = models.build_with(spec, weights)
+            of_images = energy.energy_of(network, p.architecture.head, frozen=True)
+            generator = torch.Generator().manual_seed(0)
+            drawn = generation.draw(of_images, splits.input_shape, draw, generator, lambda text: None)
+            found = generation.measure(scorer, "models/reference.safetensors", drawn, 0)
+            figures = (f"{seconds / 60:.1f}", f"{step:,}", f"{found['fid']:.2f}", f"{found['inception_score']:.2f}")
+            table.add_row(name, *figures)
+            print(name, *figures, flush=True)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
