@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lowenergy import files
+from lowenergy.figures import axes as new_axes
 from lowenergy.params import BRANCHES
 
 TITLES = {
@@ -171,17 +172,6 @@ def _svg(figure: Any) -> str:
     return text[text.index("<svg") :].replace("<svg", '<svg class="plot"', 1)
 
 
-def _axes(width: float = 5.0, height: float = 3.4) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "lowenergy", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
 def pareto_front(sizes: list[float], losses: list[float]) -> list[int]:
     """Indices, by growing size, of the models that no smaller or equal-sized model matches in loss."""
     best, front = float("inf"), []
@@ -195,7 +185,7 @@ def pareto_front(sizes: list[float], losses: list[float]) -> list[int]:
 def _pareto(rows: pd.DataFrame, quality: str) -> str:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    figure, axes = _axes()
+    figure, axes = new_axes()
     sizes, values = rows["size_bytes"].tolist(), rows[quality].tolist()
     front = pareto_front(sizes, [-v if quality == "accuracy" else v for v in values])
     axes.plot([sizes[i] for i in front], [values[i] for i in front], color="tab:gray", lw=1, zorder=1)
@@ -221,7 +211,7 @@ def _confusion(target: str, root: Path) -> str:
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     classes = list(dict.fromkeys(sorted(set(rows.actual) | set(rows.predicted))))
     counts = pd.crosstab(rows.actual, rows.predicted).reindex(index=classes, columns=classes, fill_value=0)
-    figure, axes = _axes(3.6, 3.4)
+    figure, axes = new_axes(3.6, 3.4)
     axes.grid(False)
     axes.imshow(counts.to_numpy(), cmap="Blues")
     axes.set(xlabel="predicted", ylabel="actual")
@@ -244,7 +234,7 @@ def _curves(target: str, branches: list[str], root: Path) -> str:
         series = sorted((root / "plots" / "curves" / target / branch / "plots" / "metrics").glob("*.tsv"))
         if not series:
             continue
-        figure, axes = _axes(3.4, 2.4)
+        figure, axes = new_axes(3.4, 2.4)
         for path in series:
             curve = pd.read_csv(path, sep="\t")
             axes.plot(curve["step"], curve[path.stem], lw=1.2, label=path.stem)

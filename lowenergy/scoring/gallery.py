@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from lowenergy import files
+from lowenergy import figures, files
 from lowenergy.energy import Energy, langevin_chain, uniform_noise
 from lowenergy.models import Network
 from lowenergy.params import EnergyEvaluation
@@ -54,7 +54,7 @@ def write_classes(scorer: Network, samples: Tensor, classes: Sequence[str], path
     with torch.inference_mode():
         predicted = torch.cat([scorer(part).argmax(1) for part in samples.split(1000)])
     shares = torch.bincount(predicted, minlength=len(classes)) / len(samples)
-    figure, axes = _axes()
+    figure, axes = figures.axes()
     axes.bar(range(len(classes)), shares.tolist(), color="tab:blue")
     axes.axhline(1 / len(classes), color="tab:gray", lw=1, ls="--")
     if len(classes) <= 20:
@@ -65,7 +65,7 @@ def write_classes(scorer: Network, samples: Tensor, classes: Sequence[str], path
 
 def write_energies(energies: Mapping[str, Tensor], path: Path) -> None:
     """Histograms of the energies, a line for each kind of images; on the left is what the model holds for likely."""
-    figure, axes = _axes()
+    figure, axes = figures.axes()
     everything = torch.cat(list(energies.values()))
     # Kinds differ by orders of magnitude in spread: bins are equal on the scale on which the lines are drawn.
     centre = energies["test"].median()
@@ -83,14 +83,9 @@ def write_energies(energies: Mapping[str, Tensor], path: Path) -> None:
     _write(figure, path)
 
 
-def _axes() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.0, 3.2), dpi=110, layout="constrained")
-    return figure, figure.subplots()
-
-
 def _write(figure: Any, path: Path) -> None:
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})  # no version: the same bytes from the same figures
+    figure.savefig(
+        out, format="png", dpi=110, metadata={"Software": None}
+    )  # no version: the same bytes from the same figures
     files.write_bytes(path, out.getvalue())

@@ -1,0 +1,16 @@
+"""One look for all figures, the page's and the pipeline's."""
+
+from typing import Any
+
+STYLE = {"svg.hashsalt": "lowenergy", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+
+
+def axes(width: float = 5.0, height: float = 3.4) -> tuple[Any, Any]:
+    """A figure, `width` by `height` inches, and its axes."""
+    # Imported here: most who import this module draw nothing.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(STYLE)  # left in place: texts are laid out when the figure is saved
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
