@@ -55,11 +55,12 @@ def write_classes(scorer: Network, samples: Tensor, classes: Sequence[str], path
         predicted = torch.cat([scorer(part).argmax(1) for part in samples.split(1000)])
     shares = torch.bincount(predicted, minlength=len(classes)) / len(samples)
     figure, axes = figures.axes()
-    axes.bar(range(len(classes)), shares.tolist(), color="tab:blue")
-    axes.axhline(1 / len(classes), color="tab:gray", lw=1, ls="--")
+    axes.barh(range(len(classes)), shares.tolist(), color="tab:blue")
+    axes.axvline(1 / len(classes), color="tab:gray", lw=1, ls="--")
+    axes.invert_yaxis()
     if len(classes) <= 20:
-        axes.set_xticks(range(len(classes)), classes)
-    axes.set(xlabel="class that the scorer sees", ylabel=f"share of {len(samples)} samples")
+        axes.set_yticks(range(len(classes)), classes)
+    axes.set(ylabel="class that the scorer sees", xlabel=f"share of {len(samples)} samples")
     _write(figure, path)
 
 
@@ -75,10 +76,10 @@ def write_energies(energies: Mapping[str, Tensor], path: Path) -> None:
     places = (edges[:-1] + edges[1:]) / 2
     for kind, values in energies.items():
         counts = torch.histc(torch.asinh((values - centre) / width), 80, float(edges[0]), float(edges[-1]))
-        axes.plot(places.tolist(), (counts / len(values)).tolist(), lw=1.3, label=kind)
+        axes.plot(places.tolist(), (counts / counts.max()).tolist(), lw=1.3, label=kind)
     ticks = torch.linspace(float(edges[0]), float(edges[-1]), 6)
     axes.set_xticks(ticks.tolist(), [f"{float(torch.sinh(tick) * width + centre):.4g}" for tick in ticks])
-    axes.set(xlabel="energy (asinh scale)", ylabel="share of images")
+    axes.set(xlabel="energy (asinh scale)", ylabel="images, against the line's peak")
     axes.legend()
     _write(figure, path)
 
