@@ -48,7 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="draw images from an EBM or JEM, compressed or not")
     sample.add_argument("model", type=Path)
     sample.add_argument("--n", type=int, default=64, help="images (default 64)")
-    sample.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write (default samples.png)")
+    sample.add_argument(
+        "--out",
+        type=Path,
+        default=Path("samples.png"),
+        help="PNG of all, or .npz of uint8 images, to write (default samples.png)",
+    )
     sample.add_argument("--steps", type=int, help="Langevin steps (default: as it was trained)")
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(run=_sample)
@@ -148,10 +153,13 @@ def _fid(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
+    import io
+
+    import numpy as np
     import torch
     from rich.progress import Progress
 
-    from lowenergy import artifact
+    from lowenergy import artifact, data, files
     from lowenergy.energy import sample
     from lowenergy.files import FileError
     from lowenergy.loading import energy_of, network_of
@@ -178,7 +186,12 @@ def _sample(args: argparse.Namespace) -> None:
             generator=torch.Generator(device).manual_seed(args.seed),
             progress=lambda chains: progress.advance(task, chains),
         )
-    write_grid(images.cpu(), args.out, columns=8)
+    if args.out.suffix == ".npz":
+        archive = io.BytesIO()
+        np.savez_compressed(archive, images=data.to_bytes(images).cpu().numpy())
+        files.write_bytes(args.out, archive.getvalue())
+    else:
+        write_grid(images.cpu(), args.out, columns=8)
     print(f"{args.out}: {args.n} images")
 
 

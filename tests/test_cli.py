@@ -68,6 +68,14 @@ def test_sample_from_every_branch(inside: Clone, tmp_path: Path, branch: str) ->
     image = decode_png(read_file(str(out)))
     assert image.shape == (3, 2 * 34 + 2, 8 * 34 + 2)
     assert image.float().std() > 10  # something is drawn
+    archive = tmp_path / "images.npz"
+    assert cli.main(["sample", model, "--n", "16", "--steps", "3", "--out", str(archive)]) == 0
+    with np.load(archive) as arrays:
+        images = torch.from_numpy(arrays["images"])
+    assert images.shape == (16, 1, 8, 8)
+    for i in range(16):  # the grid shows each pixel as 4x4
+        top, left = 2 + i // 8 * 34, 2 + i % 8 * 34
+        assert torch.equal(image[0, top : top + 32 : 4, left : left + 32 : 4], images[i, 0])
 
 
 def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
