@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         default=Path("samples.png"),
-        help="PNG of all, or .npz of uint8 images, to write (default samples.png)",
+        help="PNG or .npz (default samples.png)",
     )
     sample.add_argument("--steps", type=int, help="Langevin steps (default: as it was trained)")
     sample.add_argument("--seed", type=int, default=0)
