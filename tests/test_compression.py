@@ -12,7 +12,8 @@ import lowenergy
 from lowenergy import artifact, data, int8, models, params, targets
 from lowenergy.compression import distill, pq, prune, quantize
 from lowenergy.encodings import Int8
-from lowenergy.loading import network_of
+from lowenergy.energy import energy_gradient
+from lowenergy.loading import energy_of, network_of
 from lowenergy.training import Run
 
 METHODS = {"prune": prune, "quantize": quantize, "distill": distill, "pq": pq}
@@ -48,6 +49,23 @@ def test_smaller_and_the_same_after_loading(
     assert coded.stat().st_size < dense.stat().st_size / 2
     images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert torch.equal(lowenergy.load(coded)(images), network_of(model)(images))
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [*((method, {}) for method in METHODS), ("prune", {"prune.kind": "structured", "prune.amount": 0.4})],
+)
+def test_networks_with_a_fast_input_gradient_compress_too(compress: Any, method: str, changes: dict[str, Any]) -> None:
+    strided = {f"{section}.name": "strided" for section in ("ebm.architecture", "distill.student")}
+    model = compress(method, "ebm", {**strided, **changes})
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    network = network_of(model)
+    # Plain operations without gradients, the fast ones with them: they must agree.
+    with torch.no_grad():
+        wanted = network(images)
+    torch.testing.assert_close(network(images), wanted)
+    _, gradient = energy_gradient(energy_of(model, network), images)
+    assert gradient.abs().sum() > 0
 
 
 @pytest.mark.parametrize("scope", ["global", "conv"])
