@@ -2,8 +2,6 @@
 
 from typing import Any
 
-STYLE = {"svg.hashsalt": "lowenergy", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
-
 
 def axes(width: float = 5.0, height: float = 3.4) -> tuple[Any, Any]:
     """A figure, `width` by `height` inches, and its axes."""
@@ -11,6 +9,7 @@ def axes(width: float = 5.0, height: float = 3.4) -> tuple[Any, Any]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams.update(STYLE)  # left in place: texts are laid out when the figure is saved
+    # Left in place: texts are laid out when the figure is saved.
+    matplotlib.rcParams.update({"svg.hashsalt": "lowenergy", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
