@@ -60,7 +60,11 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     """The figures of one target as text, columns that it lacks left out."""
     figures = table.dropna(axis="columns", how="all")
     return figures.apply(
-        lambda column: column.map(FORMATS[str(column.name)].format) if str(column.name) in FORMATS else column
+        lambda column: (
+            column.map(FORMATS[str(column.name)].format, na_action="ignore").fillna("")
+            if str(column.name) in FORMATS
+            else column
+        )
     )
 
 
