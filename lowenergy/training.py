@@ -382,9 +382,8 @@ def fit_energy(
         )
     except DivergedError as error:
         path = run.checkpoint("last-healthy").with_suffix(".safetensors")
-        artifact.save(
-            artifact.dense(network.cpu(), run.name.split("/")[0]), path, {"stage": "teacher", "diverged": True}
-        )
+        provenance = {"stage": "teacher", "diverged": True, "sampler": p.sampler}
+        artifact.save(artifact.dense(network.cpu(), run.name.split("/")[0]), path, provenance)
         raise DivergedError(f"{error}; the network is in {path}") from None
     network.to(memory_format=torch.contiguous_format)
 

@@ -11,7 +11,7 @@ from conftest import ROOT, with_changes
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lowenergy import artifact, data, params, targets, training
+from lowenergy import artifact, cli, data, params, targets, training
 from lowenergy.loading import load
 from lowenergy.training import DivergedError, Run
 
@@ -101,8 +101,10 @@ def test_divergence_without_end_stops_with_the_last_healthy_model(
     with pytest.raises(DivergedError, match=r"ebm/teacher: step \d+: .* for the 3. time; .* Lower the learning rate"):
         targets.get("ebm").train(splits, absurd.ebm, run)
     assert run.recoveries == 2
-    network = load(tmp_path / ".checkpoints/ebm/teacher.last-healthy.safetensors")
+    saved = tmp_path / ".checkpoints/ebm/teacher.last-healthy.safetensors"
+    network = load(saved)
     assert all(weight.isfinite().all() for weight in network.parameters())
+    assert cli.main(["sample", str(saved), "--n", "2", "--steps", "2", "--out", str(tmp_path / "grid.png")]) == 0
 
 
 def test_the_guard_watches_energies(small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
