@@ -87,20 +87,24 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Int8:
-    """Symmetric 8-bit weights with one scale per output channel."""
+    """Symmetric integer weights of at most 8 bits with one scale per output channel."""
 
-    values: Tensor  # (out, ...) int8
+    values: Tensor  # (out, ...) int8, in [-2^(bits-1), 2^(bits-1))
     scale: Tensor  # (out,) float32
+    bits: int = 8  # fewer are packed
     kind = "int8"
 
     def decode(self) -> Tensor:
         return self.values.float() * self.scale.view(-1, *[1] * (self.values.ndim - 1))
 
     def parts(self) -> dict[str, Tensor]:
-        return {"": self.values, "scale": self.scale}
+        if self.bits == 8:
+            return {"": self.values, "scale": self.scale}
+        codes = self.values.flatten().int() + 2 ** (self.bits - 1)
+        return {"packed": pack_bits(codes, self.bits), "scale": self.scale}
 
     def facts(self) -> dict[str, Any]:
-        return {}
+        return {} if self.bits == 8 else {"bits": self.bits, "shape": list(self.values.shape)}
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
@@ -168,7 +172,11 @@ def from_parts(parts: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> En
     if kind == "sparse":
         return Sparse(parts["bitmask"], parts["values"], tuple(facts["shape"]))
     if kind == "int8":
-        return Int8(parts[""], parts["scale"])
+        if "packed" not in parts:
+            return Int8(parts[""], parts["scale"])
+        bits, shape = int(facts["bits"]), tuple(facts["shape"])
+        values = unpack_bits(parts["packed"], bits, int(np.prod(shape))) - 2 ** (bits - 1)
+        return Int8(values.to(torch.int8).view(shape), parts["scale"], bits)
     if kind == "pq":
         codebook, shape = parts["codebook"], tuple(facts["shape"])
         coded = Coded(torch.empty(0, dtype=torch.long), codebook, shape)

@@ -4,6 +4,7 @@ The score ∇ log p = -∇E is the input gradient that sampling follows.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -37,8 +38,30 @@ def energy_of(network: nn.Module, head: str, precision: Precision = "32-true", *
     return energy
 
 
+class ExplicitEnergy:
+    """An energy whose input gradient is a graph of its own, as of int8 networks (lowenergy/explicit.py).
+
+    Args:
+        network: images -> logits.
+        graph: images -> logits, input gradients of the energy.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor], graph: Callable[[Tensor], Any], head: str) -> None:
+        self.network, self.graph, self.head = network, graph, head
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return HEADS[self.head](self.network(images))
+
+    def gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            logits, gradient = self.graph(images)
+        return HEADS[self.head](logits), gradient
+
+
 def energy_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]:
     """Energies (batch,) and their input gradients (batch, c, h, w), both detached; weights collect no gradient."""
+    if isinstance(energy, ExplicitEnergy):
+        return energy.gradient(images)
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         energies = energy(images)
@@ -174,6 +197,17 @@ def probe_images(energy: Energy, images: Tensor, p: EnergyProbes, generator: Gen
     return torch.cat([real, noisy.clamp(-1, 1), *states])
 
 
+def logits_and_gradient(network: nn.Module, head: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (batch, outputs) and input gradients of the energy, both differentiable by the weights."""
+    if getattr(network, "explicit", False):  # an int8 graph puts both out
+        logits, gradient = network(images)
+        return logits, gradient
+    images = images.detach().requires_grad_()
+    logits = network(images)
+    (gradient,) = torch.autograd.grad(HEADS[head](logits).sum(), images, create_graph=True)
+    return logits, gradient
+
+
 class EnergyMatch:
     """Squared errors of a student's energies and of its input gradients, each relative to the teacher's spread.
 
@@ -186,10 +220,8 @@ class EnergyMatch:
         self.gradients = torch.cat([gradients for _, gradients in parts])  # (n, c, h, w)
         self.score_weight = score_weight
 
-    def loss(self, student: Energy, images: Tensor, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        images = images.detach().requires_grad_()
-        energies = student(images)
-        (gradients,) = torch.autograd.grad(energies.sum(), images, create_graph=True)
+    def loss(self, energies: Tensor, gradients: Tensor, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of the student's energies and input gradients at the images with these indices."""
         energy_error = (energies - self.energies[index]).square().mean() / self.energies.var()
         score_error = (gradients - self.gradients[index]).square().mean() / self.gradients.square().mean()
         return energy_error + self.score_weight * score_error, {

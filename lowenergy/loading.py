@@ -8,8 +8,8 @@ from torch import nn
 from lowenergy import artifact, energy, int8, models
 from lowenergy.artifact import Model
 from lowenergy.coded import CodedWeight, attach
-from lowenergy.encodings import Coded, Int8
-from lowenergy.energy import Energy
+from lowenergy.encodings import Coded
+from lowenergy.energy import Energy, ExplicitEnergy
 from lowenergy.files import FileError
 from lowenergy.params import Precision
 
@@ -31,24 +31,24 @@ def coded_network(model: Model) -> models.Network:
 
 def network_of(model: Model, *, coded: bool = False) -> nn.Module:
     """The ready network, in evaluation mode, on the CPU."""
-    if not model.activations:
-        return coded_network(model) if coded else dense_network(model)
-    scales = {name: encoded.scale for name, encoded in model.tensors.items() if isinstance(encoded, Int8)}
-    return int8.restore(dense_network(model), scales, model.activations)
+    if model.activations:
+        return int8.restore(model)
+    return coded_network(model) if coded else dense_network(model)
 
 
 def energy_of(model: Model, network: nn.Module, precision: Precision = "32-true") -> Energy:
     """The energy of a stored EBM or JEM, `network` being what network_of made of it.
 
     Args:
-        precision: of the network, see energy.energy_of; int8 networks bring their own arithmetic.
+        precision: of the network, see energy.energy_of; int8 networks bring their own arithmetic, in both directions.
     Raises:
         FileError: the model has no energy.
     """
     if model.spec.head is None:
         raise FileError(f"a {model.target} has no energy to sample from; give an EBM or a JEM")
     if model.activations:
-        return energy.energy_of(network, model.spec.head)
+        explicit = int8.restore(model, explicit=True)
+        return ExplicitEnergy(network, explicit.to(next(network.parameters()).device), model.spec.head)
     return energy.energy_of(network.to(memory_format=torch.channels_last), model.spec.head, precision, frozen=True)
 
 
@@ -56,7 +56,8 @@ def load(path: str | Path, *, coded: bool = False) -> nn.Module:
     """The ready network of an artifact: images (batch, c, h, w) in [-1, 1] -> logits (batch, outputs).
 
     The network carries its `spec`; networks quantized to int8 come as a prepared PT2E graph whose forward pass rounds
-    as int8 does and whose backward pass is straight-through, so that an EBM can still sample.
+    as int8 does and whose backward pass is straight-through. (Where `lowenergy` itself samples from an int8 EBM, the
+    gradient's convolutions round as well: energy_of.)
 
     Args:
         coded: keep product-quantized weights coded in memory, which takes as little of it as the file, and more time.

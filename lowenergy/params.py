@@ -292,6 +292,13 @@ class Prune(Section):
 class Quantize(Section):
     source: Literal["teacher", "prune", "distill"] = Field(description="the branch to quantize")
     calibration_images: Count = Field(description="images whose activations set the int8 ranges")
+    weight_bits: Annotated[int, Field(ge=2, le=8)] = Field(description="of weights; activations always have 8")
+    keep_float: list[str] = Field(description="layers that stay float32, by name as `lowenergy show` prints them")
+    loss_budget: Positive | None = Field(
+        description="keep the most sensitive layers float until rounding adds no more than this to the matching loss; "
+        "null for no budget"
+    )
+    finetune: Finetune = Field(description="training of the rounded network (QAT); 0 epochs for none (PTQ)")
 
 
 class Distill(Section):

@@ -186,7 +186,8 @@ def fit(
         _plot(run, history)
     if average is not None:
         network.load_state_dict(average.module.state_dict())
-    network.eval().cpu()
+    network.eval()  # an exported graph's returns nothing
+    network.cpu()
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:

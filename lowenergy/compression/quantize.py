@@ -1,36 +1,100 @@
-"""Post-training static quantization: int8 weights per output channel, int8 activations with calibrated ranges."""
+"""Static quantization: integer weights per output channel, int8 activations with calibrated ranges; then QAT.
+
+Of energies both directions are rounded, logits and input gradient, so that the int8 network samples by itself.
+"""
+
+import csv
+import io
+from collections.abc import Collection
 
 import torch
+from torch import Tensor
+from torch.fx import GraphModule
 
-from lowenergy import int8, models
+from lowenergy import files, int8, models, training
 from lowenergy.artifact import Model, weights
 from lowenergy.encodings import Dense, Encoding, Int8
+from lowenergy.errors import UserError
 from lowenergy.params import Quantize
 from lowenergy.training import Objective, Run
 
 
 def compress(network: models.Network, target: str, objective: Objective, p: Quantize, run: Run) -> Model:
-    """Fold BatchNorm, watch activations on the objective's inputs, round.
+    """Fold BatchNorm, find which layers bear rounding, watch activations on the objective's inputs, round, finetune.
 
-    For energies those inputs include noisy images and chains, where a range seen on clean data alone would clip.
+    The inputs of an energy's objective include noise and chains, where a range seen on clean data alone would clip. How
+    much each layer's rounding alone adds to the objective's loss is written to plots/curves/<run>/sensitivity.csv.
     """
     folded = models.fold_batchnorm(network.cpu().eval())
-    prepared = int8.prepare(folded)
+    layers = models.coded_layers(folded)
+    if unknown := set(p.keep_float) - set(layers):
+        raise UserError(
+            f"params.yaml: quantize.keep_float: {', '.join(sorted(unknown))} is no layer of {target}; it has "
+            f"{', '.join(layers)}"
+        )
     # Every n-th: the inputs of an energy come in groups (real, noisy, chains), and each must be among them.
-    images = objective.inputs[:: max(1, len(objective.inputs) // p.calibration_images)].cpu()
+    every = max(1, len(objective.inputs) // p.calibration_images)
+    index = torch.arange(0, len(objective.inputs), every)
+    images = objective.inputs[index.to(objective.inputs.device)].cpu()
+    scales = {name: int8.best_scale(layer.weight, p.weight_bits) for name, layer in layers.items()}
+    spared = _spared(_calibrated(folded, scales, images, p.weight_bits), objective, index, p, run)
+    for name in spared:
+        del scales[name]
+    prepared = _calibrated(folded, scales, images, p.weight_bits)
+    run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
+    if p.finetune.epochs:
+        training.finetune(prepared, objective, p.finetune, run)
+    trained = {name.removeprefix("network."): value for name, value in prepared.named_parameters()}
+    tensors: dict[str, Encoding] = {}
+    for name in weights(folded):
+        value, scale = trained[name].detach(), scales.get(name.removesuffix(".weight"))
+        if scale is None or name.endswith(".bias"):
+            tensors[name] = Dense(value)
+        else:
+            tensors[name] = Int8(int8.rounded(value, scale, p.weight_bits), scale, p.weight_bits)
+    return Model(target, folded.spec, tensors, int8.ranges(prepared))
+
+
+def _calibrated(network: models.Network, scales: dict[str, Tensor], images: Tensor, bits: int) -> GraphModule:
+    prepared = int8.prepare(network, scales, bits, explicit=network.spec.head is not None)
     with torch.no_grad():
         for batch in images.split(250):
             prepared(batch)
-    int8.freeze(prepared)
-    run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
-    of_weights, of_activations = int8.quantizers(prepared)
-    tensors: dict[str, Encoding] = {}
-    for name, value in weights(folded).items():
-        if name in of_weights:
-            scale = of_weights[name].scale
-            rounded = (value / scale.view(-1, *[1] * (value.ndim - 1))).round().clamp(-128, 127)
-            tensors[name] = Int8(rounded.to(torch.int8), scale)
-        else:
-            tensors[name] = Dense(value)
-    activations = {name: (m.scale.item(), int(m.zero_point.item())) for name, m in of_activations.items()}
-    return Model(target, folded.spec, tensors, activations)
+    return int8.freeze(prepared)
+
+
+def _spared(prepared: GraphModule, objective: Objective, index: Tensor, p: Quantize, run: Run) -> set[str]:
+    """The layers to keep float: those of the params, and the most sensitive ones until the loss is within budget."""
+    names = list(dict.fromkeys(place.layer for place in int8.places(prepared)))
+    prepared.to(run.device)
+    exact = _loss(prepared, (), objective, index, run)
+    added = {name: _loss(prepared, (name,), objective, index, run) - exact for name in names}
+    spared = set(p.keep_float)
+    order = iter(sorted(set(names) - spared, key=added.__getitem__, reverse=True))
+    total = _loss(prepared, set(names) - spared, objective, index, run) - exact
+    while p.loss_budget is not None and total > p.loss_budget and len(spared) < len(names):
+        spared.add(next(order))
+        total = _loss(prepared, set(names) - spared, objective, index, run) - exact
+        run.fabric.print(f"{run.name}: {', '.join(sorted(spared))} float: rounding adds {total:.4g} to the loss")
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["layer", "added_loss", "int8"])
+    writer.writerows([name, f"{added[name]:.6g}", int(name not in spared)] for name in names)
+    writer.writerow(["all", f"{total:.6g}", 1])
+    files.write_bytes(run.curves / "sensitivity.csv", table.getvalue().encode())
+    run.fabric.print(f"{run.name}: rounding adds {total:.4g} to a loss of {exact:.4g}")
+    return spared
+
+
+def _loss(
+    prepared: GraphModule, layers: Collection[str], objective: Objective, index: Tensor, run: Run, batch_size: int = 250
+) -> float:
+    """The objective's mean loss with these layers rounded and the others float."""
+    int8.round_only(prepared, layers)
+    state = run.generator.get_state()
+    run.generator.manual_seed(run.seed)  # the same augmentation for every choice of layers
+    with torch.no_grad():
+        parts = index.to(run.device).split(batch_size)
+        total = sum(len(part) * float(objective.loss(prepared, part, run)[0]) for part in parts)
+    run.generator.set_state(state)
+    return total / len(index)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lowenergy import models, training
 from lowenergy.data import Splits, to_float
-from lowenergy.energy import EnergyMatch, energy_of, probe_images
+from lowenergy.energy import HEADS, EnergyMatch, energy_of, logits_and_gradient, probe_images
 from lowenergy.params import Ebm
 from lowenergy.training import Logs, Run
 
@@ -31,7 +31,8 @@ class EnergyObjective:
         return EnergyMatch(self.energy, self.inputs, self.p.matching.score_weight)
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
-        return self.match.loss(energy_of(network, self.head), self.inputs[index], index)
+        logits, gradients = logits_and_gradient(network, self.head, self.inputs[index])
+        return self.match.loss(HEADS[self.head](logits), gradients, index)
 
 
 objective = EnergyObjective

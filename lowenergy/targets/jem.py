@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lowenergy import models, training
 from lowenergy.data import Splits, to_float
-from lowenergy.energy import HEADS, EnergyMatch, energy_of, probe_images
+from lowenergy.energy import HEADS, EnergyMatch, energy_of, logits_and_gradient, probe_images
 from lowenergy.params import Jem
 from lowenergy.training import Logs, Run
 
@@ -43,14 +43,10 @@ class JointObjective:
             return torch.cat([self.teacher(batch) for batch in self.inputs.split(500)])
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
-        t, kept = self.p.matching.temperature, []
-
-        def energy(images: Tensor) -> Tensor:
-            kept.append(network(images))  # one forward pass serves both losses
-            return HEADS["logsumexp"](kept[-1])
-
-        loss, logs = self.match.loss(energy, self.inputs[index], index)
-        given, wanted = (F.log_softmax(logits / t, 1) for logits in (kept[-1], self.logits[index]))
+        t = self.p.matching.temperature
+        logits, gradients = logits_and_gradient(network, "logsumexp", self.inputs[index])
+        loss, logs = self.match.loss(HEADS["logsumexp"](logits), gradients, index)
+        given, wanted = (F.log_softmax(found / t, 1) for found in (logits, self.logits[index]))
         divergence = t**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         return loss + self.p.matching.class_weight * divergence, {**logs, "divergence": divergence}
 

@@ -1,0 +1,225 @@
+"""A stored model as one ONNX file that onnxruntime runs without this project.
+
+Its weights stay as small as in the model file: the graph itself unpacks bits, looks up codewords, scatters sparse
+values and rescales int8, which onnxruntime does once, when it loads the file. int8 models keep rounding their
+activations (QuantizeLinear and DequantizeLinear around every layer), for which onnxruntime has int8 kernels.
+
+Inputs and outputs, all float32:
+
+    classifier      images (batch, c, h, w) in [-1, 1] -> logits (batch, classes)
+    ebm, jem        images, noise (batch, c, h, w) -> energy (batch,), next (batch, c, h, w); a jem also logits
+
+`next` is one Langevin step from `images`: noise is standard normal, the sampler's constants are in the graph.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx import GraphModule, Node
+
+from lowenergy import files, int8, models
+from lowenergy.artifact import Model, dense
+from lowenergy.encodings import Coded, Constant, Dense, Encoding, Int8, Sparse, pack_bits
+from lowenergy.energy import HEADS
+from lowenergy.explicit import Explicit
+from lowenergy.files import FileError
+from lowenergy.loading import dense_network
+from lowenergy.params import Langevin
+
+OPSET = 20
+
+
+# -- weights that the graph decodes -----------------------------------------------------------------------------------
+
+
+class _Bits(nn.Module):
+    """(n,) integers of a few bits each, from bytes."""
+
+    def __init__(self, codes: Tensor, bits: int) -> None:
+        super().__init__()
+        self.count, self.bits = len(codes), bits
+        self.register_buffer("packed", pack_bits(codes, bits))
+
+    def forward(self) -> Tensor:
+        assert isinstance(self.packed, Tensor)
+        # Division and remainder: runtimes disagree on which shifts they have.
+        byte = self.packed.int()[:, None]
+        planes = (byte // torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int32)) % 2  # highest bit first
+        places = torch.tensor([2**place for place in range(self.bits - 1, -1, -1)], dtype=torch.int32)
+        return (planes.flatten()[: self.count * self.bits].view(self.count, self.bits) * places).sum(1)
+
+
+class _Stored(nn.Module):
+    """One tensor of the network, decoded by the graph."""
+
+    def __init__(self, encoded: Encoding) -> None:
+        super().__init__()
+        self.encoded = encoded
+        if isinstance(encoded, Dense):
+            self.register_buffer("values", encoded.values)
+        elif isinstance(encoded, Sparse):
+            present = (encoded.decode() != 0).flatten()
+            self.bits = _Bits(present.long(), 1)
+            self.register_buffer("values", torch.cat([torch.zeros(1), encoded.values]))
+        elif isinstance(encoded, Coded):
+            self.bits = _Bits(encoded.codes, encoded.bits)
+            self.register_buffer("values", encoded.codebook)
+
+    def forward(self) -> Tensor:
+        encoded, values = self.encoded, self._buffers.get("values")
+        if isinstance(encoded, Constant):
+            return torch.full(encoded.shape, encoded.value)
+        assert values is not None
+        if isinstance(encoded, Dense):
+            return values.float()
+        if isinstance(encoded, Sparse):
+            present = self.bits()
+            return values[torch.cumsum(present, 0) * present].view(encoded.shape)  # place 0 holds the zero
+        if isinstance(encoded, Coded):
+            return values.float()[self.bits()].view(encoded.shape)
+        raise TypeError(f"no graph for {encoded.kind} weights")
+
+
+class _Decoded(nn.Module):
+    """The network with each tensor decoded from how it is stored; of energies the explicit graph."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        network = dense_network(model)
+        if model.spec.head is not None and model.spec.norm != "none":
+            network = models.fold_batchnorm(network)  # the explicit graph has no norms
+            model = dense(network, model.target)
+        explicit = model.spec.head is not None
+        self.hidden = [Explicit(network) if explicit else network]  # in a list, its own weights stay out of the file
+        self.names = [f"network.{name}" if explicit else name for name in model.tensors]
+        self.stored = nn.ModuleList(_Stored(encoded) for encoded in model.tensors.values())
+
+    def forward(self, images: Tensor) -> Any:
+        state = {name: stored() for name, stored in zip(self.names, self.stored, strict=True)}
+        return functional_call(self.hidden[0], state, (images,))
+
+
+class _Int8(nn.Module):
+    """int8 weights as such, or from fewer bits."""
+
+    def __init__(self, encoded: Int8) -> None:
+        super().__init__()
+        self.shape = encoded.values.shape
+        self.bits, self.offset = None, 0
+        if encoded.bits == 8:
+            self.register_buffer("values", encoded.values)
+        else:
+            self.offset = 2 ** (encoded.bits - 1)
+            self.bits = _Bits(encoded.values.flatten().int() + self.offset, encoded.bits)
+
+    def forward(self) -> Tensor:
+        if self.bits is None:
+            assert isinstance(self.values, Tensor)
+            return self.values
+        return (self.bits() - self.offset).to(torch.int8).view(self.shape)
+
+
+def _int8_graph(model: Model) -> GraphModule:
+    """The converted graph with the file's integers in it once, where a layer and its pullback both use them."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    graph = convert_pt2e(int8.restore(model, explicit=model.spec.head is not None), fold_quantize=False)
+    quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
+    stored: dict[str, Node] = {}
+    for node in [n for n in graph.graph.nodes if n.target is quantize]:
+        path = [node]
+        while path[-1].op != "get_attr":
+            path.append(path[-1].args[0])
+        weight = path[-1].target
+        if weight not in stored:
+            encoded = model.tensors[weight.removeprefix("network.")]
+            assert isinstance(encoded, Int8)
+            name = f"stored{len(stored)}"
+            graph.add_submodule(name, _Int8(encoded))
+            with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
+                stored[weight] = graph.graph.call_module(name)
+        if len(path) == 2:  # weight -> quantize
+            node.replace_all_uses_with(stored[weight])
+        else:  # weight -> division by the scale -> flips, permutations -> quantize at scale 1: all of it moves integers
+            path[-2].replace_all_uses_with(stored[weight])
+            node.replace_all_uses_with(path[1])
+    graph.graph.eliminate_dead_code()
+    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name in {name for name, _ in (*graph.named_parameters(), *graph.named_buffers())} - used:
+        if not name.startswith("stored"):
+            owner, _, attribute = name.rpartition(".")
+            delattr(graph.get_submodule(owner), attribute)
+    graph.recompile()
+    return graph
+
+
+# -- what the file computes -------------------------------------------------------------------------------------------
+
+
+class _Step(nn.Module):
+    """Energy, and one Langevin step; see energy.langevin_chain."""
+
+    def __init__(self, network: nn.Module, head: str, constants: Langevin, *, with_logits: bool) -> None:
+        super().__init__()
+        self.network, self.head, self.constants, self.with_logits = network, head, constants, with_logits
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        logits, gradient = self.network(images)
+        c = self.constants
+        moved = images - c.step_size * gradient.clamp(-c.gradient_clamp, c.gradient_clamp) + c.noise * noise
+        found = HEADS[self.head](logits), moved.clamp(-1, 1)
+        return (*found, logits) if self.with_logits else found
+
+
+def export(model: Model, header: Mapping[str, Any], path: str | Path) -> None:
+    """Write the model, as read from its file, to the ONNX file `path`, atomically.
+
+    Raises:
+        FileError: an energy's file does not say how to sample from it, or a layer has no form in ONNX.
+    """
+    graph: nn.Module = _int8_graph(model) if model.activations else _Decoded(model)
+    images = torch.zeros(2, *model.spec.input_shape)
+    batch = {0: torch.export.Dim("batch")}
+    if model.spec.head is None:
+        run, names, outputs = graph, ["images"], ["logits"]
+    else:
+        if not header["provenance"].get("sampler"):
+            raise FileError(f"the {model.target}'s file does not say how to sample from it; make it again by its stage")
+        constants = {key: value for key, value in header["provenance"]["sampler"].items() if key != "chain_steps"}
+        run = _Step(graph, model.spec.head, Langevin(**constants), with_logits=model.target == "jem")
+        names, outputs = ["images", "noise"], ["energy", "next"]
+        outputs += ["logits"] * (model.target == "jem")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                run,
+                tuple(images.clone() for _ in names),  # one tensor given twice would become one input
+                input_names=names,
+                output_names=outputs,
+                dynamic_shapes=(batch,) * len(names),
+                opset_version=OPSET,
+                optimize=False,  # it would unpack the weights into the file
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise FileError(f"{model.spec.name}: no ONNX form: {error}") from None
+    assert program is not None
+    files.write_bytes(path, _trimmed(program.model_proto))
+
+
+def _trimmed(proto: Any) -> bytes:
+    """The file's bytes without the exporter's notes (source lines, of this machine) on every node."""
+    proto.ClearField("metadata_props")
+    for graph in (proto.graph, *proto.functions):
+        graph.ClearField("metadata_props")
+        for part in (*graph.node, *graph.value_info):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+    proto.graph.ClearField("value_info")
+    return bytes(proto.SerializeToString(deterministic=True))
