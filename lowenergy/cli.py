@@ -45,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     fid.add_argument("images", type=Path, help="array `images`, uint8, (n, h, w) or (n, c, h, w)")
     fid.set_defaults(run=_fid)
 
+    export = commands.add_parser("export", help="write a model as ONNX, for onnxruntime alone; see docs/deploy.md")
+    export.add_argument("model", type=Path)
+    export.add_argument("--out", type=Path, help="default: the model's name with .onnx")
+    export.set_defaults(run=_export)
+
     sample = commands.add_parser("sample", help="draw images from an EBM or JEM, compressed or not")
     sample.add_argument("model", type=Path)
     sample.add_argument("--n", type=int, default=64, help="images (default 64)")
@@ -150,6 +155,16 @@ def _fid(args: argparse.Namespace) -> None:
     measured = generation.measure(scorer, "models/reference.safetensors", data.to_float(images), 0)
     print(f"{args.images}: {len(images):,} images")
     print(*(f"{key} {value:.4f}" for key, value in measured.items()), sep="\n")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from lowenergy import artifact, deploy
+
+    model, header = artifact.read(args.model)
+    out = args.out or args.model.with_suffix(".onnx")
+    deploy.export(model, header, out)
+    size, stored = out.stat().st_size, args.model.stat().st_size
+    print(f"{out}: {size:,} bytes ({args.model.name} has {stored:,})")
 
 
 def _sample(args: argparse.Namespace) -> None:

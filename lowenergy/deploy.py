@@ -32,6 +32,7 @@ from lowenergy.loading import dense_network
 from lowenergy.params import Langevin
 
 OPSET = 20
+LARGEST_FOLDED = 64  # bytes of a constant that may be computed ahead; more, and coded weights would be unpacked
 
 
 # -- weights that the graph decodes -----------------------------------------------------------------------------------
@@ -210,16 +211,26 @@ def export(model: Model, header: Mapping[str, Any], path: str | Path) -> None:
     except torch.onnx.errors.OnnxExporterError as error:
         raise FileError(f"{model.spec.name}: no ONNX form: {error}") from None
     assert program is not None
-    files.write_bytes(path, _trimmed(program.model_proto))
+    files.write_bytes(path, _trimmed(program.model))
 
 
-def _trimmed(proto: Any) -> bytes:
-    """The file's bytes without the exporter's notes (source lines, of this machine) on every node."""
-    proto.ClearField("metadata_props")
-    for graph in (proto.graph, *proto.functions):
-        graph.ClearField("metadata_props")
-        for part in (*graph.node, *graph.value_info):
-            part.ClearField("metadata_props")
-            part.ClearField("doc_string")
-    proto.graph.ClearField("value_info")
-    return bytes(proto.SerializeToString(deterministic=True))
+def _trimmed(model: Any) -> bytes:
+    """The file's bytes without what only the exporter needs: notes on every node, long names, constants in many nodes.
+
+    Args:
+        model: onnx_ir.Model.
+    """
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+    from onnxscript.optimizer import optimize_ir
+
+    optimize_ir(model, input_size_limit=LARGEST_FOLDED, output_size_limit=4 * LARGEST_FOLDED)
+    DeduplicateInitializersPass()(model)
+    ClearMetadataAndDocStringPass()(model)
+    given = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    inner = [value for node in model.graph for value in node.outputs if value.name not in given]
+    for number, value in enumerate(inner):
+        value.name, value.type, value.shape = f"{number:x}", None, None
+    for node in model.graph:
+        node.name = None
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))

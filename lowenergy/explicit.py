@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowenergy.errors import UserError
 from lowenergy.inputconv import input_gradient
 from lowenergy.models import BasicBlock, ConvNorm, Network
 
@@ -26,10 +27,17 @@ class Explicit(nn.Module):
 
     Args:
         network: without BatchNorm; with a head.
+    Raises:
+        UserError: a layer without a pullback here, by its name.
     """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
+        for name, module in network.named_modules():
+            if module is not network and not isinstance(module, (*PULLED, nn.Identity, *SLOPES)):
+                raise UserError(f"layer {name}: a {type(module).__name__} has no pullback in lowenergy/explicit.py")
+            if isinstance(module, nn.Conv2d) and not _plain(module):
+                raise UserError(f"layer {name}: only plain convolutions of stride 1 or 2 have a pullback, not {module}")
         self.network, self.head = network, network.spec.head
         self.spec = network.spec
 
@@ -49,11 +57,7 @@ class Explicit(nn.Module):
 
 
 def pullback(module: nn.Module, x: Tensor) -> tuple[Tensor, Pull]:
-    """The module's output and the map from the gradient of the output to that of `x`.
-
-    Raises:
-        TypeError: a layer without a pullback here.
-    """
+    """The module's output and the map from the gradient of the output to that of `x`."""
     if isinstance(module, nn.Sequential):
         pulls = []
         for child in module:
@@ -70,7 +74,7 @@ def pullback(module: nn.Module, x: Tensor) -> tuple[Tensor, Pull]:
             return pull_branch(g) + pull_shortcut(g)
 
         return y, pull_block
-    if isinstance(module, ConvNorm) and isinstance(module.norm, nn.Identity):
+    if isinstance(module, ConvNorm):
         return pullback(module.conv, x)
     if isinstance(module, nn.Conv2d):
         return F.conv2d(x, module.weight, module.bias, module.stride, module.padding), lambda g: _unconv(module, g, x)
@@ -85,10 +89,8 @@ def pullback(module: nn.Module, x: Tensor) -> tuple[Tensor, Pull]:
         return x.flatten(1), lambda g: g.view(-1, *x.shape[1:])
     if isinstance(module, nn.Identity):
         return x, lambda g: g
-    if type(module) in SLOPES:
-        y = module(x)
-        return y, lambda g: g * SLOPES[type(module)](x, y)
-    raise TypeError(f"a {type(module).__name__} has no pullback; write one in lowenergy/explicit.py")
+    y = module(x)
+    return y, lambda g: g * SLOPES[type(module)](x, y)
 
 
 def _chain(pulls: list[Pull], g: Tensor) -> Tensor:
@@ -146,3 +148,11 @@ SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {  # (input,
     nn.ELU: lambda x, y: torch.where(x > 0, 1.0, y + 1),
     nn.LeakyReLU: lambda x, y: torch.where(x > 0, 1.0, 0.1),
 }
+PULLED = (nn.Sequential, BasicBlock, ConvNorm, nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
+
+
+def _plain(conv: nn.Conv2d) -> bool:
+    k, stride = conv.kernel_size[0], conv.stride[0]
+    wanted = (k % 2 == 1, (k, k), (stride, stride), (k // 2, k // 2), (1, 1), 1)
+    is_so = (True, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return stride in (1, 2) and is_so == wanted

@@ -25,6 +25,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantiza
 from lowenergy import models
 from lowenergy.artifact import Model
 from lowenergy.encodings import Int8
+from lowenergy.errors import UserError
 from lowenergy.explicit import Explicit
 
 SMALLEST_SCALE = 2.0**-40  # torchao's default, 2^-12, is coarser than a wide layer's weights or an energy's gradients
@@ -120,6 +121,8 @@ def prepare(
         scales: of the int8 weights, (out,), by layer; layers not named here are kept float.
         bits: of the weights.
         explicit: logits and input gradient of an energy, instead of logits alone.
+    Raises:
+        UserError: a layer that cannot be rounded, or one without a pullback, by its name.
     """
     from torchao.quantization.pt2e import allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
@@ -134,6 +137,10 @@ def prepare(
     prepared = prepare_pt2e(exported.module(check_guards=False), _Layers(bits, layers.keys() - scales.keys()))
     allow_exported_model_train_eval(prepared)
     prepared.spec, prepared.explicit = network.spec, explicit
+    if missed := scales.keys() - {place.layer for place in places(prepared)}:
+        raise UserError(
+            f"layer {min(missed)}: no plain convolution or fully connected layer, has no int8 form; keep it float"
+        )
     for place in places(prepared):
         for rounding in place.activations.values():
             rounding.disable_fake_quant()

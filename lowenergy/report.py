@@ -107,6 +107,7 @@ def _page(table: pd.DataFrame, targets: list[str], root: Path) -> str:
         parts.append(_figure(_pareto(rows, QUALITY[target]), "size against quality; the line is the Pareto front"))
         parts.append(_samples(target, list(rows.index), root))
         parts.append(_confusion(target, root))
+        parts.append(_sensitivity(target, root))
         parts.append(_curves(target, list(rows.index), root))
     body = "\n".join(part for part in parts if part)
     return (
@@ -230,6 +231,19 @@ def _confusion(target: str, root: Path) -> str:
 
 def _cells(n: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(n) for j in range(n)]
+
+
+def _sensitivity(target: str, root: Path) -> str:
+    path = root / "plots" / "curves" / target / "quantize" / "sensitivity.csv"
+    if not path.exists():
+        return ""
+    table = pd.read_csv(path)
+    figure, axes = new_axes(6.0, 0.25 * len(table) + 0.8)
+    colors = ["C0" if rounded else "C1" for rounded in table["int8"]]
+    axes.barh(table["layer"], table["added_loss"], color=colors)
+    axes.invert_yaxis()
+    axes.set_xlabel("added to the matching loss (orange: kept float)")
+    return "<h3>What rounding each layer alone costs</h3>" + _figure(_svg(figure), "quantize")
 
 
 def _curves(target: str, branches: list[str], root: Path) -> str:

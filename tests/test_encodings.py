@@ -52,6 +52,7 @@ def test_every_encoding_survives_its_parts(k: int, d: int, n: int, random: objec
         Coded(skewed, torch.randn(k, d).half(), (n, d)),
         Sparse.encode(torch.randn(n, d).relu()),
         Int8(torch.randint(-128, 128, (n, d)).to(torch.int8), torch.rand(n)),
+        Int8(torch.randint(-4, 4, (n, d)).to(torch.int8), torch.rand(n), bits=3),
         Coded(codes, torch.randn(k, d).half(), (n, d)),
     ):
         again = from_parts(encoded.parts(), encoded.kind, json.loads(json.dumps(encoded.facts())))

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from lowenergy import energy, models, params
-from lowenergy.energy import EnergyMatch, ReplayBuffer, energy_of, langevin_chain, sample
+from lowenergy.energy import (
+    EnergyMatch,
+    ReplayBuffer,
+    energy_gradient,
+    energy_of,
+    langevin_chain,
+    logits_and_gradient,
+    sample,
+)
 from lowenergy.params import Langevin
 
 SPEC = models.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10, head="mean")
@@ -137,13 +145,16 @@ def test_contrastive_loss_lowers_data_and_raises_chains() -> None:
 
 def test_matching_is_zero_for_the_teacher_and_sees_slopes(generator: Generator) -> None:
     teacher, images = models.build(SPEC, seed=0).eval(), torch.rand(20, 1, 8, 8, generator=generator)
-    of_teacher, index = energy_of(teacher, "mean"), torch.arange(20)
-    match = EnergyMatch(of_teacher, images, score_weight=1.0, batch_size=7)
-    assert match.loss(of_teacher, images, index)[0].item() < 1e-10
-    loss, logs = match.loss(lambda x: of_teacher(x) + 5.0, images, index)
+    match = EnergyMatch(energy_of(teacher, "mean"), images, score_weight=1.0, batch_size=7)
+    index = torch.arange(20)
+    energies, gradients = energy_gradient(energy_of(teacher, "mean"), images)
+    assert match.loss(energies, gradients, index)[0].item() < 1e-10
+    loss, logs = match.loss(energies + 5.0, gradients, index)
     assert logs["score_error"] < 1e-10 < loss  # an offset has the same slopes
     student = models.build(SPEC, seed=1)
-    match.loss(energy_of(student, "mean"), images, index)[0].backward()
+    logits, gradients = logits_and_gradient(student, "mean", images)
+    assert torch.allclose(gradients, energy_gradient(energy_of(student, "mean"), images)[1])
+    match.loss(logits.mean(1), gradients, index)[0].backward()
     gradient = student.features[0].conv.weight.grad
     assert gradient is not None and gradient.abs().sum() > 0
 

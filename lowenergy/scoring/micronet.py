@@ -64,7 +64,7 @@ def _bits(model: Model, encoded: Encoding) -> int:
     if isinstance(encoded, Sparse):
         return encoded.values.numel() * _float_bits(model, encoded.values) + int(torch.Size(encoded.shape).numel())
     if isinstance(encoded, Int8):
-        return encoded.values.numel() * 8 + encoded.scale.numel() * 32
+        return encoded.values.numel() * encoded.bits + encoded.scale.numel() * 32
     if isinstance(encoded, Coded):
         return encoded.codes.numel() * encoded.bits + encoded.codebook.numel() * 16
     assert isinstance(encoded, Dense)

@@ -1,0 +1,129 @@
+"""ONNX files: the same outputs in onnxruntime as in torch, for every target and method; small; usable without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import ROOT
+from test_compression import METHODS, compress, teacher  # noqa: F401 a fixture
+
+from lowenergy import artifact, data, deploy, models, params
+from lowenergy.cli import main
+from lowenergy.energy import energy_gradient, langevin_chain
+from lowenergy.errors import UserError
+from lowenergy.loading import energy_of, network_of
+from lowenergy.params import Langevin
+
+SAMPLER = {"step_size": 0.05, "noise": 0.015, "gradient_clamp": 5.0}
+HEADER = {"provenance": {"sampler": {**SAMPLER, "chain_steps": 20}}}
+
+
+def session_of(path: Path, *, int8_kernels: bool = True) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    if not int8_kernels:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(path, options)
+
+
+@pytest.mark.parametrize("method", ["teacher", *METHODS])
+@pytest.mark.parametrize("target", params.TARGETS)
+def test_same_outputs(
+    compress: Any,  # noqa: F811
+    method: str,
+    target: str,
+    small: params.Params,
+    splits: data.Splits,
+    tmp_path: Path,
+) -> None:
+    model = artifact.dense(teacher(target, small), target) if method == "teacher" else compress(method, target)
+    deploy.export(model, HEADER, tmp_path / "model.onnx")
+    images = data.to_float(splits.test.images[:30])
+    network = network_of(model)
+    # As the graph says, without the kernels that may round a tie the other way.
+    session = session_of(tmp_path / "model.onnx", int8_kernels=False)
+    if target == "classifier":
+        (logits,) = session.run(None, {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), network(images), rtol=1e-3, atol=1e-3)
+        return
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    found = session.run(["energy", "next"], {"images": images.numpy(), "noise": noise.numpy()})
+    energies, gradient = energy_gradient(energy_of(model, network), images)
+    wanted = (images - 0.05 * gradient.clamp(-5, 5) + 0.015 * noise).clamp(-1, 1)
+    torch.testing.assert_close(torch.from_numpy(found[0]), energies, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(found[1]), wanted, rtol=0, atol=2e-3)
+    if target == "jem":
+        (logits,) = session.run(["logits"], {"images": images.numpy(), "noise": noise.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), network(images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [("prune", {}), ("quantize", {}), ("quantize", {"quantize.weight_bits": 4}), ("pq", {})],
+)
+def test_weights_stay_coded(compress: Any, method: str, changes: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+    wide = {"classifier.architecture.width": 64, "ebm.architecture.width": 48}  # else the graph's nodes outweigh them
+    model = compress(method, "ebm", {**wide, **changes})
+    artifact.save(model, tmp_path / "model.safetensors", {})
+    deploy.export(model, HEADER, tmp_path / "model.onnx")
+    stored, exported = ((tmp_path / f"model.{kind}").stat().st_size for kind in ("safetensors", "onnx"))
+    assert exported < 1.3 * stored
+    content = (tmp_path / "model.onnx").read_bytes()
+    deploy.export(model, HEADER, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == content
+    assert str(ROOT).encode() not in content
+
+
+def test_int8_kernels_run_in_both_directions(compress: Any, tmp_path: Path) -> None:  # noqa: F811
+    model = compress("quantize", "ebm")
+    deploy.export(model, HEADER, tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
+    ops = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in models.build(model.spec, seed=0).modules())
+    assert ops.count("QLinearConv") >= 2 * convolutions  # forward and pullback
+    assert "Conv" not in ops
+
+
+def test_sampling_in_onnxruntime_is_the_same_chain(compress: Any, tmp_path: Path) -> None:  # noqa: F811
+    model = compress("prune", "ebm")
+    deploy.export(model, HEADER, tmp_path / "model.onnx")
+    session, constants = session_of(tmp_path / "model.onnx"), Langevin(**SAMPLER)
+    start = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    energy = energy_of(model, network_of(model))
+    *_, wanted = langevin_chain(energy, start, 20, constants, torch.Generator().manual_seed(2))
+    generator, images = torch.Generator().manual_seed(2), start.numpy()
+    for _ in range(20):
+        noise = torch.empty(images.shape).normal_(generator=generator).numpy()
+        (images,) = session.run(["next"], {"images": images, "noise": noise})
+    np.testing.assert_allclose(images, wanted.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("target", params.TARGETS)
+def test_the_example_of_the_docs_runs(compress: Any, target: str, tmp_path: Path) -> None:  # noqa: F811
+    artifact.save(compress("quantize", target), tmp_path / "model.safetensors", HEADER["provenance"])
+    assert main(["export", str(tmp_path / "model.safetensors")]) == 0
+    steps = ["--steps", "3"] if target != "classifier" else []
+    command = [sys.executable, ROOT / "docs" / "onnx_example.py", tmp_path / "model.onnx", "--n", "5", *steps]
+    done = subprocess.run([*map(str, command), "--out", str(tmp_path / "x.npz")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("classes" in done.stdout) == (target != "ebm")
+    assert ("mean energy" in done.stdout) == (target != "classifier")
+    images = np.load(tmp_path / "x.npz")["images"]
+    assert images.shape == (5, 1, 8, 8) and images.dtype == np.uint8 and images.std() > 10
+    source = (ROOT / "docs" / "onnx_example.py").read_text()
+    assert "torch" not in source and "lowenergy" not in source.split('"""')[2]
+
+
+def test_energies_that_do_not_say_how_to_sample_are_refused(small: params.Params, tmp_path: Path) -> None:
+    model = artifact.dense(teacher("ebm", small), "ebm")
+    with pytest.raises(UserError, match="does not say how to sample from it"):
+        deploy.export(model, {"provenance": {}}, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
