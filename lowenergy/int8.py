@@ -48,7 +48,7 @@ class Rounding(FakeQuantize):
         return super().calculate_qparams()
 
 
-# The whole range seen, not the histogram's best: a clipped activation passes no gradient, and sampling needs it.
+# The whole range seen, not the histogram's best: a clipped activation passes no gradient to train by.
 ACTIVATION = QuantizationSpec(
     dtype=torch.uint8,
     quant_min=0,
@@ -172,6 +172,16 @@ def places(prepared: GraphModule) -> Iterator[Place]:
                 (after,) = node.users
                 activations[f"{name}:out"] = modules[after.target]
             yield Place(layer, pulled, modules[node.args[1].target], activations, node.meta["val"].shape[1])
+
+
+def multiplications(prepared: GraphModule) -> Iterator[tuple[bool, bool, int]]:
+    """Of each convolution or linear operation: is it a pullback, is it rounded, its multiplications for one image."""
+    for node in prepared.graph.nodes:
+        if node.target in ROUNDED:
+            is_rounded = node.args[1].op == "call_module"
+            weight = node.args[1].args[0] if is_rounded else node.args[1]
+            each = weight.meta["val"][0].numel()  # weights that one output meets
+            yield _layer(node)[1], is_rounded, each * node.meta["val"][0].numel()
 
 
 def ranges(prepared: GraphModule) -> dict[str, tuple[float, int]]:

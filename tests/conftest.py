@@ -41,6 +41,7 @@ SMALL = {  # every stage does its real work, briefly
     "jem.evaluate.samples": 200,
     "jem.evaluate.chain_steps": 10,
     "prune.finetune.epochs": 1,
+    "quantize.finetune.epochs": 1,
     "distill.train.epochs": 2,
     "pq.finetune.epochs": 1,
     "pq.kmeans_steps": 5,

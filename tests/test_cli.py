@@ -83,6 +83,7 @@ def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFix
         (["sample", "models/classifier/pq.safetensors"], "has no energy to sample from"),
         (["score", "models/ebm/pq.safetensors"], "an ebm does not classify"),
         (["show", "models/none.safetensors"], "no such file"),
+        (["export", "models/none.safetensors"], "no such file"),
         (["profile", "none"], "there are cifar100, digits, mnist"),
     ):
         assert cli.main(command) == 2

@@ -165,7 +165,7 @@ def test_finetuning_in_int8_brings_it_nearer_to_the_teacher(
         changes = {
             "quantize.weight_bits": 3,
             "quantize.finetune.epochs": epochs,
-            "quantize.finetune.lr": 0.002,
+            "quantize.finetune.lr": 0.0005,
             "classifier.matching.label_weight": 0.0,
         }
         model = compress("quantize", target, changes)
@@ -176,7 +176,7 @@ def test_finetuning_in_int8_brings_it_nearer_to_the_teacher(
         _, wanted = energy_gradient(energy.energy_of(exact, exact.spec.head), images)
         return float((gradient - wanted).square().mean())
 
-    assert distance(6) < 0.7 * distance(0)
+    assert distance(15) < 0.7 * distance(0)
 
 
 def test_int8_files_without_a_range_are_refused(compress: Any) -> None:
