@@ -2,9 +2,9 @@
 
     python benchmarks/int8_sampler.py models/ebm/teacher.safetensors models/ebm/quantize.safetensors
 
-Run it where the pipeline has run: it needs data/splits, models/scorer and models/reference. The chains of all rows start
-from the same noise. int8 runs three times: simulated in float as `evaluate` does, by Inductor's int8 kernels, and in
-onnxruntime from the exported file (which takes its sampler's constants from the model file, as `lowenergy sample` does).
+Run it where the pipeline has run: it needs models/scorer and models/reference. The chains of all rows start from the
+same noise. int8 runs three times: simulated in float as `evaluate` does, by Inductor's int8 kernels, and in onnxruntime
+from the exported file. The sampler's constants are those of the model file.
 """
 
 import argparse
@@ -87,8 +87,8 @@ def main() -> None:
     row = []
     for step, state in enumerate(energy.langevin_chain(of_teacher, start[:BATCH], args.steps, constants, generator), 1):
         if step in shown:
-            (_, found), (_, wanted) = kernels.gradient(state), energy.energy_gradient(of_teacher, state)
-            row.append(float(torch.cosine_similarity(found.flatten(1), wanted.flatten(1)).mean()))
+            scores = [energy.energy_gradient(of_images, state)[1].flatten(1) for of_images in (kernels, of_teacher)]
+            row.append(float(torch.cosine_similarity(*scores).mean()))
             cosines.add_column(f"step {step}")
     cosines.add_row(*(f"{value:.4f}" for value in row))
     console.print(cosines)
