@@ -88,7 +88,7 @@ def main() -> None:
     for step, state in enumerate(energy.langevin_chain(of_teacher, start[:BATCH], args.steps, constants, generator), 1):
         if step in shown:
             scores = [energy.energy_gradient(of_images, state)[1].flatten(1) for of_images in (kernels, of_teacher)]
-            row.append(float(torch.cosine_similarity(*scores).mean()))
+            row.append(float(torch.cosine_similarity(scores[0], scores[1]).mean()))
             cosines.add_column(f"step {step}")
     cosines.add_row(*(f"{value:.4f}" for value in row))
     console.print(cosines)
