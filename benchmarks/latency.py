@@ -48,7 +48,7 @@ def forward(path: Path, way: str, threads: int) -> Callable[[torch.Tensor], Any]
     """images -> logits, this way."""
     model, header = artifact.read(path)
     if "onnxruntime" in way:
-        return in_onnxruntime(model, header, threads)
+        return in_onnxruntime(model, header, threads, "logits" if model.spec.head is None else "energy")
     if way == "int8 Inductor":
         return int8.compiled(int8.restore(model))
     network = loading.dense_network(model).to(memory_format=torch.channels_last)
@@ -59,7 +59,7 @@ def step(path: Path, way: str, threads: int) -> Callable[[torch.Tensor], Any]:
     """images -> images one Langevin step later, this way."""
     model, header = artifact.read(path)
     if "onnxruntime" in way:
-        return in_onnxruntime(model, header, threads)
+        return in_onnxruntime(model, header, threads, "next")
     assert model.spec.head is not None, f"{path} has no energy"
     of_images: Energy
     if way == "int8 Inductor":
@@ -75,14 +75,14 @@ def step(path: Path, way: str, threads: int) -> Callable[[torch.Tensor], Any]:
     return lambda images: next(energy.langevin_chain(of_images, images, 1, CONSTANTS, generator))
 
 
-def in_onnxruntime(model: artifact.Model, header: Any, threads: int) -> Callable[[torch.Tensor], Any]:
+def in_onnxruntime(model: artifact.Model, header: Any, threads: int, output: str) -> Callable[[torch.Tensor], Any]:
     import numpy as np
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory() as folder:
-        deploy.export(model, header, Path(folder) / "model.onnx")
+        deploy.export(model, header, Path(folder) / "model.onnx", sampler=output == "next")
         session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", options)
     random = np.random.default_rng(0)
     needs_noise = len(session.get_inputs()) == 2
@@ -91,7 +91,7 @@ def in_onnxruntime(model: artifact.Model, header: Any, threads: int) -> Callable
         inputs = {"images": images.numpy()}
         if needs_noise:
             inputs["noise"] = random.standard_normal(images.shape, dtype="float32")
-        return session.run(None, inputs)
+        return session.run([output], inputs)
 
     return call
 

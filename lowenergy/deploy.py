@@ -8,6 +8,7 @@ Inputs and outputs, all float32:
 
     classifier      images (batch, c, h, w) in [-1, 1] -> logits (batch, classes)
     ebm, jem        images, noise (batch, c, h, w) -> energy (batch,), next (batch, c, h, w); a jem also logits
+                    or, without the sampler, images -> energy; a jem also logits
 
 `next` is one Langevin step from `images`: noise is standard normal, the sampler's constants are in the graph.
 """
@@ -87,15 +88,14 @@ class _Stored(nn.Module):
 
 
 class _Decoded(nn.Module):
-    """The network with each tensor decoded from how it is stored; of energies the explicit graph."""
+    """The network, or its explicit graph, with each tensor decoded from how it is stored."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, explicit: bool) -> None:
         super().__init__()
         network = dense_network(model)
-        if model.spec.head is not None and model.spec.norm != "none":
+        if explicit and model.spec.norm != "none":
             network = models.fold_batchnorm(network)  # the explicit graph has no norms
             model = dense(network, model.target)
-        explicit = model.spec.head is not None
         self.hidden = [Explicit(network) if explicit else network]  # in a list, its own weights stay out of the file
         self.names = [f"network.{name}" if explicit else name for name in model.tensors]
         self.stored = nn.ModuleList(_Stored(encoded) for encoded in model.tensors.values())
@@ -125,11 +125,11 @@ class _Int8(nn.Module):
         return (self.bits() - self.offset).to(torch.int8).view(self.shape)
 
 
-def _int8_graph(model: Model) -> GraphModule:
+def _int8_graph(model: Model, *, explicit: bool) -> GraphModule:
     """The converted graph with the file's integers in it once, where a layer and its pullback both use them."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    graph = convert_pt2e(int8.restore(model, explicit=model.spec.head is not None), fold_quantize=False)
+    graph = convert_pt2e(int8.restore(model, explicit=explicit, outputs=True), fold_quantize=False)
     quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
     stored: dict[str, Node] = {}
     for node in [n for n in graph.graph.nodes if n.target is quantize]:
@@ -162,39 +162,53 @@ def _int8_graph(model: Model) -> GraphModule:
 # -- what the file computes -------------------------------------------------------------------------------------------
 
 
-class _Step(nn.Module):
-    """Energy, and one Langevin step; see energy.langevin_chain."""
+class _Energy(nn.Module):
+    """Energy and logits."""
 
-    def __init__(self, network: nn.Module, head: str, constants: Langevin, *, with_logits: bool) -> None:
+    def __init__(self, network: nn.Module, head: str) -> None:
         super().__init__()
-        self.network, self.head, self.constants, self.with_logits = network, head, constants, with_logits
+        self.network, self.head = network, head
 
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.network(images)
+        return HEADS[self.head](logits), logits
+
+
+class _Step(nn.Module):
+    """Energy, the images after one Langevin step (energy.langevin_chain), logits."""
+
+    def __init__(self, network: nn.Module, head: str, constants: Langevin) -> None:
+        super().__init__()
+        self.network, self.head, self.constants = network, head, constants
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, gradient = self.network(images)
         c = self.constants
         moved = images - c.step_size * gradient.clamp(-c.gradient_clamp, c.gradient_clamp) + c.noise * noise
-        found = HEADS[self.head](logits), moved.clamp(-1, 1)
-        return (*found, logits) if self.with_logits else found
+        return HEADS[self.head](logits), moved.clamp(-1, 1), logits
 
 
-def export(model: Model, header: Mapping[str, Any], path: str | Path) -> None:
+def export(model: Model, header: Mapping[str, Any], path: str | Path, *, sampler: bool = True) -> None:
     """Write the model, as read from its file, to the ONNX file `path`, atomically.
 
+    Args:
+        sampler: of an energy, with the Langevin step; without, scoring takes less than half the time.
     Raises:
         FileError: an energy's file does not say how to sample from it, or a layer has no form in ONNX.
     """
-    graph: nn.Module = _int8_graph(model) if model.activations else _Decoded(model)
-    images = torch.zeros(2, *model.spec.input_shape)
-    batch = {0: torch.export.Dim("batch")}
-    if model.spec.head is None:
-        run, names, outputs = graph, ["images"], ["logits"]
-    else:
+    head = model.spec.head
+    explicit = sampler and head is not None
+    network: nn.Module = (_int8_graph if model.activations else _Decoded)(model, explicit=explicit)
+    run, names, outputs = network, ["images"], ["logits"]
+    if head is not None and not sampler:
+        run, outputs = _Energy(network, head), ["energy", "logits"]
+    elif head is not None:
         if not header["provenance"].get("sampler"):
             raise FileError(f"the {model.target}'s file does not say how to sample from it; make it again by its stage")
         constants = {key: value for key, value in header["provenance"]["sampler"].items() if key != "chain_steps"}
-        run = _Step(graph, model.spec.head, Langevin(**constants), with_logits=model.target == "jem")
-        names, outputs = ["images", "noise"], ["energy", "next"]
-        outputs += ["logits"] * (model.target == "jem")
+        run = _Step(network, head, Langevin(**constants))
+        names, outputs = ["images", "noise"], ["energy", "next", "logits"]
+    images, batch = torch.zeros(2, *model.spec.input_shape), {0: torch.export.Dim("batch")}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -211,6 +225,8 @@ def export(model: Model, header: Mapping[str, Any], path: str | Path) -> None:
     except torch.onnx.errors.OnnxExporterError as error:
         raise FileError(f"{model.spec.name}: no ONNX form: {error}") from None
     assert program is not None
+    if model.target == "ebm":  # its logits mean nothing by themselves
+        program.model.graph.outputs[:] = [value for value in program.model.graph.outputs if value.name != "logits"]
     files.write_bytes(path, _trimmed(program.model))
 
 

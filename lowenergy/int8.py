@@ -1,10 +1,10 @@
 """Static int8 networks as torchao's PT2E flow makes them: export, prepare, (calibrate, finetune,) convert.
 
-Rounded are the inputs, the weights and, but for the logits, the outputs of all convolutions and fully connected layers;
-what lies between is float, biases too. (Only onnxruntime needs rounded outputs: it has no int8 kernel that puts out
-floats.) A *prepared* graph holds a FakeQuantize module at each of these places: it rounds as int8 does and lets
+Rounded are the inputs and the weights of all convolutions and fully connected layers; what lies between is float,
+biases too. A *prepared* graph holds a FakeQuantize module at each of these places: it rounds as int8 does and lets
 gradients through (straight-through), for calibration and QAT. `convert` turns it into quantize and dequantize
-operations on int8 weights, which Inductor and onnxruntime run as int8 kernels.
+operations on int8 weights, which Inductor runs as int8 kernels. onnxruntime has int8 kernels only for convolutions
+whose outputs are rounded as well; those ranges are found and stored, too, for ONNX files alone.
 
 Of an energy the graph is the explicit one, logits and input gradient, so both directions are rounded. They share the
 int8 weights: with weights W = s q, scale s by output channel, the pullback Wᵀg is qᵀ(s g), so the scale moves to the
@@ -72,15 +72,15 @@ def _weight(bits: int) -> QuantizationSpec:
 class _Layers(Quantizer):
     """Annotates all layers but those kept float."""
 
-    def __init__(self, bits: int, keep_float: Collection[str]) -> None:
-        self.weight, self.keep_float = _weight(bits), keep_float
+    def __init__(self, bits: int, keep_float: Collection[str], outputs: bool) -> None:
+        self.weight, self.keep_float, self.outputs = _weight(bits), keep_float, outputs
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
             if node.target in ROUNDED and _layer(node)[0] not in self.keep_float:
                 node.meta["quantization_annotation"] = QuantizationAnnotation(
                     input_qspec_map={node.args[0]: ACTIVATION, node.args[1]: self.weight},
-                    output_qspec=None if _layer(node) == LOGITS else ACTIVATION,
+                    output_qspec=ACTIVATION if self.outputs and _layer(node) != LOGITS else None,
                     _annotated=True,
                 )
         return model
@@ -113,7 +113,12 @@ def best_scale(weight: Tensor, bits: int) -> Tensor:
 
 
 def prepare(
-    network: models.Network, scales: Mapping[str, Tensor], bits: int = 8, *, explicit: bool = False
+    network: models.Network,
+    scales: Mapping[str, Tensor],
+    bits: int = 8,
+    *,
+    explicit: bool = False,
+    outputs: bool = False,
 ) -> GraphModule:
     """Export a network without BatchNorm and insert Rounding modules: weights round, activations still observe.
 
@@ -121,6 +126,7 @@ def prepare(
         scales: of the int8 weights, (out,), by layer; layers not named here are kept float.
         bits: of the weights.
         explicit: logits and input gradient of an energy, instead of logits alone.
+        outputs: also where onnxruntime rounds.
     Raises:
         UserError: a layer that cannot be rounded, or one without a pullback, by its name.
     """
@@ -134,7 +140,7 @@ def prepare(
     module = Explicit(network.eval()) if explicit else network.eval()
     images = torch.zeros(2, *network.spec.input_shape)
     exported = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    prepared = prepare_pt2e(exported.module(check_guards=False), _Layers(bits, layers.keys() - scales.keys()))
+    prepared = prepare_pt2e(exported.module(check_guards=False), _Layers(bits, layers.keys() - scales.keys(), outputs))
     allow_exported_model_train_eval(prepared)
     prepared.spec, prepared.explicit = network.spec, explicit
     if missed := scales.keys() - {place.layer for place in places(prepared)}:
@@ -156,7 +162,7 @@ class Place:
     layer: str
     pulled: bool  # the layer's pullback, from the gradient of its output to that of its input
     weight: Rounding
-    activations: dict[str, Rounding]  # by their names in the file: the input and, but for the logits, the output
+    activations: dict[str, Rounding]  # by their names in the file: the input, and the output where that is rounded
     channels: int  # that the operation puts out
 
 
@@ -168,8 +174,8 @@ def places(prepared: GraphModule) -> Iterator[Place]:
             layer, pulled = _layer(node)
             name = f"{layer}:gradient" if pulled else layer
             activations = {f"{name}:in": modules[node.args[0].target]}
-            if (layer, pulled) != LOGITS:
-                (after,) = node.users
+            after = next(iter(node.users))
+            if after.op == "call_module" and (layer, pulled) != LOGITS and len(node.users) == 1:
                 activations[f"{name}:out"] = modules[after.target]
             yield Place(layer, pulled, modules[node.args[1].target], activations, node.meta["val"].shape[1])
 
@@ -197,7 +203,7 @@ def freeze(prepared: GraphModule, found: Mapping[str, tuple[float, int]] | None 
     """Stop observing, start rounding, in place.
 
     Args:
-        found: scale and zero point of each activation, instead of the observed ones.
+        found: scale and zero point of each activation; None for the observed ones, of which outputs stay float.
     """
     for place in places(prepared):
         for name, rounding in place.activations.items():
@@ -206,15 +212,16 @@ def freeze(prepared: GraphModule, found: Mapping[str, tuple[float, int]] | None 
             else:
                 scale, zero_point = torch.tensor([found[name][0]]), torch.tensor([found[name][1]], dtype=torch.int)
             rounding.hold(scale, zero_point)
-            rounding.enable_fake_quant()
+            rounding.enable_fake_quant(found is not None or name.endswith(":in"))
     return prepared
 
 
 def round_only(prepared: GraphModule, layers: Collection[str]) -> None:
     """Round these layers of a frozen graph and let the others be float, to see what each one costs."""
     for place in places(prepared):
-        for rounding in (place.weight, *place.activations.values()):
-            rounding.enable_fake_quant(place.layer in layers)
+        place.weight.enable_fake_quant(place.layer in layers)
+        for name, rounding in place.activations.items():
+            rounding.enable_fake_quant(place.layer in layers and name.endswith(":in"))
 
 
 def rounded(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -223,8 +230,8 @@ def rounded(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     return (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().clamp(-levels, levels - 1).to(torch.int8)
 
 
-def restore(model: Model, *, explicit: bool = False) -> GraphModule:
-    """The frozen graph of a stored int8 model.
+def restore(model: Model, *, explicit: bool = False, outputs: bool = False) -> GraphModule:
+    """The frozen graph of a stored int8 model; see prepare.
 
     Raises:
         ValueError: the file has no range for a place of the graph.
@@ -234,7 +241,7 @@ def restore(model: Model, *, explicit: bool = False) -> GraphModule:
     for name, encoded in model.tensors.items():
         if isinstance(encoded, Int8):
             scales[name.removesuffix(".weight")], bits = encoded.scale, encoded.bits
-    prepared = prepare(network, scales, bits, explicit=explicit)
+    prepared = prepare(network, scales, bits, explicit=explicit, outputs=outputs)
     try:
         return freeze(prepared, model.activations)
     except KeyError as error:

@@ -13,9 +13,9 @@ import torch
 from conftest import ROOT
 from test_compression import METHODS, compress, teacher  # noqa: F401 a fixture
 
-from lowenergy import artifact, data, deploy, models, params
+from lowenergy import artifact, data, deploy, int8, models, params
 from lowenergy.cli import main
-from lowenergy.energy import energy_gradient, langevin_chain
+from lowenergy.energy import ExplicitEnergy, energy_gradient, langevin_chain
 from lowenergy.errors import UserError
 from lowenergy.loading import energy_of, network_of
 from lowenergy.params import Langevin
@@ -44,7 +44,7 @@ def test_same_outputs(
     model = artifact.dense(teacher(target, small), target) if method == "teacher" else compress(method, target)
     deploy.export(model, HEADER, tmp_path / "model.onnx")
     images = data.to_float(splits.test.images[:30])
-    network = network_of(model)
+    network = int8.restore(model, outputs=True) if model.activations else network_of(model)  # rounds as the file does
     # As the graph says, without the kernels that may round a tie the other way.
     session = session_of(tmp_path / "model.onnx", int8_kernels=False)
     if target == "classifier":
@@ -53,13 +53,20 @@ def test_same_outputs(
         return
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     found = session.run(["energy", "next"], {"images": images.numpy(), "noise": noise.numpy()})
-    energies, gradient = energy_gradient(energy_of(model, network), images)
+    of_images = energy_of(model, network)
+    if model.activations:
+        of_images = ExplicitEnergy(network, int8.restore(model, explicit=True, outputs=True), model.spec.head)
+    energies, gradient = energy_gradient(of_images, images)
     wanted = (images - 0.05 * gradient.clamp(-5, 5) + 0.015 * noise).clamp(-1, 1)
     torch.testing.assert_close(torch.from_numpy(found[0]), energies, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(torch.from_numpy(found[1]), wanted, rtol=0, atol=2e-3)
     if target == "jem":
         (logits,) = session.run(["logits"], {"images": images.numpy(), "noise": noise.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), network(images), rtol=1e-3, atol=1e-3)
+    deploy.export(model, {}, tmp_path / "scores.onnx", sampler=False)
+    session = session_of(tmp_path / "scores.onnx", int8_kernels=False)
+    assert [output.name for output in session.get_outputs()] == ["energy", *["logits"] * (target == "jem")]
+    np.testing.assert_allclose(session.run(["energy"], {"images": images.numpy()})[0], found[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def compress(network: models.Network, target: str, objective: Objective, p: Quan
 
 
 def _calibrated(network: models.Network, scales: dict[str, Tensor], images: Tensor, bits: int) -> GraphModule:
-    prepared = int8.prepare(network, scales, bits, explicit=network.spec.head is not None)
+    prepared = int8.prepare(network, scales, bits, explicit=network.spec.head is not None, outputs=True)
     with torch.no_grad():
         for batch in images.split(250):
             prepared(batch)
