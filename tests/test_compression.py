@@ -208,6 +208,23 @@ def test_students_are_smaller_and_learn(
     assert distance(student) < 0.5 * distance(fresh)
 
 
+@pytest.mark.parametrize("kind", ["structured", "unstructured"])
+def test_pruned_energies_quantize(
+    compress: Any, small: params.Params, splits: data.Splits, tmp_path: Path, kind: str
+) -> None:
+    pruned = network_of(compress("prune", "ebm", {"prune.kind": kind, "prune.amount": 0.3}))
+    run = Run("ebm/quantize", 0, [], root=tmp_path)
+    objective = targets.get("ebm").objective(copy.deepcopy(pruned), splits, small.ebm, run)
+    model = quantize.compress(copy.deepcopy(pruned), "ebm", objective, small.quantize, run)
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    _, found = energy_gradient(energy_of(model, network_of(model)), images)
+    _, wanted = energy_gradient(energy.energy_of(pruned, "mean"), images)
+    assert torch.nn.functional.cosine_similarity(wanted.flatten(1), found.flatten(1)).min() > 0.95
+    if kind == "unstructured":  # a zero stays a zero
+        stored = model.tensors["features.2.conv.weight"].decode()
+        assert (stored[pruned.get_submodule("features.2.conv").weight == 0] == 0).all()
+
+
 def test_chains_of_methods(compress: Any, small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
     """structured pruning, then product quantization of the narrower network."""
     pruned = network_of(compress("prune", "ebm", {"prune.kind": "structured", "prune.amount": 0.3}))

@@ -1,0 +1,104 @@
+"""Every model of the pipeline as ONNX: bytes, largest difference from torch, and its quality measured in onnxruntime.
+
+    dvc repro && python benchmarks/onnx_parity.py
+
+Differences are on the test images: of the logits or the energies in standard deviations, of one Langevin step in pixel
+values of [-1, 1]; with onnxruntime's optimisations off, against the same graph in torch. Accuracy and FID are as it
+runs, with all optimisations and int8 kernels, next to what metrics/ has of the model in torch. FID is of as many
+samples after as many steps as `evaluate` draws, from other noise.
+"""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lowenergy import artifact, data, deploy, energy, int8, loading, params
+from lowenergy.energy import ExplicitEnergy
+from lowenergy.params import EnergyEvaluation, Langevin
+from lowenergy.scoring import generation
+
+
+def session_of(path: Path, *, optimised: bool) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(path, options)
+
+
+def difference(model: artifact.Model, header: dict[str, Any], path: Path, images: torch.Tensor) -> str:
+    """Largest, between torch and onnxruntime."""
+    session = session_of(path, optimised=False)
+    network = int8.restore(model, outputs=True) if model.activations else loading.network_of(model)
+    if model.spec.head is None:
+        with torch.no_grad():
+            logits = network(images)
+        (found,) = session.run(None, {"images": images.numpy()})
+        return f"{float(np.abs(found - logits.numpy()).max() / logits.std()):.1g}"
+    of_images = loading.energy_of(model, network)
+    if model.activations:
+        of_images = ExplicitEnergy(network, int8.restore(model, explicit=True, outputs=True), model.spec.head)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    energies, gradient = energy.energy_gradient(of_images, images)
+    c = Langevin(**{key: v for key, v in header["provenance"]["sampler"].items() if key != "chain_steps"})
+    wanted = images - c.step_size * gradient.clamp(-c.gradient_clamp, c.gradient_clamp) + c.noise * noise
+    found, moved = session.run(["energy", "next"], {"images": images.numpy(), "noise": noise.numpy()})
+    of_energy = np.abs(found - energies.numpy()).max() / float(energies.std())
+    return f"{of_energy:.1g}, {np.abs(moved - wanted.clamp(-1, 1).numpy()).max():.1g}"
+
+
+def quality(model: artifact.Model, path: Path, splits: data.Splits, p: Any) -> dict[str, float]:
+    """Accuracy of a classifier, FID of an energy, by onnxruntime alone."""
+    session = session_of(path, optimised=True)
+    if model.spec.head is None:
+        (logits,) = session.run(None, {"images": data.to_float(splits.test.images).numpy()})
+        return {"accuracy": float((logits.argmax(1) == splits.test.labels.numpy()).mean())}
+    assert isinstance(p, EnergyEvaluation)
+    random, drawn = np.random.default_rng(0), []
+    for start in range(0, p.samples, 250):
+        images = random.uniform(-1, 1, (min(250, p.samples - start), *model.spec.input_shape)).astype("float32")
+        for _ in range(p.chain_steps):
+            noise = random.standard_normal(images.shape, dtype="float32")
+            (images,) = session.run(["next"], {"images": images, "noise": noise})
+        drawn.append(torch.from_numpy(images))
+    scorer = loading.dense_network(artifact.read("models/scorer.safetensors")[0])
+    return generation.measure(scorer, "models/reference.safetensors", torch.cat(drawn), 0)
+
+
+def main() -> None:
+    p, splits = params.load(), data.load("data/splits.safetensors")
+    images = data.to_float(splits.test.images[:200])
+    table = Table(title="ONNX")
+    for column in ("model", "stored", "ONNX", "ratio", "difference", "in onnxruntime", "in torch"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        for target in p.targets:
+            for branch in params.BRANCHES:
+                stored = Path(f"models/{target}/{branch}.safetensors")
+                model, header = artifact.read(stored)
+                deploy.export(model, header, path)
+                found = quality(model, path, splits, getattr(p, target).evaluate)
+                key = "accuracy" if target == "classifier" else "fid"
+                known = json.loads(Path(f"metrics/{target}/{branch}.json").read_text())[key]
+                shown = "{:.2%}" if key == "accuracy" else "FID {:.2f}"
+                sizes = (stored.stat().st_size, path.stat().st_size)
+                table.add_row(
+                    f"{target} {branch}",
+                    *(f"{size:,}" for size in sizes),
+                    f"{sizes[1] / sizes[0]:.2f}",
+                    difference(model, header, path, images),
+                    *(shown.format(value) for value in (found[key], known)),
+                )
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
