@@ -43,6 +43,7 @@ def compress(network: models.Network, target: str, objective: Objective, p: Quan
     prepared = _calibrated(folded, scales, images, p.weight_bits)
     run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
     if p.finetune.epochs:
+        _hold_zeros(prepared)
         training.finetune(prepared, objective, p.finetune, run)
     trained = {name.removeprefix("network."): value for name, value in prepared.named_parameters()}
     tensors: dict[str, Encoding] = {}
@@ -53,6 +54,14 @@ def compress(network: models.Network, target: str, objective: Objective, p: Quan
         else:
             tensors[name] = Int8(int8.rounded(value, scale, p.weight_bits), scale, p.weight_bits)
     return Model(target, folded.spec, tensors, int8.ranges(prepared))
+
+
+def _hold_zeros(prepared: GraphModule) -> None:
+    """Let no gradient reach the weights that pruning removed."""
+    for parameter in prepared.parameters():
+        kept = parameter.detach() != 0
+        if not kept.all():
+            parameter.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient.device))
 
 
 def _calibrated(network: models.Network, scales: dict[str, Tensor], images: Tensor, bits: int) -> GraphModule:
