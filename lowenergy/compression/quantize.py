@@ -60,7 +60,7 @@ def _hold_zeros(prepared: GraphModule) -> None:
     """Let no gradient reach the weights that pruning removed."""
     for parameter in prepared.parameters():
         kept = parameter.detach() != 0
-        if not kept.all():
+        if parameter.ndim > 1 and not kept.all():
             parameter.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient.device))
 
 
