@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lowenergy import artifact, energy, int8, models
+from lowenergy import artifact, energy, models
 from lowenergy.artifact import Model
 from lowenergy.coded import CodedWeight, attach
 from lowenergy.encodings import Coded
@@ -32,6 +32,8 @@ def coded_network(model: Model) -> models.Network:
 def network_of(model: Model, *, coded: bool = False) -> nn.Module:
     """The ready network, in evaluation mode, on the CPU."""
     if model.activations:
+        from lowenergy import int8  # torchao takes seconds to import, and no other model needs it
+
         return int8.restore(model)
     return coded_network(model) if coded else dense_network(model)
 
@@ -47,6 +49,8 @@ def energy_of(model: Model, network: nn.Module, precision: Precision = "32-true"
     if model.spec.head is None:
         raise FileError(f"a {model.target} has no energy to sample from; give an EBM or a JEM")
     if model.activations:
+        from lowenergy import int8
+
         explicit = int8.restore(model, explicit=True)
         return ExplicitEnergy(network, explicit.to(next(network.parameters()).device), model.spec.head)
     return energy.energy_of(network.to(memory_format=torch.channels_last), model.spec.head, precision, frozen=True)
