@@ -36,7 +36,8 @@ def _overlay(values: Any, changes: Any, at: str, changed: list[str]) -> None:
         elif values[key] != new:
             changed.append(f"{field}: {values[key]} -> {new}")
             if isinstance(new, list):
-                values[key][:] = new  # in place: it stays on one line
+                values[key][:] = new
+                values[key].fa.set_flow_style()  # on one line, with the comment after it; an empty list forgets that
             else:
                 values[key] = new
 

@@ -97,6 +97,9 @@ def test_profiles_apply_and_digits_brings_everything_back(project: Path, name: s
     assert params.load().data.source == name
     for preset in ("pq-punynet", "pq-large-blocks", "mnist-large", "mnist-study"):
         assert profile.apply(preset)
+    (project / "profiles/spare.yaml").write_text("quantize: {keep_float: [features.0.conv, fc]}\n")
+    assert profile.apply("spare")
+    assert params.load().quantize.keep_float == ["features.0.conv", "fc"]
     assert "# at most so many" in (project / "params.yaml").read_text()
     profile.apply("digits")
     assert (project / "params.yaml").read_text() == before
