@@ -34,16 +34,6 @@ WAYS = {False: ("eager", "compiled", "onnxruntime"), True: ("int8 Inductor", "in
 CONSTANTS = Langevin(step_size=0.05, noise=0.015, gradient_clamp=5.0)
 
 
-def frozen(network: torch.nn.Module) -> Callable[[torch.Tensor], Any]:
-    run = torch.compile(network, dynamic=False)
-
-    def call(images: torch.Tensor) -> Any:
-        with torch._inductor.config.patch(freezing=True), torch.no_grad():
-            return run(images)
-
-    return call
-
-
 def forward(path: Path, way: str, threads: int) -> Callable[[torch.Tensor], Any]:
     """images -> logits, this way."""
     model, header = artifact.read(path)
@@ -52,7 +42,7 @@ def forward(path: Path, way: str, threads: int) -> Callable[[torch.Tensor], Any]
     if way == "int8 Inductor":
         return int8.compiled(int8.restore(model))
     network = loading.dense_network(model).to(memory_format=torch.channels_last)
-    return frozen(network) if way == "compiled" else torch.inference_mode()(network)
+    return int8.frozen(network) if way == "compiled" else torch.inference_mode()(network)
 
 
 def step(path: Path, way: str, threads: int) -> Callable[[torch.Tensor], Any]:
@@ -66,7 +56,7 @@ def step(path: Path, way: str, threads: int) -> Callable[[torch.Tensor], Any]:
         graph = int8.compiled(int8.restore(model, explicit=True))
         of_images = ExplicitEnergy(lambda images: graph(images)[0], graph, model.spec.head)
     elif way == "compiled":
-        graph = frozen(Explicit(loading.dense_network(model)).to(memory_format=torch.channels_last))
+        graph = int8.frozen(Explicit(loading.dense_network(model)).to(memory_format=torch.channels_last))
         of_images = ExplicitEnergy(lambda images: graph(images)[0], graph, model.spec.head)
     else:
         precision = "bf16-mixed" if way == "bf16" else "32-true"

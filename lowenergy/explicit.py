@@ -39,7 +39,6 @@ class Explicit(nn.Module):
             if isinstance(module, nn.Conv2d) and not _plain(module):
                 raise UserError(f"layer {name}: only plain convolutions of stride 1 or 2 have a pullback, not {module}")
         self.network, self.head = network, network.spec.head
-        self.spec = network.spec
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features, pull_features = pullback(self.network.features, x)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import FakeQuantize, MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
@@ -175,7 +175,7 @@ def places(prepared: GraphModule) -> Iterator[Place]:
             name = f"{layer}:gradient" if pulled else layer
             activations = {f"{name}:in": modules[node.args[0].target]}
             after = next(iter(node.users))
-            if after.op == "call_module" and (layer, pulled) != LOGITS and len(node.users) == 1:
+            if after.op == "call_module":  # the logits have none
                 activations[f"{name}:out"] = modules[after.target]
             yield Place(layer, pulled, modules[node.args[1].target], activations, node.meta["val"].shape[1])
 
@@ -260,8 +260,12 @@ def compiled(prepared: GraphModule) -> Callable[[Tensor], Any]:
     # Importing it registers what replaces quantized convolutions by int8 kernels.
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
 
-    converted = convert(prepared)
-    run = torch.compile(converted, dynamic=False)
+    return frozen(convert(prepared))
+
+
+def frozen(graph: nn.Module) -> Callable[[Tensor], Any]:
+    """The graph compiled by Inductor, its weights as constants; for inference, each batch size compiled anew."""
+    run = torch.compile(graph, dynamic=False)
 
     def call(images: Tensor) -> Any:
         with torch._inductor.config.patch(freezing=True), torch.no_grad():

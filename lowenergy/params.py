@@ -293,7 +293,9 @@ class Quantize(Section):
     source: Literal["teacher", "prune", "distill"] = Field(description="the branch to quantize")
     calibration_images: Count = Field(description="images whose activations set the int8 ranges")
     weight_bits: Annotated[int, Field(ge=2, le=8)] = Field(description="of weights; activations always have 8")
-    keep_float: list[str] = Field(description="layers that stay float32, by name as `lowenergy show` prints them")
+    keep_float: list[str] = Field(
+        description="layers that stay float32, as in `lowenergy show`; ebm:fc is the EBM's alone"
+    )
     loss_budget: Positive | None = Field(
         description="keep the most sensitive layers float until rounding adds no more than this to the matching loss; "
         "null for no budget"

@@ -1,6 +1,7 @@
 """Each method, on each kind of network: smaller, loadable, the same after loading, and doing what it says."""
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,25 @@ def test_int8_energies_sample_with_an_int8_gradient(compress: Any, target: str, 
     torch.testing.assert_close(energies, wanted_energies, atol=0.1, rtol=0.1)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+def test_inductors_int8_kernels_do_what_is_simulated(compress: Any) -> None:
+    from torch._dynamo.utils import counters
+
+    model = compress("quantize", "ebm")
+    simulated = int8.restore(model, explicit=True)
+    images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    counters.clear()
+    found = int8.compiled(simulated)(images)
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in models.build(model.spec, seed=0).modules())
+    assert counters["inductor"]["qconv_weight_prepack_matcher_count"] >= 2 * convolutions  # forward and pullback
+    with torch.no_grad():
+        wanted = simulated(images)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).norm() < 0.02 * b.norm()
+
+
 def test_layers_can_stay_float(compress: Any) -> None:
-    model = compress("quantize", "ebm", {"quantize.keep_float": ["features.0.conv", "fc"]})
+    model = compress("quantize", "ebm", {"quantize.keep_float": ["features.0.conv", "ebm:fc", "jem:features.2.conv"]})
     floats = {name for name, t in model.tensors.items() if name.endswith("weight") and not isinstance(t, Int8)}
     assert floats == {"features.0.conv.weight", "fc.weight"}
     assert not [name for name in model.activations if name.startswith(("features.0.", "fc:"))]

@@ -27,17 +27,20 @@ def compress(network: models.Network, target: str, objective: Objective, p: Quan
     """
     folded = models.fold_batchnorm(network.cpu().eval())
     layers = models.coded_layers(folded)
-    if unknown := set(p.keep_float) - set(layers):
+    keep_float = {name.removeprefix(f"{target}:") for name in p.keep_float if name.split(":")[0] in (name, target)}
+    if unknown := keep_float - set(layers):
         raise UserError(
             f"params.yaml: quantize.keep_float: {', '.join(sorted(unknown))} is no layer of {target}; it has "
-            f"{', '.join(layers)}"
+            f"{', '.join(layers)}. For another target alone, write it before the layer: classifier:fc"
         )
     # Every n-th: the inputs of an energy come in groups (real, noisy, chains), and each must be among them.
     every = max(1, len(objective.inputs) // p.calibration_images)
     index = torch.arange(0, len(objective.inputs), every)
     images = objective.inputs[index.to(objective.inputs.device)].cpu()
     scales = {name: int8.best_scale(layer.weight, p.weight_bits) for name, layer in layers.items()}
-    spared = _spared(_calibrated(folded, scales, images, p.weight_bits), objective, index, p, run)
+    spared = _spared(
+        _calibrated(folded, scales, images, p.weight_bits), objective, index, keep_float, p.loss_budget, run
+    )
     for name in spared:
         del scales[name]
     prepared = _calibrated(folded, scales, images, p.weight_bits)
@@ -72,16 +75,23 @@ def _calibrated(network: models.Network, scales: dict[str, Tensor], images: Tens
     return int8.freeze(prepared)
 
 
-def _spared(prepared: GraphModule, objective: Objective, index: Tensor, p: Quantize, run: Run) -> set[str]:
-    """The layers to keep float: those of the params, and the most sensitive ones until the loss is within budget."""
+def _spared(
+    prepared: GraphModule,
+    objective: Objective,
+    index: Tensor,
+    keep_float: set[str],
+    budget: float | None,
+    run: Run,
+) -> set[str]:
+    """The layers to keep float: those asked for, and the most sensitive ones until the loss is within budget."""
     names = list(dict.fromkeys(place.layer for place in int8.places(prepared)))
     prepared.to(run.device)
     exact = _loss(prepared, (), objective, index, run)
     added = {name: _loss(prepared, (name,), objective, index, run) - exact for name in names}
-    spared = set(p.keep_float)
+    spared = set(keep_float)
     order = iter(sorted(set(names) - spared, key=added.__getitem__, reverse=True))
     total = _loss(prepared, set(names) - spared, objective, index, run) - exact
-    while p.loss_budget is not None and total > p.loss_budget and len(spared) < len(names):
+    while budget is not None and total > budget and len(spared) < len(names):
         spared.add(next(order))
         total = _loss(prepared, set(names) - spared, objective, index, run) - exact
         run.fabric.print(f"{run.name}: {', '.join(sorted(spared))} float: rounding adds {total:.4g} to the loss")
