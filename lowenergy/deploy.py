@@ -67,7 +67,7 @@ class _Stored(nn.Module):
         elif isinstance(encoded, Sparse):
             present = (encoded.decode() != 0).flatten()
             self.bits = _Bits(present.long(), 1)
-            self.register_buffer("values", torch.cat([torch.zeros(1), encoded.values]))
+            self.register_buffer("values", torch.cat([torch.zeros(1), encoded.values[encoded.values != 0]]))
         elif isinstance(encoded, Coded):
             self.bits = _Bits(encoded.codes, encoded.bits)
             self.register_buffer("values", encoded.codebook)
@@ -81,7 +81,7 @@ class _Stored(nn.Module):
             return values.float()
         if isinstance(encoded, Sparse):
             present = self.bits()
-            return values[torch.cumsum(present, 0) * present].view(encoded.shape)  # place 0 holds the zero
+            return values[torch.cumsum(present, 0) * present].view(encoded.values.shape)  # place 0 holds the zero
         if isinstance(encoded, Coded):
             return values.float()[self.bits()].view(encoded.shape)
         raise TypeError(f"no graph for {encoded.kind} weights")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import zstandard
 from torch import Tensor
 
 
@@ -56,33 +57,55 @@ class Constant:
         return {"value": self.value, "shape": list(self.shape)}
 
 
+def places(present: Tensor) -> dict[str, Tensor]:
+    """Which elements are there, (n,) bool, as `bitmask` or `gaps`: whichever is smaller under zstd.
+
+    bitmask: (ceil(n / 8),) uint8, element 0 is the highest bit of byte 0. gaps: uint8, absent elements before each
+    present one; 255 stands for 255 absent ones and none present.
+    """
+    bitmask = np.packbits(present.numpy())
+    index = present.nonzero().flatten().numpy()
+    gaps = np.diff(index, prepend=-1) - 1
+    coded = np.full(len(gaps) + int((gaps // 255).sum()), 255, dtype=np.uint8)
+    coded[np.arange(len(gaps)) + np.cumsum(gaps // 255)] = gaps % 255
+    small = zstandard.ZstdCompressor(level=19).compress
+    if len(small(coded.tobytes())) < len(small(bitmask.tobytes())):
+        return {"gaps": torch.from_numpy(coded)}
+    return {"bitmask": torch.from_numpy(bitmask)}
+
+
+def present(parts: dict[str, Tensor], count: int) -> Tensor:
+    """The (count,) bool that `places` wrote.
+
+    Raises:
+        ValueError: a gap leads beyond the end.
+    """
+    if "bitmask" in parts:
+        return torch.from_numpy(np.unpackbits(parts["bitmask"].numpy(), count=count)).bool()
+    gaps = parts["gaps"].long()
+    ends = gaps != 255
+    index = (gaps + ends).cumsum(0)[ends] - 1  # a present element takes a place itself
+    if len(index) and int(index[-1]) >= count:
+        raise ValueError(f"gaps lead to element {int(index[-1])} of {count}")
+    return torch.zeros(count, dtype=torch.bool).index_fill(0, index, True)
+
+
 @dataclass(frozen=True)
 class Sparse:
-    """One bit per element and the values of the elements that are not zero."""
+    """Where the elements that are not zero are, and their values."""
 
-    bitmask: Tensor  # (ceil(n / 8),) uint8, element 0 is the highest bit of byte 0
-    values: Tensor  # (nonzero,) float32
-    shape: tuple[int, ...]
+    values: Tensor  # (...) float32, zeros and all
     kind = "sparse"
 
-    @classmethod
-    def encode(cls, tensor: Tensor) -> "Sparse":
-        present = tensor.detach().flatten() != 0
-        bitmask = torch.from_numpy(np.packbits(present.numpy()))
-        return cls(bitmask, tensor.detach().flatten()[present], tuple(tensor.shape))
-
     def decode(self) -> Tensor:
-        n = int(np.prod(self.shape))
-        present = torch.from_numpy(np.unpackbits(self.bitmask.numpy(), count=n)).bool()
-        flat = torch.zeros(n)
-        flat[present] = self.values
-        return flat.view(self.shape)
+        return self.values
 
     def parts(self) -> dict[str, Tensor]:
-        return {"bitmask": self.bitmask, "values": self.values}
+        flat = self.values.flatten()
+        return {**places(flat != 0), "values": flat[flat != 0]}
 
     def facts(self) -> dict[str, Any]:
-        return {"shape": list(self.shape)}
+        return {"shape": list(self.values.shape)}
 
 
 @dataclass(frozen=True)
@@ -97,14 +120,23 @@ class Int8:
     def decode(self) -> Tensor:
         return self.values.float() * self.scale.view(-1, *[1] * (self.values.ndim - 1))
 
+    @property
+    def _sparse(self) -> bool:
+        return float((self.values == 0).float().mean()) > 0.3  # a dense network's share is below
+
     def parts(self) -> dict[str, Tensor]:
+        flat = self.values.flatten()
+        where = {}
+        if self._sparse:
+            where, flat = places(flat != 0), flat[flat != 0]
         if self.bits == 8:
-            return {"": self.values, "scale": self.scale}
-        codes = self.values.flatten().int() + 2 ** (self.bits - 1)
-        return {"packed": pack_bits(codes, self.bits), "scale": self.scale}
+            return {**where, "": flat.view(self.values.shape) if not where else flat, "scale": self.scale}
+        return {**where, "packed": pack_bits(flat.int() + 2 ** (self.bits - 1), self.bits), "scale": self.scale}
 
     def facts(self) -> dict[str, Any]:
-        return {} if self.bits == 8 else {"bits": self.bits, "shape": list(self.values.shape)}
+        if self.bits == 8 and not self._sparse:
+            return {}
+        return {"bits": self.bits, "shape": list(self.values.shape)}
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
@@ -159,6 +191,14 @@ class Coded:
         return {"shape": list(self.shape)}
 
 
+def _spread(parts: dict[str, Tensor], values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of zeros with `values` where the parts say."""
+    where = present(parts, int(np.prod(shape)))
+    if int(where.sum()) != len(values):
+        raise ValueError(f"{len(values)} values for {int(where.sum())} places")
+    return torch.zeros(where.shape, dtype=values.dtype).masked_scatter(where, values).view(shape)
+
+
 def from_parts(parts: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> Encoding:
     """The encoding that wrote these parts and facts.
 
@@ -170,13 +210,17 @@ def from_parts(parts: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> En
     if kind == "constant":
         return Constant(float(facts["value"]), tuple(facts["shape"]))
     if kind == "sparse":
-        return Sparse(parts["bitmask"], parts["values"], tuple(facts["shape"]))
+        return Sparse(_spread(parts, parts["values"], tuple(facts["shape"])))
     if kind == "int8":
-        if "packed" not in parts:
+        if not facts:
             return Int8(parts[""], parts["scale"])
         bits, shape = int(facts["bits"]), tuple(facts["shape"])
-        values = unpack_bits(parts["packed"], bits, int(np.prod(shape))) - 2 ** (bits - 1)
-        return Int8(values.to(torch.int8).view(shape), parts["scale"], bits)
+        sparse = "bitmask" in parts or "gaps" in parts
+        n = int(np.prod(shape))
+        count = int(present(parts, n).sum()) if sparse else n
+        values = parts[""] if bits == 8 else unpack_bits(parts["packed"], bits, count) - 2 ** (bits - 1)
+        values = values.to(torch.int8)
+        return Int8(_spread(parts, values, shape) if sparse else values.view(shape), parts["scale"], bits)
     if kind == "pq":
         codebook, shape = parts["codebook"], tuple(facts["shape"])
         coded = Coded(torch.empty(0, dtype=torch.long), codebook, shape)

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lowenergy.inputconv import InputConv2d
 from lowenergy.params import Architecture, EnergyArchitecture
@@ -152,13 +153,43 @@ def _strided(spec: Spec) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, widths[-1]), act())
 
 
+def _compact(spec: Spec) -> nn.Sequential:
+    """Few weights, each used often: a strided 5x5 convolution, then pairs (refine, halve), flattened.
+
+    Most weights of `strided` work where the image is 2 pixels a side; here they are spread over all resolutions.
+    """
+    act = ACTIVATIONS[spec.activation]
+    layers: list[nn.Module] = [ConvNorm(spec.channels, spec.width, 5, 2, spec.norm), act()]
+    channels = spec.width
+    for out in (spec.width * 3 // 2, 2 * spec.width, 2 * spec.width):
+        layers += [
+            ConvNorm(channels, channels, 3, 1, spec.norm),
+            act(),
+            ConvNorm(channels, out, 3, 2, spec.norm),
+            act(),
+        ]
+        channels = out
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def _shallow(spec: Spec) -> nn.Sequential:
+    """Two strided convolutions, flattened: the smallest of the earlier study's students."""
+    act = ACTIVATIONS[spec.activation]
+    first = ConvNorm(spec.channels, spec.width, 5, 2, spec.norm)
+    second = ConvNorm(spec.width, 2 * spec.width, 3, 2, spec.norm)
+    return nn.Sequential(first, act(), second, act(), nn.Flatten())
+
+
+PLAIN = {"cnn": _cnn, "strided": _strided, "compact": _compact, "shallow": _shallow}
+
+
 class Network(nn.Module):
     """features: images -> (batch, features), what FID looks at in the scorer; fc: features -> logits."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
-        family = _resnet if spec.name in RESNETS else {"cnn": _cnn, "strided": _strided}[spec.name]
+        family = _resnet if spec.name in RESNETS else PLAIN[spec.name]
         self.features = family(spec)
         with torch.no_grad():
             self.features.eval()
@@ -235,3 +266,12 @@ def fold_batchnorm(network: Network) -> Network:
 def coded_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """The layers that hold the weights worth compressing, in forward order."""
     return {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+
+def macs(network: nn.Module) -> int:
+    """Multiply-accumulates per image, counted while it runs once; zeros multiply too."""
+    counter = FlopCounterMode(display=False)
+    device = next(network.parameters()).device
+    with counter, torch.no_grad():
+        network(torch.zeros(1, *spec_of(network).input_shape, device=device))
+    return counter.get_total_flops() // 2  # a multiplication and an addition each

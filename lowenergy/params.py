@@ -59,10 +59,10 @@ class Data(Section):
 class Architecture(Section):
     """A backbone by name; channels of the images and number of classes come from the data."""
 
-    name: Literal["resnet18", "resnet10", "resnet20", "resnet8", "cnn", "strided"] = Field(
+    name: Literal["resnet18", "resnet10", "resnet20", "resnet8", "cnn", "strided", "compact", "shallow"] = Field(
         description="the family; see docs/architectures.md"
     )
-    width: Annotated[int, Field(ge=4, le=1024)] = Field(description="channels of the first stage")
+    width: Annotated[int, Field(ge=2, le=1024)] = Field(description="channels of the first stage")
     stem: Literal["7x7", "3x3", "3x3-pool"] = Field(
         description="7x7: stride 2 and max-pool (ImageNet); 3x3: full resolution; 3x3-pool: max-pool after it"
     )
@@ -186,6 +186,9 @@ class LabelMatching(Section):
     label_weight: Annotated[float, Field(ge=0, le=1)] = Field(
         description="share of the cross-entropy with the labels; the rest is the divergence from the teacher"
     )
+    feature_weight: NotNegative = Field(
+        description="weight of the error in which images of a batch look alike to the last layer (Tung & Mori 2019)"
+    )
     crop_padding: Times = Field(description="augmentation while matching, as in training")
     flip: bool = Field(description="augmentation while matching, as in training")
 
@@ -193,17 +196,30 @@ class LabelMatching(Section):
 class EnergyProbes(Section):
     """Where a compressed EBM must agree with its teacher: on data, around it, and where sampling goes."""
 
-    images: Count = Field(description="training images to match at; as many noisy ones are added")
-    noise: NotNegative = Field(description="largest standard deviation of the noise on the noisy ones")
-    chains: Count = Field(description="chains of the teacher, started at uniform noise, to match along")
+    images: Count = Field(description="training images to match at")
+    noisy: Times = Field(description="training images with noise to match at")
+    noise: NotNegative = Field(description="largest standard deviation of that noise")
+    chains: Times = Field(description="chains of the teacher, started at uniform noise, to match along")
     chain_steps: Count = Field(description="their length; their start and four evenly spaced states are kept")
-    langevin: Langevin = Field(description="their constants")
+    student_chains: Times = Field(
+        description="chains of the compressed network itself, each a step further whenever it is matched; 0 for none"
+    )
+    langevin: Langevin = Field(description="the chains' constants")
 
 
 class EnergyMatching(Section):
-    """How a compressed EBM is pulled to its teacher: energies and their input gradients."""
+    """How a compressed EBM is pulled to its teacher: energies (the earlier study's loss) and their input gradients."""
 
-    score_weight: NotNegative = Field(description="weight of the input gradients' error against the energies' error")
+    energy_weight: NotNegative = Field(description="weight of the energies' squared error")
+    score_weight: NotNegative = Field(
+        description="weight of the input gradients' squared error: of what sampling follows"
+    )
+
+    @model_validator(mode="after")
+    def _matches_something(self) -> Self:
+        if not (self.energy_weight or self.score_weight):
+            raise ValueError("energy_weight and score_weight are both 0; give one of them a weight")
+        return self
 
 
 class JointMatching(EnergyMatching):
@@ -279,14 +295,54 @@ class Finetune(Section):
     precision: Precision = Field(description="of the forward and backward passes")
 
 
+class Retrain(Section):
+    """Training by the target's own loss and constants, those of <target>.train: no teacher is looked at."""
+
+    epochs: Times = Field(description="passes over the training images; 0 for none")
+    lr: Positive = Field(description="learning rate, as a share of <target>.train.lr; it falls to 0")
+
+
 class Prune(Section):
     source: Literal["teacher", "distill"] = Field(description="the branch to prune")
-    kind: Literal["unstructured", "structured"] = Field(
-        description="unstructured: single weights, stored sparse; structured: whole channels, removed for good"
+    kind: Literal["unstructured", "structured", "2of4"] = Field(
+        description="unstructured: single weights, stored sparse; structured: whole channels, removed for good; "
+        "2of4: two of each four consecutive inputs of a weight, the pattern that GPUs have kernels for"
     )
-    scope: Literal["global", "conv"] = Field(description="global: all layers ranked together; conv: convolutions only")
-    amount: Annotated[float, Field(gt=0, lt=1)] = Field(description="fraction of the weights or channels to remove")
-    finetune: Finetune = Field(description="training after pruning, masks held")
+    scope: Literal["global", "conv"] = Field(description="global: all layers; conv: convolutions only")
+    importance: Literal["l1", "l2", "group", "taylor"] = Field(
+        description="what goes first: channels whose filter has the smallest L1 or L2 norm; group: the L2 norm of all "
+        "weights that go with the channel; single weights by their magnitude, whichever of these is named; taylor: by "
+        "how much the target's own loss changes"
+    )
+    allocation: Literal["ranked", "uniform", "sensitivity"] = Field(
+        description="who gives. ranked: all layers' weights or channels compete; uniform: every layer the same share; "
+        "sensitivity: layers give what costs each the same in matching loss"
+    )
+    amount: Annotated[float, Field(gt=0, lt=1)] = Field(description="fraction to remove")
+    amount_of: Literal["weights", "macs"] = Field(
+        description="what the amount is a fraction of: weights (of kind structured: channels), or multiply-accumulates "
+        "(structured only)"
+    )
+    rounds: Count = Field(description="1: one shot; more: prune a little, finetune, prune more, by equal factors")
+    scan_images: Times = Field(
+        description="inputs on which each layer's sensitivity is scanned and plotted; 0 for no scan"
+    )
+    finetune: Finetune = Field(
+        description="matching the source after pruning, in all rounds together; zeros stay zeros"
+    )
+    retrain: Retrain = Field(description="then training by the target's own loss; zeros stay zeros")
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if self.allocation == "sensitivity" and not self.scan_images:
+            raise ValueError("prune.allocation = sensitivity needs a scan: give prune.scan_images, e.g. 500")
+        if self.kind == "2of4" and (self.amount != 0.5 or self.rounds > 1 or self.allocation != "uniform"):
+            raise ValueError(
+                "prune.kind = 2of4 halves every layer at once: give prune.amount 0.5, rounds 1, allocation uniform"
+            )
+        if self.amount_of == "macs" and (self.kind != "structured" or self.allocation != "ranked"):
+            raise ValueError("prune.amount_of = macs needs kind structured and allocation ranked")
+        return self
 
 
 class Quantize(Section):
@@ -306,7 +362,11 @@ class Quantize(Section):
 class Distill(Section):
     source: Literal["teacher", "prune"] = Field(description="the branch to learn from")
     student: Architecture = Field(description="the student's network; its head is the teacher's")
-    train: Finetune = Field(description="the student's training")
+    start: Literal["random", "teacher"] = Field(
+        description="the student's first weights; teacher: the teacher's leading channels wherever both have a layer"
+    )
+    train: Finetune = Field(description="matching the teacher")
+    retrain: Retrain = Field(description="then training by the target's own loss, which gives an EBM its own negatives")
 
 
 class LayerFinetune(Section):

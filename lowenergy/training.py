@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 from lowenergy import artifact, energy, models, pictures
 from lowenergy.data import Batches, Split, to_float
 from lowenergy.errors import UserError
-from lowenergy.params import EnergyTraining, Finetune
+from lowenergy.params import EnergyTraining, Finetune, Retrain
 
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill
 PRINT_SECONDS = 5.0
@@ -102,6 +102,7 @@ def fit(
     optimizer: Optimizer,
     schedule: LRScheduler,
     run: Run,
+    part: str = "fit",
     gradient_norm: float | None = None,
     weight_average: float = 0.0,
     state: Mapping[str, Stateful] | None = None,
@@ -118,6 +119,7 @@ def fit(
 
     Args:
         schedule: advanced after every step.
+        part: of the run, where it fits more than once: each has its own checkpoint, and curves if not the first.
         gradient_norm: clip the weights' gradient to this norm.
         weight_average: decay of an exponential moving average of the weights, which becomes the result; 0 for none.
         state: what must survive a kill besides weights, optimizer and generator, such as a replay buffer.
@@ -137,7 +139,7 @@ def fit(
     every = max(1, steps // points)
     history: list[tuple[int, dict[str, float]]] = []
     logged: dict[str, list[Tensor]] = {}
-    healthy = kept(run, "fit")
+    healthy = kept(run, part)
     if healthy is None:
         healthy = _snapshot(run, 0, parts, history)
     else:
@@ -180,10 +182,10 @@ def fit(
             fabric.print(f"{run.name}  step {step}/{steps}  {shown}  {left:.0f} s left", flush=True)
             printed = now
         if now - saved > CHECKPOINT_SECONDS and fabric.is_global_zero:
-            keep(run, "fit", healthy)
+            keep(run, part, healthy)
             saved = now
     if fabric.is_global_zero:
-        _plot(run, history)
+        _plot(run.curves if part == "fit" else run.curves / part, history)
     if average is not None:
         network.load_state_dict(average.module.state_dict())
     network.eval()  # an exported graph's returns nothing
@@ -288,9 +290,9 @@ def finished(run: Run) -> None:
         path.unlink()
 
 
-def _plot(run: Run, history: list[tuple[int, dict[str, float]]]) -> None:
+def _plot(directory: Path, history: list[tuple[int, dict[str, float]]]) -> None:
     # Written in one go, not while training: rows after the last checkpoint of a killed run would stay in the file.
-    with Live(str(run.curves), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+    with Live(str(directory), save_dvc_exp=False, dvcyaml=None, report=None) as live:
         for step, point in history:
             live.step = step
             for key, value in point.items():
@@ -303,6 +305,7 @@ def fit_energy(
     p: EnergyTraining,
     run: Run,
     also: Callable[[Tensor, Tensor], tuple[Tensor, Logs]] | None = None,
+    retrain: Retrain | None = None,
 ) -> None:
     """Train an energy in place by flow regression, persistent contrastive divergence, or both.
 
@@ -311,6 +314,7 @@ def fit_energy(
 
     Args:
         also: (logits of the real images, their labels) -> a further loss on the same forward pass (JEM's).
+        retrain: of a trained network that was changed: so many epochs, chains from the first on, the rate falls to 0.
     Raises:
         DivergedError: p.guard's recoveries did not help; the last healthy network is saved beside the checkpoints.
     """
@@ -319,10 +323,14 @@ def fit_energy(
     head = network.spec.head
     assert head is not None, "an energy needs a head"
     batches = Batches(len(data), p.batch_size, run.own_seed)
-    steps = p.epochs * batches.per_epoch
+    steps = (retrain or p).epochs * batches.per_epoch
+    chains_from = 0.0 if retrain else p.contrastive_from * steps
     buffer = energy.ReplayBuffer(p.buffer_size, network.spec.input_shape, run.generator)
     optimizer = torch.optim.Adam(network.parameters(), lr=p.lr, betas=(p.beta1, 0.999))
-    schedule = LambdaLR(optimizer, lambda step: p.lr_decay ** (step // batches.per_epoch))
+    schedule = LambdaLR(
+        optimizer,
+        lambda step: retrain.lr * (1 - step / steps) if retrain else p.lr_decay ** (step // batches.per_epoch),
+    )
     of_constants = energy.energy_of(network, head, frozen=True)
     pixel_spread = to_float(data.images[:1000]).std(0).mean()
 
@@ -331,7 +339,7 @@ def fit_energy(
         images = to_float(batch.images)
         images = images + p.data_noise * torch.randn(images.shape, generator=run.generator, device=run.device)
         chains, sampled = images[:0], torch.zeros(0, dtype=torch.bool, device=run.device)
-        if p.contrastive_weight and step >= p.contrastive_from * steps:
+        if p.contrastive_weight and step >= chains_from:
             chains, places = buffer.draw(len(batch), p.fresh_fraction)
             # On the bare network, here and below: Fabric forbids to differentiate through its wrapper.
             with run.fabric.autocast():
@@ -374,6 +382,7 @@ def fit_energy(
             optimizer=optimizer,
             schedule=schedule,
             run=run,
+            part="retrain" if retrain else "fit",
             gradient_norm=p.gradient_norm,
             weight_average=p.weight_average,
             state={"buffer": buffer},
@@ -394,8 +403,16 @@ class Objective(Protocol):
 
     inputs: Tensor  # (n, c, h, w) float32 in [-1, 1]: where the network must behave like its teacher
 
+    state: Mapping[str, Stateful]  # what of it changes while a network is pulled
+
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         """How far `network` is from the teacher at the inputs with these indices."""
+
+    def own_loss(self, network: models.Network, run: Run) -> Tensor:
+        """The target's own loss on a random batch of training images."""
+
+    def retrain(self, network: models.Network, p: Retrain, run: Run) -> None:
+        """Train `network` in place by the target's own loss, without the teacher."""
 
 
 def finetune(
@@ -403,10 +420,20 @@ def finetune(
     objective: Objective,
     p: Finetune,
     run: Run,
+    part: str = "fit",
+    share: float = 1.0,
 ) -> None:
-    """Pull the parameters of `network` to the teacher behind `objective`: Adam, one-cycle learning rate."""
+    """Pull the parameters of `network` to the teacher behind `objective`: Adam, one-cycle learning rate.
+
+    Args:
+        part: see fit.
+        share: of the epochs, where they are spent in parts.
+    """
     batches = Batches(len(objective.inputs), p.batch_size, run.own_seed)
-    steps = p.epochs * batches.per_epoch
+    steps = round(share * p.epochs * batches.per_epoch)
+    if not steps:
+        network.eval()
+        return
     network.to(run.device)
     optimizer = torch.optim.Adam([w for w in network.parameters() if w.requires_grad], lr=p.lr)
     schedule = OneCycleLR(optimizer, p.lr, total_steps=steps + 1)
@@ -415,4 +442,31 @@ def finetune(
         with torch.autocast(run.device.type, torch.bfloat16, enabled=p.precision == "bf16-mixed"):
             return objective.loss(wrapped, batches(step).to(run.device), run)
 
-    fit(network, loss, steps=steps, optimizer=optimizer, schedule=schedule, run=run)
+    fit(
+        network,
+        loss,
+        steps=steps,
+        optimizer=optimizer,
+        schedule=schedule,
+        run=run,
+        part=part,
+        state=objective.state,
+    )
+
+
+def mean_loss(network: nn.Module, objective: Objective, index: Tensor, run: Run, batch_size: int = 250) -> float:
+    """The objective's loss at the inputs with these indices; the run's random numbers are left as they were."""
+    state = run.generator.get_state()
+    run.generator.manual_seed(run.seed)  # the same augmentation for every network that is compared
+    with torch.no_grad():
+        total = sum(len(part) * float(objective.loss(network, part, run)[0]) for part in index.split(batch_size))
+    run.generator.set_state(state)
+    return total / len(index)
+
+
+def hold_zeros(network: nn.Module) -> None:
+    """Let no gradient reach the weights that pruning removed: what is zero stays zero in all training to come."""
+    for parameter in network.parameters():
+        kept = parameter.detach() != 0
+        if parameter.ndim > 1 and not kept.all():
+            parameter.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient.device))

@@ -1,4 +1,9 @@
-"""Distillation: a small network learns to do what the teacher does (Hinton et al. 2015)."""
+"""Distillation: a small network learns to do what the teacher does (Hinton et al. 2015), then trains by itself."""
+
+import math
+
+import torch
+from torch import nn
 
 from lowenergy import models, training
 from lowenergy.artifact import Model, dense
@@ -7,7 +12,8 @@ from lowenergy.training import Objective, Run
 
 
 def compress(network: models.Network, target: str, objective: Objective, p: Distill, run: Run) -> Model:
-    """Train the student of the params, with the teacher's head and outputs, towards `objective`."""
+    """Train the student of the params, with the teacher's head and outputs: first towards `objective`, then by the
+    target's own loss, since an energy that only agrees with another where that one was asked has minima of its own."""
     teacher = network.spec
     spec = models.Spec(
         name=p.student.name,
@@ -21,5 +27,50 @@ def compress(network: models.Network, target: str, objective: Objective, p: Dist
         head=teacher.head,
     )
     student = models.build(spec, seed=run.seed)
+    if p.start == "teacher":
+        inherited = inherit(student, network)
+        run.fabric.print(f"{run.name}: {len(inherited)} layers start from the teacher's: {', '.join(inherited)}")
     training.finetune(student, objective, p.train, run)
+    if p.retrain.epochs:
+        objective.retrain(student, p.retrain, run)
     return dense(student, target)
+
+
+def inherit(student: models.Network, teacher: models.Network) -> list[str]:
+    """Start the student's layers from the leading channels of the teacher's of the same name, where those are as large.
+
+    Fewer inputs are made up for by larger weights, so that activations keep their scale; BatchNorms take over their
+    statistics.
+
+    Returns:
+        The names of these layers.
+    """
+    theirs = dict(teacher.named_modules())
+    done = []
+    for name, layer in student.named_modules():
+        other = theirs.get(name)
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(other, nn.BatchNorm2d):
+            names = ["weight", "bias", "running_mean", "running_var"]
+        elif isinstance(layer, nn.Conv2d | nn.Linear) and isinstance(other, nn.Conv2d | nn.Linear):
+            names = ["weight", "bias"]
+        else:
+            continue
+        pairs = [(getattr(layer, key), getattr(other, key)) for key in names if getattr(layer, key) is not None]
+        if any(old is None or not _contains(old.shape, new.shape) for new, old in pairs):
+            continue
+        with torch.no_grad():
+            for new, old in pairs:
+                new.copy_(old[tuple(slice(length) for length in new.shape)])
+            if layer.weight.ndim > 1:
+                layer.weight.mul_(math.sqrt(other.weight.shape[1] / layer.weight.shape[1]))
+        done.append(name)
+    return done
+
+
+def _contains(larger: torch.Size, smaller: torch.Size) -> bool:
+    """In channels; kernels must be equal."""
+    return (
+        len(larger) == len(smaller)
+        and larger[2:] == smaller[2:]
+        and all(a >= b for a, b in zip(larger[:2], smaller[:2], strict=True))
+    )

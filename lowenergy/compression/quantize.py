@@ -46,7 +46,7 @@ def compress(network: models.Network, target: str, objective: Objective, p: Quan
     prepared = _calibrated(folded, scales, images, p.weight_bits)
     run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
     if p.finetune.epochs:
-        _hold_zeros(prepared)
+        training.hold_zeros(prepared)
         training.finetune(prepared, objective, p.finetune, run)
     trained = {name.removeprefix("network."): value for name, value in prepared.named_parameters()}
     tensors: dict[str, Encoding] = {}
@@ -57,14 +57,6 @@ def compress(network: models.Network, target: str, objective: Objective, p: Quan
         else:
             tensors[name] = Int8(int8.rounded(value, scale, p.weight_bits), scale, p.weight_bits)
     return Model(target, folded.spec, tensors, int8.ranges(prepared))
-
-
-def _hold_zeros(prepared: GraphModule) -> None:
-    """Let no gradient reach the weights that pruning removed."""
-    for parameter in prepared.parameters():
-        kept = parameter.detach() != 0
-        if parameter.ndim > 1 and not kept.all():
-            parameter.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient.device))
 
 
 def _calibrated(network: models.Network, scales: dict[str, Tensor], images: Tensor, bits: int) -> GraphModule:
@@ -105,15 +97,7 @@ def _spared(
     return spared
 
 
-def _loss(
-    prepared: GraphModule, layers: Collection[str], objective: Objective, index: Tensor, run: Run, batch_size: int = 250
-) -> float:
+def _loss(prepared: GraphModule, layers: Collection[str], objective: Objective, index: Tensor, run: Run) -> float:
     """The objective's mean loss with these layers rounded and the others float."""
     int8.round_only(prepared, layers)
-    state = run.generator.get_state()
-    run.generator.manual_seed(run.seed)  # the same augmentation for every choice of layers
-    with torch.no_grad():
-        parts = index.to(run.device).split(batch_size)
-        total = sum(len(part) * float(objective.loss(prepared, part, run)[0]) for part in parts)
-    run.generator.set_state(state)
-    return total / len(index)
+    return training.mean_loss(prepared, objective, index.to(run.device), run)

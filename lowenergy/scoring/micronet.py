@@ -62,7 +62,8 @@ def storage_of(model: Model) -> float:
 
 def _bits(model: Model, encoded: Encoding) -> int:
     if isinstance(encoded, Sparse):
-        return encoded.values.numel() * _float_bits(model, encoded.values) + int(torch.Size(encoded.shape).numel())
+        nonzero = int(encoded.values.count_nonzero())
+        return nonzero * _float_bits(model, encoded.values) + encoded.values.numel()
     if isinstance(encoded, Int8):
         return encoded.values.numel() * encoded.bits + encoded.scale.numel() * 32
     if isinstance(encoded, Coded):

@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from lowenergy import artifact
-from lowenergy.models import spec_of
+from lowenergy import artifact, models
 
 
 def measure(network: nn.Module, path: str | Path, teacher: str | Path) -> dict[str, float | int]:
@@ -16,9 +13,6 @@ def measure(network: nn.Module, path: str | Path, teacher: str | Path) -> dict[s
     run once; zeros multiply too)."""
     size = Path(path).stat().st_size
     parameters = sum(w.numel() for w in network.parameters())
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network(torch.zeros(1, *spec_of(network).input_shape))
     shares = artifact.shares(path)
     split = {f"{part}_bytes": count for part, count in shares.items()} if shares["codes"] else {}
     return {
@@ -28,5 +22,5 @@ def measure(network: nn.Module, path: str | Path, teacher: str | Path) -> dict[s
         **split,
         "parameters": parameters,
         "nonzero_parameters": int(sum(w.count_nonzero() for w in network.parameters())),
-        "macs": counter.get_total_flops() // 2,  # a multiplication and an addition each
+        "macs": models.macs(network),
     }

@@ -7,8 +7,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy import models, training
 from lowenergy.data import Batches, Split, Splits, augment, shrink, to_float
-from lowenergy.params import Classifier, Scorer
-from lowenergy.training import Logs, Run
+from lowenergy.params import Classifier, ClassifierTraining, Retrain, Scorer
+from lowenergy.training import Logs, Run, Stateful
 
 
 def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
@@ -27,19 +27,29 @@ def train(splits: Splits, p: Classifier | Scorer, run: Run) -> models.Network:
     Small images first (progressive resizing, Howard 2018): a convolutional network learns most of what it learns at a
     quarter of the cost.
     """
-    t = p.train
     spec = models.Spec.of(p.architecture, splits.input_shape, outputs=len(splits.classes))
-    network = models.build(spec, seed=run.seed).to(run.device).to(memory_format=torch.channels_last)
+    network = models.build(spec, seed=run.seed)
+    _fit(network, splits, p.train, run)
+    return network
+
+
+def _fit(
+    network: models.Network, splits: Splits, t: ClassifierTraining, run: Run, retrain: Retrain | None = None
+) -> None:
+    network.to(run.device).to(memory_format=torch.channels_last)
     split, held_out = splits.train.to(run.device), splits.validation.to(run.device)
     batches = Batches(len(split), t.batch_size, run.own_seed)
-    steps = t.epochs * batches.per_epoch
-    optimizer = torch.optim.SGD(network.parameters(), t.lr, 0.9, weight_decay=t.weight_decay, nesterov=True)
+    epochs, lr = (retrain.epochs, retrain.lr * t.lr) if retrain else (t.epochs, t.lr)
+    scales = [1.0] if retrain else t.image_scales  # it has learnt from small images already
+    steps = epochs * batches.per_epoch
+    optimizer = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=t.weight_decay, nesterov=True)
 
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
         batch = split.take(batches(step).to(run.device))
         images = augment(to_float(batch.images), t.crop_padding, t.flip, run.generator)
-        images = shrink(images, t.image_scales[step * len(t.image_scales) // steps])
-        logits = wrapped(images)
+        images = shrink(images, scales[step * len(scales) // steps])
+        with run.fabric.autocast():
+            logits = wrapped(images)
         return F.cross_entropy(logits, batch.labels, label_smoothing=t.label_smoothing), {
             "accuracy": (logits.argmax(1) == batch.labels).float().mean()
         }
@@ -49,19 +59,22 @@ def train(splits: Splits, p: Classifier | Scorer, run: Run) -> models.Network:
         loss,
         steps=steps,
         optimizer=optimizer,
-        schedule=OneCycleLR(optimizer, t.lr, total_steps=steps + 1),
+        schedule=OneCycleLR(optimizer, lr, total_steps=steps + 1),
         run=run,
+        part="retrain" if retrain else "fit",
         measure=lambda network: {"validation_accuracy": accuracy(network, held_out)},
-        points=t.epochs,
+        points=epochs,
     )
-    return network.to(memory_format=torch.contiguous_format)
+    network.to(memory_format=torch.contiguous_format)
 
 
 class LabelObjective:
-    """label_weight * cross-entropy + (1 - label_weight) * T² * KL(teacher ‖ student) (Hinton et al. 2015)."""
+    """label_weight * cross-entropy + (1 - label_weight) * T² * KL(teacher ‖ student) (Hinton et al. 2015), and the
+    similarity of features, see feature_error."""
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: Classifier, run: Run) -> None:
-        self.teacher, self.p = teacher.to(run.device).eval(), p
+        self.teacher, self.splits, self.p = teacher.to(run.device).eval(), splits, p
+        self.state: dict[str, Stateful] = {}
         train = splits.train.to(run.device)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(run.seed))
         split = train.take(order[: p.probes.images].to(run.device))
@@ -72,15 +85,45 @@ class LabelObjective:
         images = augment(self.inputs[index], p.crop_padding, p.flip, run.generator)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            wanted = F.log_softmax(self.teacher(images) / p.temperature, 1)
-        logits = network(images)
-        given = F.log_softmax(logits / p.temperature, 1)
+            wanted, of_teacher = _answer(self.teacher, images)
+        logits, features = _answer(network, images)
+        given, wanted = (F.log_softmax(found / p.temperature, 1) for found in (logits, wanted))
         divergence = p.temperature**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
-        hard = F.cross_entropy(logits, labels)
-        return p.label_weight * hard + (1 - p.label_weight) * divergence, {
-            "divergence": divergence,
-            "accuracy": (logits.argmax(1) == labels).float().mean(),
-        }
+        value = p.label_weight * F.cross_entropy(logits, labels) + (1 - p.label_weight) * divergence
+        logs = {"divergence": divergence, "accuracy": (logits.argmax(1) == labels).float().mean()}
+        if p.feature_weight and features is not None and of_teacher is not None:
+            logs["feature_error"] = feature_error(features, of_teacher)
+            value = value + p.feature_weight * logs["feature_error"]
+        return value, logs
+
+    def own_loss(self, network: models.Network, run: Run) -> Tensor:
+        index = torch.randint(len(self.inputs), (128,), generator=run.generator, device=run.device)
+        return F.cross_entropy(network(self.inputs[index]), self.labels[index])
+
+    def retrain(self, network: models.Network, p: Retrain, run: Run) -> None:
+        _fit(network, self.splits, self.p.train, run, retrain=p)
+
+
+def _answer(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits, and what the last layer saw; None for int8 graphs, whose layers are gone."""
+    last = getattr(network, "fc", None)
+    if not isinstance(last, nn.Module):
+        return network(images), None
+    seen: list[Tensor] = []
+    with last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        return network(images), seen[0]
+
+
+def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """How differently a batch's images resemble each other to student and teacher (Tung & Mori 2019, eq. 4).
+
+    Args:
+        student, teacher: features (batch, width), of any two widths.
+    Returns:
+        batch * the mean square of the difference of their row-normalised similarity matrices, in [0, 4].
+    """
+    similarity = (F.normalize(f.float() @ f.float().t(), dim=1) for f in (student, teacher))
+    return (next(similarity) - next(similarity)).square().sum() / len(student)
 
 
 objective = LabelObjective

@@ -2,12 +2,13 @@
 
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from lowenergy import models, training
 from lowenergy.data import Splits, to_float
-from lowenergy.energy import HEADS, EnergyMatch, energy_of, logits_and_gradient, probe_images
-from lowenergy.params import Ebm
+from lowenergy.energy import HEADS, EnergyMatch, OwnChains, energy_of, flow_loss, logits_and_gradient, probe_images
+from lowenergy.params import Ebm, Retrain
 from lowenergy.training import Logs, Run
 
 
@@ -19,20 +20,33 @@ def train(splits: Splits, p: Ebm, run: Run) -> models.Network:
 
 
 class EnergyObjective:
-    """Energies and scores as the teacher's, on data, around it and along the teacher's chains."""
+    """Energies and scores as the teacher's, on data, around it, along the teacher's chains and the network's own."""
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: Ebm, run: Run) -> None:
         self.head = models.spec_of(teacher).head or "mean"
-        self.energy, self.p = energy_of(teacher.to(run.device).eval(), self.head), p
+        self.energy, self.splits, self.p = energy_of(teacher.to(run.device).eval(), self.head), splits, p
         self.inputs = probe_images(self.energy, to_float(splits.train.images.to(run.device)), p.probes, run.generator)
+        self.own = OwnChains(p.probes, splits.input_shape, run.generator)
+        self.state = {"own": self.own}
 
     @cached_property
     def match(self) -> EnergyMatch:
-        return EnergyMatch(self.energy, self.inputs, self.p.matching.score_weight)
+        return EnergyMatch(self.energy, self.inputs, self.p.matching)
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
-        logits, gradients = logits_and_gradient(network, self.head, self.inputs[index])
-        return self.match.loss(HEADS[self.head](logits), gradients, index)
+        own = self.own.images
+        logits, gradients = logits_and_gradient(network, self.head, torch.cat([self.inputs[index], own]))
+        loss, logs = self.match.loss(HEADS[self.head](logits), gradients, index, own)
+        self.own.step(gradients)
+        return loss, logs
+
+    def own_loss(self, network: models.Network, run: Run) -> Tensor:
+        images = self.splits.train.images.to(run.device)
+        index = torch.randint(len(images), (128,), generator=run.generator, device=run.device)
+        return flow_loss(energy_of(network, self.head), to_float(images[index]), run.generator)
+
+    def retrain(self, network: models.Network, p: Retrain, run: Run) -> None:
+        training.fit_energy(network, self.splits.train, self.p.train, run, retrain=p)
 
 
 objective = EnergyObjective
