@@ -61,6 +61,7 @@ class Run:
     ) -> None:
         self.name, self.seed = name, seed
         self.curves = Path(root) / "plots" / "curves" / name
+        self.curves.mkdir(parents=True, exist_ok=True)  # an output of the stage, even if nothing is trained
         self.checkpoints = Path(root) / ".checkpoints"
         self.fingerprint = _fingerprint([name, seed, *inputs])
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
