@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from lowenergy.errors import UserError
+from lowenergy.params import TARGETS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--no-sampler", action="store_true", help="of an EBM or JEM: energies only, in half the time")
     export.set_defaults(run=_export)
 
+    sweep = commands.add_parser("sweep-plot", help="gather the experiments of `dvc exp show` in one table, and draw it")
+    sweep.add_argument("tables", nargs="*", type=Path, help="tables that it wrote before, instead of `dvc exp show`")
+    sweep.add_argument("--target", choices=TARGETS, default="ebm", help="default: ebm")
+    sweep.add_argument("--quality", help="the figure to draw (default: accuracy of a classifier, FID of an energy)")
+    sweep.add_argument("--out", type=Path, default=Path("plots/sweep"), help="a directory (default: plots/sweep)")
+    sweep.set_defaults(run=_sweep_plot)
+
     sample = commands.add_parser("sample", help="draw images from an EBM or JEM, compressed or not")
     sample.add_argument("model", type=Path)
     sample.add_argument("--n", type=int, default=64, help="images (default 64)")
@@ -86,11 +94,12 @@ def _table(args: argparse.Namespace) -> None:
 
     from lowenergy import params, report
 
-    figures = report.collect(list(params.load().targets))
+    p = params.load()
+    figures = report.collect(list(p.targets))
     # A pipe or a log has no width of its own; do not squeeze the table into 80 columns there.
     console = Console(width=None if sys.stdout.isatty() else 200)
     for target, rows in figures.groupby("target", sort=False):
-        text = report.shown(rows.drop(columns=["target"]).set_index("branch"))
+        text = report.shown(rows.drop(columns=["target"]).set_index("branch").rename(index=p.chain))
         table = Table(title=str(target), title_justify="left")
         for column in ("branch", *text.columns):
             table.add_column(column.replace(".", "\n"), justify="left" if column == "branch" else "right")
@@ -166,6 +175,21 @@ def _export(args: argparse.Namespace) -> None:
     deploy.export(model, header, out, sampler=not args.no_sampler)
     size, stored = out.stat().st_size, args.model.stat().st_size
     print(f"{out}: {size:,} bytes ({args.model.name} has {stored:,})")
+
+
+def _sweep_plot(args: argparse.Namespace) -> None:
+    from lowenergy import sweep
+
+    if args.tables:
+        table = sweep.read(args.tables)
+        table = table[table["target"] == args.target]
+    else:
+        revisions = sweep.shown()
+        for state, names in sweep.unfinished(revisions).items():
+            print(f"{len(names)} {state}: {', '.join(names)}" if state == "failed" else f"{len(names)} {state}")
+        table = sweep.collect(revisions, args.target)
+    for path in sweep.write(table, args.quality or sweep.QUALITY[args.target], args.out):
+        print(path)
 
 
 def _sample(args: argparse.Namespace) -> None:

@@ -300,6 +300,7 @@ class Retrain(Section):
 
     epochs: Times = Field(description="passes over the training images; 0 for none")
     lr: Positive = Field(description="learning rate, as a share of <target>.train.lr; it falls to 0")
+    contrastive_from: Fraction = Field(description="of energies: share of these epochs before chains join in")
 
 
 class Prune(Section):
@@ -424,6 +425,13 @@ class Params(Section):
                     raise ValueError(f"{' <- '.join([*chain, source])} is a circle; let one source be teacher")
                 chain.append(source)
         return self
+
+    def chain(self, branch: str) -> str:
+        """How a branch comes about where it does not start at the teacher, as `distill → quantize`; else its name."""
+        links = [branch]
+        while links[0] != "teacher" and (source := getattr(self, links[0]).source) != "teacher":
+            links.insert(0, source)
+        return " → ".join(links)
 
     @model_validator(mode="after")
     def _targets_once(self) -> Self:

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,19 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def write(targets: list[str], root: Path = Path()) -> None:
-    """Write plots/pareto.csv and report.html."""
+def write(targets: list[str], chain: Callable[[str], str], root: Path = Path()) -> None:
+    """Write plots/pareto.csv and report.html.
+
+    Args:
+        chain: branch -> how it came about, to call it by.
+    """
     table = collect(targets, root)
     for quality in ("accuracy", "fid"):
         if quality not in table:
             table[quality] = float("nan")
     pareto = table[["target", "branch", "size_bytes", "accuracy", "fid"]]
     files.write_bytes(root / "plots" / "pareto.csv", pareto.to_csv(index=False).encode())
-    files.write_bytes(root / "report.html", _page(table, targets, root).encode())
+    files.write_bytes(root / "report.html", _page(table, targets, chain, root).encode())
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -94,7 +99,7 @@ figcaption { font-size: 13px; opacity: .75 } .plot { background: #fff; max-width
 """
 
 
-def _page(table: pd.DataFrame, targets: list[str], root: Path) -> str:
+def _page(table: pd.DataFrame, targets: list[str], chain: Callable[[str], str], root: Path) -> str:
     parts = [
         "<h1>lowenergy</h1>",
         "<p>What compression costs: every model measured by the file it is stored in.</p>",
@@ -103,11 +108,13 @@ def _page(table: pd.DataFrame, targets: list[str], root: Path) -> str:
     for target in targets:
         rows = table[table.target == target].drop(columns="target").set_index("branch")
         parts.append(f"<h2>{TITLES[target]}</h2>")
-        parts.append(f'<div class="scroll">{_html_table(shown(rows))}</div>')
-        parts.append(_figure(_pareto(rows, QUALITY[target]), "size against quality; the line is the Pareto front"))
+        named = rows.rename(index=chain)
+        parts.append(f'<div class="scroll">{_html_table(shown(named))}</div>')
+        parts.append(_figure(_pareto(named, QUALITY[target]), "size against quality; the line is the Pareto front"))
         parts.append(_samples(target, list(rows.index), root))
         parts.append(_confusion(target, root))
         parts.append(_sensitivity(target, root))
+        parts.append(_bearing(target, root))
         parts.append(_curves(target, list(rows.index), root))
     body = "\n".join(part for part in parts if part)
     return (
@@ -246,17 +253,31 @@ def _sensitivity(target: str, root: Path) -> str:
     return "<h3>What rounding each layer alone costs</h3>" + _figure(_svg(figure), "quantize")
 
 
+def _bearing(target: str, root: Path) -> str:
+    path = root / "plots" / "curves" / target / "prune" / "sensitivity.csv"
+    if not path.exists():
+        return ""
+    table = pd.read_csv(path)
+    figure, axes = new_axes(6.0, 3.4)
+    for i, (layer, rows) in enumerate(table.groupby("layer", sort=False)):
+        style = ("-", "--", ":")[i // 10 % 3]
+        axes.plot(rows["amount"], rows["added_loss"], style, lw=1.2, label=layer)
+    axes.set(xlabel="fraction of the layer pruned", ylabel="added to the matching loss", yscale="symlog")
+    axes.legend(fontsize=6, ncols=2)
+    return "<h3>What pruning each layer alone costs</h3>" + _figure(_svg(figure), "prune")
+
+
 def _curves(target: str, branches: list[str], root: Path) -> str:
     figures = []
-    for branch in branches:
-        series = sorted((root / "plots" / "curves" / target / branch / "plots" / "metrics").glob("*.tsv"))
-        if not series:
-            continue
+    of_target = root / "plots" / "curves" / target
+    runs = [path.parent.parent for branch in branches for path in sorted((of_target / branch).rglob("plots/metrics"))]
+    for run in runs:
+        series = sorted((run / "plots" / "metrics").glob("*.tsv"))
         figure, axes = new_axes(3.4, 2.4)
         for path in series:
             curve = pd.read_csv(path, sep="\t")
             axes.plot(curve["step"], curve[path.stem], lw=1.2, label=path.stem)
         axes.set(xlabel="step")
         axes.legend(fontsize=7)
-        figures.append(_figure(_svg(figure), branch))
+        figures.append(_figure(_svg(figure), str(run.relative_to(of_target))))
     return "<h3>Training curves</h3>" + "".join(figures) if figures else ""

@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 from lowenergy import artifact, energy, models, pictures
 from lowenergy.data import Batches, Split, to_float
 from lowenergy.errors import UserError
-from lowenergy.params import EnergyTraining, Finetune, Retrain
+from lowenergy.params import EnergyTraining, Finetune, Precision, Retrain
 
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill
 PRINT_SECONDS = 5.0
@@ -56,9 +56,7 @@ class Run:
             only taken up again if these and lowenergy's own code are the same.
     """
 
-    def __init__(
-        self, name: str, seed: int, inputs: Sequence[Any], *, precision: str = "32-true", root: str | Path = "."
-    ) -> None:
+    def __init__(self, name: str, seed: int, inputs: Sequence[Any], *, root: str | Path = ".") -> None:
         self.name, self.seed = name, seed
         self.curves = Path(root) / "plots" / "curves" / name
         self.curves.mkdir(parents=True, exist_ok=True)  # an output of the stage, even if nothing is trained
@@ -70,7 +68,6 @@ class Run:
             accelerator="auto",
             devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),  # set by torchrun
             num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
-            precision=precision,  # type: ignore[arg-type]
         )
         self.fabric.launch()
         self.device = self.fabric.device
@@ -78,6 +75,10 @@ class Run:
         self.own_seed = seed + 7919 * self.fabric.global_rank
         self.generator = torch.Generator(self.device).manual_seed(self.own_seed)
         self.recoveries = 0  # how often training diverged and went back
+
+    def autocast(self, precision: Precision) -> torch.autocast:
+        """Not Fabric's, which knows one precision for all of a run: matching and retraining each have their own."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
     def checkpoint(self, part: str) -> Path:
         return self.checkpoints / f"{self.name}.{part}.pt"
@@ -315,7 +316,7 @@ def fit_energy(
 
     Args:
         also: (logits of the real images, their labels) -> a further loss on the same forward pass (JEM's).
-        retrain: of a trained network that was changed: so many epochs, chains from the first on, the rate falls to 0.
+        retrain: of a trained network that was changed: other epochs, and a rate that falls to 0.
     Raises:
         DivergedError: p.guard's recoveries did not help; the last healthy network is saved beside the checkpoints.
     """
@@ -325,7 +326,7 @@ def fit_energy(
     assert head is not None, "an energy needs a head"
     batches = Batches(len(data), p.batch_size, run.own_seed)
     steps = (retrain or p).epochs * batches.per_epoch
-    chains_from = 0.0 if retrain else p.contrastive_from * steps
+    chains_from = (retrain or p).contrastive_from * steps
     buffer = energy.ReplayBuffer(p.buffer_size, network.spec.input_shape, run.generator)
     optimizer = torch.optim.Adam(network.parameters(), lr=p.lr, betas=(p.beta1, 0.999))
     schedule = LambdaLR(
@@ -343,10 +344,11 @@ def fit_energy(
         if p.contrastive_weight and step >= chains_from:
             chains, places = buffer.draw(len(batch), p.fresh_fraction)
             # On the bare network, here and below: Fabric forbids to differentiate through its wrapper.
-            with run.fabric.autocast():
+            with run.autocast(p.precision):
                 *_, chains = energy.langevin_chain(of_constants, chains, p.chain_steps, p.langevin, run.generator)
             sampled = buffer.put(places, chains, p.chain_steps) >= p.burn_in
-        logits = wrapped(torch.cat([images, chains]))
+        with run.autocast(p.precision):
+            logits = wrapped(torch.cat([images, chains])).float()
         energies = energy.HEADS[head](logits)
         real, fake = energies[: len(batch)], energies[len(batch) :][sampled]
         value = torch.zeros((), device=run.device)
@@ -355,7 +357,7 @@ def fit_energy(
             value = p.contrastive_weight * energy.contrastive_loss(real, fake, p.regularization)
             logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
         if p.flow_weight:
-            with run.fabric.autocast():
+            with run.autocast(p.precision):
                 flow = energy.flow_loss(energy.energy_of(network, head), images, run.generator)
             value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
         if also is not None:
@@ -402,7 +404,9 @@ def fit_energy(
 class Objective(Protocol):
     """What a compressed network is pulled towards; each target has its own."""
 
-    inputs: Tensor  # (n, c, h, w) float32 in [-1, 1]: where the network must behave like its teacher
+    @property
+    def inputs(self) -> Tensor:
+        """(n, c, h, w) float32 in [-1, 1]: where the network must behave like its teacher."""
 
     state: Mapping[str, Stateful]  # what of it changes while a network is pulled
 
@@ -440,7 +444,7 @@ def finetune(
     schedule = OneCycleLR(optimizer, p.lr, total_steps=steps + 1)
 
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=p.precision == "bf16-mixed"):
+        with run.autocast(p.precision):
             return objective.loss(wrapped, batches(step).to(run.device), run)
 
     fit(

@@ -4,7 +4,8 @@ from lowenergy import params, report
 
 
 def main() -> None:
-    report.write(list(params.load().targets))
+    p = params.load()
+    report.write(list(p.targets), p.chain)
 
 
 if __name__ == "__main__":

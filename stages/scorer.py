@@ -14,7 +14,7 @@ REFERENCE = "models/reference.safetensors"
 def main() -> None:
     p = params.load()
     splits = data.load("data/splits.safetensors")
-    run = Run("scorer", p.seed, [p.scorer, splits.train.images], precision=p.scorer.train.precision)
+    run = Run("scorer", p.seed, [p.scorer, splits.train.images])
     scorer = classifier.train(splits, p.scorer, run)
     artifact.save(
         artifact.dense(scorer, "scorer"), "models/scorer.safetensors", {"data": splits.source, "seed": p.seed}

@@ -11,7 +11,7 @@ def main(target: str) -> None:
     section = getattr(p, target)
     splits = data.load("data/splits.safetensors")
     inputs = [section.architecture, section.train, splits.train.images]
-    run = Run(f"{target}/teacher", p.seed, inputs, precision=section.train.precision)
+    run = Run(f"{target}/teacher", p.seed, inputs)
     teacher = targets.get(target).train(splits, section, run)
     provenance = {"stage": "teacher", "data": splits.source, "seed": p.seed}
     if target != "classifier":

@@ -48,8 +48,8 @@ def _fit(
         batch = split.take(batches(step).to(run.device))
         images = augment(to_float(batch.images), t.crop_padding, t.flip, run.generator)
         images = shrink(images, scales[step * len(scales) // steps])
-        with run.fabric.autocast():
-            logits = wrapped(images)
+        with run.autocast(t.precision):
+            logits = wrapped(images).float()
         return F.cross_entropy(logits, batch.labels, label_smoothing=t.label_smoothing), {
             "accuracy": (logits.argmax(1) == batch.labels).float().mean()
         }

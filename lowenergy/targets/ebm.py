@@ -25,9 +25,14 @@ class EnergyObjective:
     def __init__(self, teacher: nn.Module, splits: Splits, p: Ebm, run: Run) -> None:
         self.head = models.spec_of(teacher).head or "mean"
         self.energy, self.splits, self.p = energy_of(teacher.to(run.device).eval(), self.head), splits, p
-        self.inputs = probe_images(self.energy, to_float(splits.train.images.to(run.device)), p.probes, run.generator)
+        self.generator = torch.Generator(run.device).manual_seed(run.own_seed)
         self.own = OwnChains(p.probes, splits.input_shape, run.generator)
         self.state = {"own": self.own}
+
+    @cached_property
+    def inputs(self) -> Tensor:  # on demand: the chains take longer than much that needs none
+        images = to_float(self.splits.train.images.to(self.generator.device))
+        return probe_images(self.energy, images, self.p.probes, self.generator)
 
     @cached_property
     def match(self) -> EnergyMatch:

@@ -37,10 +37,14 @@ class JointObjective:
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: Jem, run: Run) -> None:
         self.teacher, self.splits, self.p = teacher.to(run.device).eval(), splits, p
-        images = to_float(splits.train.images.to(run.device))
-        self.inputs = probe_images(energy_of(self.teacher, "logsumexp"), images, p.probes, run.generator)
+        self.generator = torch.Generator(run.device).manual_seed(run.own_seed)
         self.own = OwnChains(p.probes, splits.input_shape, run.generator)
         self.state = {"own": self.own}
+
+    @cached_property
+    def inputs(self) -> Tensor:  # on demand: the chains take longer than much that needs none
+        images = to_float(self.splits.train.images.to(self.generator.device))
+        return probe_images(energy_of(self.teacher, "logsumexp"), images, self.p.probes, self.generator)
 
     @cached_property
     def match(self) -> EnergyMatch:

@@ -1,0 +1,215 @@
+"""From `dvc exp show` to one table of all cells of a sweep, and two charts: quality by amount pruned and by ratio."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lowenergy import files
+from lowenergy.errors import UserError
+from lowenergy.figures import axes as new_axes
+from lowenergy.params import METHODS
+
+QUALITY = {"classifier": "accuracy", "ebm": "fid", "jem": "fid"}
+TITLES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "fid": "FID", "inception_score": "Inception Score"}
+SETTINGS = (  # what tells cells apart, where it is there; further parameters are kept if they differ
+    "prune.kind",
+    "prune.scope",
+    "prune.amount",
+    "prune.finetune.epochs",
+    "prune.retrain.epochs",
+    "distill.student.name",
+    "distill.student.width",
+    "quantize.weight_bits",
+)
+
+
+class SweepError(UserError):
+    """There is nothing to draw; the message says what to run."""
+
+
+def shown(root: str | Path = ".") -> list[dict[str, Any]]:
+    """What `dvc exp show` knows of the current commit and its experiments."""
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise SweepError(f"`dvc exp show` failed: {done.stderr.strip()}")
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def unfinished(revisions: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The names of the experiments without figures, by what they are: failed, queued or running."""
+    states: dict[str, list[str]] = {}
+    for revision in revisions:
+        for experiment in revision["experiments"] or []:
+            state = (experiment["executor"] or {}).get("state", "success")
+            if state != "success":
+                states.setdefault(str(state), []).append(_name(experiment, experiment["revs"][0]))
+    return states
+
+
+def collect(revisions: Iterable[Mapping[str, Any]], target: str) -> pd.DataFrame:
+    """One row per compressed model of this target: its chain, the parameters that tell it apart, its figures.
+
+    A model that several experiments share, because none of them changed it, is one row.
+    """
+    rows = []
+    for name, data in _finished(revisions):
+        values = {key: value for file in (data["params"] or {}).values() for key, value in _flat(file["data"]).items()}
+        for branch in ("teacher", *METHODS):
+            file = (data["metrics"] or {}).get(f"metrics/{target}/{branch}.json", {})
+            if "data" not in file:
+                continue
+            chain = _chain(branch, values)
+            own = {key: str(value) for key, value in values.items() if key.split(".")[0] in chain}
+            rows.append(
+                {"experiment": name, "target": target, "branch": branch, "chain": " → ".join(chain)}
+                | own
+                | _flat(file["data"])
+            )
+    if not rows:
+        raise SweepError(f"no experiment has figures of {target}; queue some with `dvc exp run --queue -S ...`")
+    table = pd.DataFrame(rows)
+    figures = [column for column in table if column not in ("experiment",)]
+    table = table.drop_duplicates(subset=figures, ignore_index=True)
+    of_params = [column for column in table if str(column).split(".")[0] in METHODS]
+    dull = [column for column in of_params if column not in SETTINGS and not _differs(table, str(column))]
+    told = [column for column in of_params if column not in dull]
+    return table.drop(columns=dull).sort_values(["chain", *map(str, told)], ignore_index=True)
+
+
+def _finished(revisions: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    for revision in revisions:
+        if revision["rev"] != "workspace" and revision["data"]:
+            yield _name(revision, revision), revision["data"]
+        for experiment in revision["experiments"] or []:
+            if (experiment["executor"] or {}).get("state", "success") == "success":
+                for rev in experiment["revs"][:1]:  # the newest; before it are a resumed experiment's checkpoints
+                    if rev["data"]:
+                        yield _name(experiment, rev), rev["data"]
+
+
+def _name(experiment: Mapping[str, Any], rev: Mapping[str, Any]) -> str:
+    return str(experiment["name"] or rev["rev"][:7])
+
+
+def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value}
+    return flat
+
+
+def _chain(branch: str, values: Mapping[str, Any]) -> list[str]:
+    chain = [branch]
+    while chain[0] != "teacher":
+        chain.insert(0, str(values[f"{chain[0]}.source"]))
+    return chain
+
+
+def _differs(table: pd.DataFrame, column: str) -> bool:
+    return any(rows[column].nunique(dropna=True) > 1 for _, rows in table.groupby("branch"))
+
+
+def read(paths: Iterable[str | Path]) -> pd.DataFrame:
+    """Tables that were kept, one under the other."""
+    return pd.concat([pd.read_csv(path, dtype=dict.fromkeys(SETTINGS, str)) for path in paths], ignore_index=True)
+
+
+def write(table: pd.DataFrame, quality: str, directory: Path) -> list[Path]:
+    """Write <target>.csv and the two charts, <target>-amount.svg and <target>-ratio.svg; their paths.
+
+    Raises:
+        SweepError: the table has no such figure.
+    """
+    if quality not in table:
+        numbers = [str(column) for column in table.select_dtypes("number")]
+        raise SweepError(f"no figure {quality!r} in these experiments; there are {', '.join(numbers)}")
+    target = str(table["target"].iloc[0])
+    paths = [directory / f"{target}.csv"]
+    files.write_bytes(paths[0], table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+    pruned = table[table["branch"] == "prune"]
+    if len(pruned):
+        paths.append(directory / f"{target}-amount.svg")
+        _save(by_amount(pruned, quality), paths[-1])
+    paths.append(directory / f"{target}-ratio.svg")
+    _save(by_ratio(table, quality), paths[-1])
+    return paths
+
+
+def _save(figure: Any, path: Path) -> None:
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    files.write_bytes(path, out.getvalue())
+
+
+def _trained(row: Mapping[Any, Any]) -> bool:
+    """Whether weights were trained after pruning; what other methods made always was."""
+    if row["branch"] != "prune":
+        return True
+    return any(float(row.get(f"prune.{part}.epochs", 0)) > 0 for part in ("finetune", "retrain"))
+
+
+def by_amount(pruned: pd.DataFrame, quality: str) -> Any:
+    """Quality against the fraction pruned, a line per kind and scope, before retraining and after."""
+    figure, axes = new_axes(6.4, 4.0)
+    pruned = pruned.assign(trained=[_trained(row) for row in pruned.to_dict("records")])
+    colors = {way: f"C{i}" for i, way in enumerate(pruned.groupby(["prune.kind", "prune.scope"]).groups)}
+    for (kind, scope, trained), rows in pruned.groupby(["prune.kind", "prune.scope", "trained"]):
+        rows = rows.assign(amount=rows["prune.amount"].astype(float)).sort_values("amount")
+        axes.plot(
+            rows["amount"],
+            rows[quality],
+            color=colors[kind, scope],
+            linestyle="-" if trained else ":",
+            marker="o" if trained else "x",
+            markersize=4,
+            label=f"{kind}, {scope}, {'after' if trained else 'before'} retraining",
+        )
+    axes.set(xlabel="fraction pruned (weights, or channels)", ylabel=TITLES.get(quality, quality))
+    _scale(axes, quality, pruned[quality])
+    axes.legend(fontsize=7)
+    return figure
+
+
+def by_ratio(table: pd.DataFrame, quality: str) -> Any:
+    """Quality against compression ratio, all methods; hollow marks are of models not trained after compression."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure, axes = new_axes(6.4, 4.0)
+    table = table.assign(
+        method=[f"{chain}{_kind(row)}" for chain, row in zip(table["chain"], table.to_dict("records"), strict=True)],
+        trained=[_trained(row) for row in table.to_dict("records")],
+    )
+    for i, (method, rows) in enumerate(table.groupby("method", sort=True)):
+        for trained, some in rows.groupby("trained"):
+            axes.scatter(
+                some["compression_ratio"],
+                some[quality],
+                s=22,
+                color=f"C{i}",
+                facecolors=f"C{i}" if trained else "none",
+                label=f"{str(method).removeprefix('teacher → ')}{'' if trained else ', before retraining'}",
+            )
+    axes.set(xscale="log", xlabel="compression ratio (bytes on disk)", ylabel=TITLES.get(quality, quality))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _scale(axes, quality, table[quality])
+    axes.legend(fontsize=7)
+    return figure
+
+
+def _kind(row: Mapping[Any, Any]) -> str:
+    return f" ({row['prune.kind']})" if row["branch"] == "prune" else ""
+
+
+def _scale(axes: Any, quality: str, values: pd.Series) -> None:
+    if quality == "fid" and values.min() > 0:  # from tenths to hundreds
+        axes.set_yscale("log")
