@@ -57,7 +57,7 @@ def train(p: Ebm, splits: data.Splits, every: float) -> list[tuple[float, int, d
 
     kept, training.keep, training.CHECKPOINT_SECONDS = training.keep, keep, every
     with TemporaryDirectory() as root:
-        ebm.train(splits, p, Run("ebm/teacher", 0, [], precision=p.train.precision, root=root))
+        ebm.train(splits, p, Run("ebm/teacher", 0, [], root=root))
     training.keep = kept
     return copies
 

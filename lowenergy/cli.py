@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--target", choices=TARGETS, default="ebm", help="default: ebm")
     sweep.add_argument("--quality", help="the figure to draw (default: accuracy of a classifier, FID of an energy)")
     sweep.add_argument("--out", type=Path, default=Path("plots/sweep"), help="a directory (default: plots/sweep)")
+    sweep.add_argument("--all-commits", action="store_true", help="experiments of all commits, not the current one's")
     sweep.set_defaults(run=_sweep_plot)
 
     sample = commands.add_parser("sample", help="draw images from an EBM or JEM, compressed or not")
@@ -184,7 +185,7 @@ def _sweep_plot(args: argparse.Namespace) -> None:
         table = sweep.read(args.tables)
         table = table[table["target"] == args.target]
     else:
-        revisions = sweep.shown()
+        revisions = sweep.shown(*["-A"] * args.all_commits)
         for state, names in sweep.unfinished(revisions).items():
             print(f"{len(names)} {state}: {', '.join(names)}" if state == "failed" else f"{len(names)} {state}")
         table = sweep.collect(revisions, args.target)

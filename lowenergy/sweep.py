@@ -33,10 +33,10 @@ class SweepError(UserError):
     """There is nothing to draw; the message says what to run."""
 
 
-def shown(root: str | Path = ".") -> list[dict[str, Any]]:
-    """What `dvc exp show` knows of the current commit and its experiments."""
-    command = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+def shown(*options: str) -> list[dict[str, Any]]:
+    """What `dvc exp show` knows of the current commit and its experiments, or with option -A, of all commits."""
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SweepError(f"`dvc exp show` failed: {done.stderr.strip()}")
     found: list[dict[str, Any]] = json.loads(done.stdout)
