@@ -122,7 +122,8 @@ class Int8:
 
     @property
     def _sparse(self) -> bool:
-        return float((self.values == 0).float().mean()) > 0.3  # a dense network's share is below
+        # A place costs about a bit, which the zeros left out must pay for.
+        return float((self.values == 0).float().mean()) > max(0.3, 1.2 / self.bits)
 
     def parts(self) -> dict[str, Tensor]:
         flat = self.values.flatten()

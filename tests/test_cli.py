@@ -93,7 +93,7 @@ def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFix
 def test_report_is_written_from_what_is_on_disk(inside: Clone) -> None:
     page, pareto = (inside.path / name for name in ("report.html", "plots/pareto.csv"))
     before = page.read_bytes(), pareto.read_bytes()
-    report.write(["classifier", "ebm"])
+    report.write(["classifier", "ebm"], params.load().chain)
     assert (page.read_bytes(), pareto.read_bytes()) == before
 
 

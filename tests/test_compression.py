@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import with_changes
+from hypothesis import given
+from hypothesis import strategies as st
 
 import lowenergy
 from lowenergy import artifact, data, energy, int8, models, params, targets
@@ -92,6 +94,111 @@ def test_structured_pruning_removes_channels(compress: Any, target: str, scope: 
     assert after < before / 2
     assert network.fc.out_features == 10
     assert all(w.count_nonzero() > 0 for w in network.parameters() if w.ndim > 1)
+
+
+@pytest.mark.parametrize("target", ["classifier", "ebm"])
+@pytest.mark.parametrize(
+    ("importance", "allocation"),
+    [("l1", "ranked"), ("l2", "uniform"), ("group", "sensitivity"), ("taylor", "ranked"), ("taylor", "sensitivity")],
+)
+def test_every_way_to_choose_removes_what_was_asked_for(
+    compress: Any, small: params.Params, target: str, importance: str, allocation: str
+) -> None:
+    ways = {"prune.importance": importance, "prune.allocation": allocation, "prune.amount": 0.5}
+    ways |= {"prune.finetune.epochs": 0, "prune.retrain.epochs": 0, "prune.scan_images": 20}
+    before = models.coded_layers(teacher(target, small))
+    after = models.coded_layers(network_of(compress("prune", target, ways)))
+    kept = {name: float((layer.weight != 0).float().mean()) for name, layer in after.items()}
+    weights = {name: layer.weight.numel() for name, layer in before.items()}
+    total = sum(kept[name] * weights[name] for name in kept) / sum(weights.values())
+    assert total == pytest.approx(0.5, abs=0.005)
+    assert (max(kept.values()) - min(kept.values()) < 0.01) == (allocation == "uniform")
+
+    after = models.coded_layers(network_of(compress("prune", target, {**ways, "prune.kind": "structured"})))
+    hidden = [name for name in before if name != "fc"]
+    share = sum(len(after[name].weight) for name in hidden) / sum(len(before[name].weight) for name in hidden)
+    assert share == pytest.approx(0.5, abs=0.15)  # channels go whole, and those of shortcuts together
+    assert len(after["fc"].weight) == 10
+
+
+@pytest.mark.parametrize("kind", ["unstructured", "structured"])
+def test_rounds_end_where_one_shot_does(compress: Any, small: params.Params, tmp_path: Path, kind: str) -> None:
+    ways = {"prune.kind": kind, "prune.amount": 0.6, "prune.finetune.epochs": 3, "prune.retrain.epochs": 0}
+
+    def left(rounds: int) -> int:
+        network = network_of(compress("prune", "ebm", {**ways, "prune.rounds": rounds}))
+        return sum(int(layer.weight.count_nonzero()) for layer in models.coded_layers(network).values())
+
+    once, thrice = left(1), left(3)
+    assert thrice == pytest.approx(once, rel=0.01 if kind == "unstructured" else 0.25)
+    curves = tmp_path / "plots/curves/ebm/prune"
+    assert {path.name for path in curves.iterdir() if path.is_dir()} >= {"round1", "round2", "round3"}
+
+
+def test_pruning_to_a_share_of_the_multiply_accumulates(compress: Any, small: params.Params) -> None:
+    ways = {"prune.kind": "structured", "prune.amount_of": "macs", "prune.amount": 0.5}
+    for target in ("classifier", "ebm"):
+        whole = models.macs(teacher(target, small))
+        assert 0.42 < models.macs(network_of(compress("prune", target, ways))) / whole <= 0.5
+    with pytest.raises(UserError, match="prune.amount = 0.999: more multiply-accumulates than can go"):
+        compress("prune", "ebm", {**ways, "prune.amount": 0.999})
+
+
+def test_two_of_four(compress: Any, small: params.Params) -> None:
+    ways = {"prune.kind": "2of4", "prune.amount": 0.5, "prune.allocation": "uniform"}
+    layers = models.coded_layers(network_of(compress("prune", "ebm", ways)))
+    for name, layer in layers.items():
+        if name == "features.0.conv":  # one input channel
+            assert layer.weight.count_nonzero() == layer.weight.numel()
+            continue
+        groups = layer.weight.movedim(1, -1).reshape(-1, 4)
+        assert ((groups != 0).sum(1) == 2).all(), name
+    weight = models.coded_layers(teacher("ebm", small))["fc"].weight.detach().clone()
+    layer = torch.nn.Linear(*reversed(weight.shape))
+    layer.weight.data.copy_(weight)
+    prune.keep_two_of_four({"fc": layer})
+    kept, groups = layer.weight.detach().reshape(-1, 4), weight.reshape(-1, 4).abs()
+    assert (groups[kept != 0].view(-1, 2).amin(1) >= groups[kept == 0].view(-1, 2).amax(1)).all()
+
+
+def test_taylor_keeps_what_the_loss_needs(small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
+    """Large weights of a channel that nothing listens to go first."""
+    run = Run("classifier/prune", 0, [], root=tmp_path)
+    network = teacher("classifier", small)
+    objective = targets.get("classifier").objective(copy.deepcopy(network), splits, small.classifier, run)
+    layer = models.coded_layers(network)["features.2.first.conv"]
+    with torch.no_grad():
+        layer.weight[3] *= 100
+        models.coded_layers(network)["features.2.second.conv"].weight[:, 3] = 0
+    prune.leave_slopes(network, objective, run)
+    prune.zero_weights({"layer": layer}, 1 / len(layer.weight), by_slope=True)
+    assert not layer.weight[3].any() and layer.weight.count_nonzero() == layer.weight.numel() * (
+        1 - 1 / len(layer.weight)
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 1000), st.lists(st.floats(0, 10), min_size=9, max_size=9)), min_size=1, max_size=6
+    ),
+    st.floats(0.05, 0.95),
+)
+def test_layers_give_what_costs_each_the_same(layers: list[tuple[int, list[float]]], amount: float) -> None:
+    added = {f"l{i}": sorted(losses) for i, (_, losses) in enumerate(layers)}
+    sizes = {f"l{i}": size for i, (size, _) in enumerate(layers)}
+    shares = prune.allot(added, sizes, amount)
+    assert sum(shares[name] * sizes[name] for name in sizes) / sum(sizes.values()) == pytest.approx(amount, abs=0.02)
+    assert all(0 <= share < 1 for share in shares.values())
+    if len({tuple(losses) for losses in added.values()}) == 1:  # equally sensitive
+        assert max(shares.values()) - min(shares.values()) < 1e-6
+
+
+def test_the_scan_says_how_much_each_layer_bears(compress: Any, tmp_path: Path) -> None:
+    compress("prune", "ebm", {"prune.finetune.epochs": 0, "prune.retrain.epochs": 0})
+    table = pd.read_csv(tmp_path / "plots/curves/ebm/prune/sensitivity.csv")
+    assert set(table["amount"]) == set(prune.SCANNED)
+    for _, rows in table.groupby("layer"):
+        assert rows["added_loss"].iloc[0] >= 0 and rows["added_loss"].iloc[-1] > rows["added_loss"].iloc[0]
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -224,6 +331,73 @@ def test_students_are_smaller_and_learn(
         return float((network(images).log_softmax(1) - wanted(images).log_softmax(1)).square().mean())
 
     assert distance(student) < 0.5 * distance(fresh)
+
+
+@pytest.mark.parametrize("target", params.TARGETS)
+@pytest.mark.parametrize("method", ["prune", "distill"])
+def test_retraining_lowers_the_targets_own_loss(
+    compress: Any, target: str, method: str, small: params.Params, splits: data.Splits, tmp_path: Path
+) -> None:
+    run = Run(f"{target}/measure", 0, [], root=tmp_path)
+    objective = targets.get(target).objective(teacher(target, small), splits, getattr(small, target), run)
+
+    def own_loss(epochs: int) -> float:
+        part = "train" if method == "distill" else "finetune"
+        changes = {f"{method}.{part}.epochs": 0, f"{method}.retrain.epochs": epochs}
+        network = network_of(compress(method, target, changes))
+        run.generator.manual_seed(1)
+        return sum(float(objective.own_loss(network, run).detach()) for _ in range(8))
+
+    assert own_loss(6) < 0.9 * own_loss(0)
+    assert (tmp_path / "plots/curves" / target / method / "retrain/plots/metrics/loss.tsv").exists()
+
+
+def test_students_start_from_the_teachers_leading_channels(small: params.Params) -> None:
+    whole = teacher("classifier", small)
+    twin = models.build(whole.spec, seed=5)
+    assert len(distill.inherit(twin, whole)) > 10
+    images = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(twin.eval()(images), whole(images))
+    narrow = models.build(replace(whole.spec, width=8), seed=5)
+    distill.inherit(narrow, whole)
+    theirs, ours = (models.coded_layers(n)["features.3.first.conv"].weight for n in (whole, narrow))
+    torch.testing.assert_close(ours, theirs[:16, :8] * 2**0.5)
+    other = models.build(replace(whole.spec, name="cnn"), seed=5)
+    before = other.fc.weight.clone()
+    assert "fc" not in distill.inherit(other, whole)  # as many outputs, of other features
+    assert torch.equal(other.fc.weight, before)
+
+
+def test_one_output_is_enough_for_a_mean(small: params.Params) -> None:
+    ten = teacher("ebm", small)
+    one = distill.merge_outputs(ten)
+    images = torch.rand(4, 1, 8, 8)
+    assert one.spec.outputs == 1 and one.fc.weight.shape == (1, ten.fc.in_features)
+    torch.testing.assert_close(one(images).mean(1), ten(images).mean(1))
+
+
+def test_features_are_compared_by_what_resembles_what() -> None:
+    from lowenergy.targets.classifier import feature_error
+
+    features = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    rotation = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)))[0]
+    assert feature_error(3 * features @ rotation, features) < 1e-6  # another basis, another width: the same
+    wider = torch.cat([features, torch.zeros(16, 5)], 1)
+    assert feature_error(wider, features) < 1e-6
+    assert feature_error(features.flip(0), features) > 0.1
+
+
+def test_classifiers_match_features_where_asked(compress: Any, tmp_path: Path) -> None:
+    compress("distill", "classifier", {"classifier.matching.feature_weight": 1.0})
+    curve = pd.read_csv(tmp_path / "plots/curves/classifier/distill/plots/metrics/feature_error.tsv", sep="\t")
+    assert curve["feature_error"].iloc[-1] < curve["feature_error"].iloc[0]
+    compress("quantize", "classifier", {"classifier.matching.feature_weight": 1.0})  # an int8 graph has none
+
+
+@pytest.mark.parametrize("target", ["ebm", "jem"])
+@pytest.mark.parametrize("method", ["distill", "quantize", "pq", "prune"])
+def test_energies_are_matched_along_the_networks_own_chains(compress: Any, target: str, method: str) -> None:
+    network_of(compress(method, target, {f"{target}.probes.student_chains": 8}))
 
 
 @pytest.mark.parametrize("kind", ["structured", "unstructured"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,19 @@ from hypothesis.extra import numpy as npst
 
 import lowenergy
 from lowenergy import artifact, files, models
-from lowenergy.encodings import Coded, Constant, Dense, Int8, Sparse, entropy, from_parts, pack_bits, unpack_bits
+from lowenergy.encodings import (
+    Coded,
+    Constant,
+    Dense,
+    Int8,
+    Sparse,
+    entropy,
+    from_parts,
+    pack_bits,
+    places,
+    present,
+    unpack_bits,
+)
 from lowenergy.files import FileError
 
 SPEC = models.Spec("cnn", 8, "3x3", "swish", "batch", channels=1, image_size=8, outputs=10)
@@ -36,10 +49,45 @@ def test_codes_that_do_not_fit_are_refused() -> None:
 
 @given(floats)
 def test_sparse_is_exact_and_holds_no_zeros(array: np.ndarray) -> None:
-    sparse = Sparse.encode(torch.from_numpy(array))
-    assert torch.equal(sparse.decode(), torch.from_numpy(array))
-    assert len(sparse.values) == np.count_nonzero(array)
-    assert len(sparse.bitmask) == -(-array.size // 8)
+    sparse = Sparse(torch.from_numpy(array))
+    parts = sparse.parts()
+    assert torch.equal(from_parts(parts, "sparse", sparse.facts()).decode(), torch.from_numpy(array))
+    assert len(parts["values"]) == np.count_nonzero(array)
+    assert set(parts) - {"values"} in ({"bitmask"}, {"gaps"})
+
+
+@given(st.integers(0, 3000), st.floats(0, 1), st.integers(0, 2**16))
+def test_places_are_exact_however_they_are_written(count: int, share: float, seed: int) -> None:
+    where = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < share**3  # mostly sparse: long gaps
+    assert torch.equal(present(places(where), count), where)
+
+
+def test_few_places_are_written_as_gaps_and_many_as_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kinds = {share: set(places(torch.rand(40000, generator=generator) < share)) for share in (0.01, 0.05, 0.5)}
+    assert kinds == {0.01: {"gaps"}, 0.05: {"gaps"}, 0.5: {"bitmask"}}
+    with pytest.raises(ValueError, match="gaps lead to element 9 of 5"):
+        present({"gaps": torch.tensor([4, 4], dtype=torch.uint8)}, 5)
+    with pytest.raises(ValueError, match="2 values for 1 places"):
+        from_parts({"gaps": torch.tensor([4], dtype=torch.uint8), "values": torch.ones(2)}, "sparse", {"shape": [5]})
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_files_shrink_as_sparsity_grows(bits: int) -> None:
+    """From dense on, by every tenth, whatever the values are; each of them is smaller than its dense file."""
+    weight = torch.randn(64, 64, 3, 3, generator=torch.Generator().manual_seed(0))
+
+    def size(sparsity: float) -> int:
+        kept = weight * (torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) >= sparsity)
+        if bits == 32:
+            encoded = Sparse(kept) if sparsity else Dense(kept)
+        else:
+            top = 2 ** (bits - 1) - 1
+            encoded = Int8((kept / weight.abs().max() * top).round().to(torch.int8), torch.ones(64), bits)
+        return len(artifact.to_bytes(artifact.Model("ebm", SPEC, {"w": encoded}), {}))
+
+    sizes = [size(i / 10) for i in range(10)]
+    assert all(b < a for a, b in pairwise(sizes))
 
 
 @given(st.integers(2, 40), st.integers(1, 9), st.integers(1, 30), st.randoms(use_true_random=False))
@@ -50,9 +98,11 @@ def test_every_encoding_survives_its_parts(k: int, d: int, n: int, random: objec
         Dense(torch.randn(n, d)),
         Constant(0.5, (n, d)),
         Coded(skewed, torch.randn(k, d).half(), (n, d)),
-        Sparse.encode(torch.randn(n, d).relu()),
+        Sparse(torch.randn(n, d).relu()),
         Int8(torch.randint(-128, 128, (n, d)).to(torch.int8), torch.rand(n)),
         Int8(torch.randint(-4, 4, (n, d)).to(torch.int8), torch.rand(n), bits=3),
+        Int8(torch.randint(-128, 128, (n, d)).relu().to(torch.int8), torch.rand(n)),
+        Int8(torch.randint(-4, 4, (n, d)).relu().to(torch.int8), torch.rand(n), bits=3),
         Coded(codes, torch.randn(k, d).half(), (n, d)),
     ):
         again = from_parts(encoded.parts(), encoded.kind, json.loads(json.dumps(encoded.facts())))
@@ -107,12 +157,12 @@ def test_saving_twice_gives_the_same_bytes_and_the_same_outputs(tmp_path: Path) 
 def test_coded_parts_are_compressed_where_it_pays(tmp_path: Path) -> None:
     net = network()
     tensors = {name: Dense(value) for name, value in artifact.weights(net).items()}
-    zeros = torch.zeros_like(net.fc.weight)
-    coded = tensors | {"fc.weight": Int8(zeros.to(torch.int8), torch.ones(10))}
+    ones = torch.ones_like(net.fc.weight)
+    coded = tensors | {"fc.weight": Int8(ones.to(torch.int8), torch.ones(10))}
     artifact.save(artifact.Model("classifier", SPEC, coded), tmp_path / "m", {})
     model, header = artifact.read(tmp_path / "m")
     assert "fc.weight" in header["packed"]
-    assert torch.equal(model.tensors["fc.weight"].decode(), zeros)
+    assert torch.equal(model.tensors["fc.weight"].decode(), ones)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 50, 5000])

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from lowenergy import energy, models, params
 from lowenergy.energy import (
     EnergyMatch,
+    OwnChains,
     ReplayBuffer,
     energy_gradient,
     energy_of,
@@ -18,7 +19,7 @@ from lowenergy.energy import (
     logits_and_gradient,
     sample,
 )
-from lowenergy.params import Langevin
+from lowenergy.params import EnergyMatching, EnergyProbes, Langevin
 
 SPEC = models.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10, head="mean")
 
@@ -145,25 +146,49 @@ def test_contrastive_loss_lowers_data_and_raises_chains() -> None:
 
 def test_matching_is_zero_for_the_teacher_and_sees_slopes(generator: Generator) -> None:
     teacher, images = models.build(SPEC, seed=0).eval(), torch.rand(20, 1, 8, 8, generator=generator)
-    match = EnergyMatch(energy_of(teacher, "mean"), images, score_weight=1.0, batch_size=7)
+    p = EnergyMatching(energy_weight=1.0, score_weight=1.0)
+    match = EnergyMatch(energy_of(teacher, "mean"), images, p, batch_size=7)
     index = torch.arange(20)
     energies, gradients = energy_gradient(energy_of(teacher, "mean"), images)
-    assert match.loss(energies, gradients, index)[0].item() < 1e-10
-    loss, logs = match.loss(energies + 5.0, gradients, index)
+    assert match.loss(energies, gradients, index, images[:0])[0].item() < 1e-10
+    loss, logs = match.loss(energies + 5.0, gradients, index, images[:0])
     assert logs["score_error"] < 1e-10 < loss  # an offset has the same slopes
     student = models.build(SPEC, seed=1)
     logits, gradients = logits_and_gradient(student, "mean", images)
     assert torch.allclose(gradients, energy_gradient(energy_of(student, "mean"), images)[1])
-    match.loss(logits.mean(1), gradients, index)[0].backward()
+    match.loss(logits.mean(1), gradients, index, images[:0])[0].backward()
     gradient = student.features[0].conv.weight.grad
     assert gradient is not None and gradient.abs().sum() > 0
+    # Images of which nothing was prepared: the teacher looks at them now.
+    energies, gradients = energy_gradient(energy_of(teacher, "mean"), torch.cat([images[:3], images[9:]]))
+    assert match.loss(energies, gradients, torch.arange(3), images[9:])[0].item() < 1e-10
+
+
+def test_the_networks_own_chains_descend_and_restart(generator: Generator) -> None:
+    constants = Langevin(step_size=0.1, noise=0.0, gradient_clamp=100.0)
+    p = EnergyProbes(images=1, noisy=0, noise=0.0, chains=0, chain_steps=50, student_chains=200, langevin=constants)
+    own = OwnChains(p, (1, 2, 2), generator)
+    at_rest = []
+    for _ in range(100):
+        gradients = energy_gradient(quadratic, torch.cat([torch.ones(5, 1, 2, 2), own.images]))[1]
+        with torch.no_grad():
+            before = own.images
+            own.step(gradients)
+            assert own.images is before  # only looked at
+        own.step(gradients)
+        at_rest.append(float((own.images - 0.25).abs().amax((1, 2, 3)).lt(0.05).float().mean()))
+    assert at_rest[0] < 0.1 and 0.5 < sum(at_rest[50:]) / 50 < 0.95  # some are always on their way
+    kept = {name: value.clone() for name, value in own.state_dict().items()}
+    again = OwnChains(p, (1, 2, 2), generator)
+    again.load_state_dict(kept)
+    assert torch.equal(again.images, own.images)
 
 
 def test_probes_are_real_noisy_and_chains(small: params.Params, generator: Generator) -> None:
     p = small.ebm.probes
     images = torch.rand(150, 1, 4, 4, generator=generator)
     probes = energy.probe_images(quadratic, images, p, generator)
-    assert len(probes) == 2 * p.images + 5 * p.chains
+    assert len(probes) == p.images + p.noisy + 5 * p.chains
     assert probes.abs().max() <= 1
     known = {tuple(image.flatten().tolist()) for image in images}
     assert all(tuple(probe.flatten().tolist()) in known for probe in probes[: p.images])

@@ -14,7 +14,7 @@ from lowenergy.inputconv import InputConv2d
 from lowenergy.models import Spec, build, build_with, fold_batchnorm
 
 STUDY = Spec("resnet18", 64, "7x7", "swish", "none", channels=1, image_size=28, outputs=10, head="mean")
-ALL = ("resnet18", "resnet10", "resnet20", "resnet8", "cnn", "strided")
+ALL = ("resnet18", "resnet10", "resnet20", "resnet8", "cnn", "strided", "compact", "shallow")
 
 
 def parameters(spec: Spec) -> int:
@@ -32,8 +32,19 @@ def test_torchvisions_resnet18_has_the_same_size() -> None:
     assert parameters(spec) == sum(w.numel() for w in resnet18().parameters())
 
 
-def test_the_small_published_ebm_is_about_77_thousand() -> None:
-    assert 76_000 < parameters(replace(STUDY, name="strided", width=16, outputs=1)) < 78_000
+@pytest.mark.parametrize(
+    ("student", "published"),
+    [
+        ({"name": "resnet18", "width": 32}, 2_795_925),
+        ({"name": "resnet20", "width": 16, "stem": "3x3"}, 270_725),
+        ({"name": "strided", "width": 16}, 77_004),
+        ({"name": "strided", "width": 12}, 43_452),
+        ({"name": "strided", "width": 8}, 19_436),
+        ({"name": "shallow", "width": 8}, 2_412),
+    ],
+)
+def test_the_studys_students_are_about_as_large_as_published(student: dict, published: int) -> None:
+    assert parameters(replace(STUDY, outputs=1, **student)) == pytest.approx(published, rel=0.12)
 
 
 @pytest.mark.parametrize("name", ALL)

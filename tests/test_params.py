@@ -18,7 +18,7 @@ def test_shipped_params_are_valid() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prune.amount": 1.2}, "prune.amount = 1.2: input should be less than 1 (fraction of the weights"),
+        ({"prune.amount": 1.2}, "prune.amount = 1.2: input should be less than 1 (fraction to remove)"),
         ({"prune.amount": "lots"}, "prune.amount = 'lots': input should be a valid number"),
         ({"ebm.train.epochs": 0}, "ebm.train.epochs = 0: input should be greater than or equal to 1"),
         ({"ebm.train.epochs": 2.5}, "ebm.train.epochs = 2.5: input should be a valid integer"),
@@ -36,6 +36,19 @@ def test_shipped_params_are_valid() -> None:
             {"classifier.architecture.name": "cnn", "classifier.train.image_scales": [0.5, 1.0]},
             "classifier: train.image_scales = [0.5, 1.0] needs a resnet",
         ),
+        (
+            {"prune.allocation": "sensitivity", "prune.scan_images": 0},
+            "prune: prune.allocation = sensitivity needs a scan: give prune.scan_images, e.g. 500",
+        ),
+        (
+            {"prune.kind": "2of4"},
+            "prune: prune.kind = 2of4 halves every layer at once: give prune.amount 0.5, rounds 1",
+        ),
+        ({"prune.amount_of": "macs"}, "prune: prune.amount_of = macs needs kind structured and allocation ranked"),
+        (
+            {"ebm.matching.energy_weight": 0.0, "ebm.matching.score_weight": 0.0},
+            "ebm.matching: energy_weight and score_weight are both 0",
+        ),
         ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
     ],
 )
@@ -52,7 +65,7 @@ def test_unknown_and_missing_keys_are_refused(values: Any) -> None:
     with pytest.raises(ParamsError) as error:
         params.check(changed)
     assert "prune.ammount = 0.7 is not a parameter" in str(error.value)
-    assert "prune.amount is missing (fraction of the weights or channels to remove)" in str(error.value)
+    assert "prune.amount is missing (fraction to remove)" in str(error.value)
 
 
 def test_all_problems_are_reported_at_once(values: Any) -> None:

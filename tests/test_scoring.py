@@ -136,7 +136,7 @@ def test_micronet_storage_by_the_challenges_rules() -> None:
     def stored(encoded: object) -> float:
         return micronet.storage_of(replace(model, tensors={**model.tensors, "fc.weight": encoded}))
 
-    assert stored(Sparse.encode(half)) == rest / 2 + (weight.numel() // 2) / 2 + weight.numel() / 32
+    assert stored(Sparse(half)) == rest / 2 + (weight.numel() // 2) / 2 + weight.numel() / 32
     # Quantized below 16 bits somewhere: floats count in full.
     assert stored(Int8(weight.to(torch.int8), torch.ones(10))) == rest + weight.numel() / 4 + 10
     codes = torch.zeros(weight.numel() // 4, dtype=torch.long)
@@ -149,7 +149,7 @@ def test_micronet_operations_by_hand() -> None:
     macs = size_macs(model)
     assert micronet.operations_of(model) == pytest.approx((2 * macs + activations) / 2)
     weight = model.tensors["fc.weight"].decode()
-    emptied = replace(model, tensors={**model.tensors, "fc.weight": Sparse.encode(torch.zeros_like(weight))})
+    emptied = replace(model, tensors={**model.tensors, "fc.weight": Sparse(torch.zeros_like(weight))})
     assert micronet.operations_of(model) - micronet.operations_of(emptied) == weight.numel()
     eight = replace(model, tensors={**model.tensors, "fc.weight": Int8(torch.ones(10, 128).char(), torch.ones(10))})
     # The freebie is gone everywhere else; this layer multiplies in 8 bits and adds in 32.

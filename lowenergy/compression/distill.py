@@ -1,6 +1,7 @@
 """Distillation: a small network learns to do what the teacher does (Hinton et al. 2015), then trains by itself."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -33,7 +34,14 @@ def compress(network: models.Network, target: str, objective: Objective, p: Dist
     training.finetune(student, objective, p.train, run)
     if p.retrain.epochs:
         objective.retrain(student, p.retrain, run)
-    return dense(student, target)
+    return dense(merge_outputs(student) if student.spec.head == "mean" else student, target)
+
+
+def merge_outputs(network: models.Network) -> models.Network:
+    """The same energy with one output: the mean of linear outputs is itself linear."""
+    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    state |= {f"fc.{part}": state[f"fc.{part}"].mean(0, keepdim=True) for part in ("weight", "bias")}
+    return models.build_with(replace(network.spec, outputs=1), state)
 
 
 def inherit(student: models.Network, teacher: models.Network) -> list[str]:

@@ -105,13 +105,12 @@ class LabelObjective:
 
 
 def _answer(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits, and what the last layer saw; None for int8 graphs, whose layers are gone."""
-    last = getattr(network, "fc", None)
-    if not isinstance(last, nn.Module):
-        return network(images), None
+    """Logits, and what the last layer saw; None of int8 graphs, which call no layers."""
     seen: list[Tensor] = []
+    last = network.get_submodule("fc")
     with last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
-        return network(images), seen[0]
+        logits = network(images)
+    return logits, seen[0] if seen else None
 
 
 def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
