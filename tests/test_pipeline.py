@@ -3,8 +3,12 @@
 import csv
 import io
 import json
+import os
 import shutil
+import signal
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -140,6 +144,73 @@ def test_queued_experiments_run_and_show_up(clone: Clone) -> None:
         assert moved["new"] < moved["old"]
     finally:
         restore(clone)
+
+
+def test_a_sweep_survives_a_bad_cell_and_a_killed_worker(clone: Clone, tmp_path: Path) -> None:
+    """Three cells: one cannot be done, one is killed while it runs and is queued again; the table has all others."""
+
+    def queue(amounts: str) -> None:
+        clone.run(
+            *("dvc", "exp", "run", "--queue", "-S", "prune.kind=structured", "-S", "prune.amount_of=macs"),
+            *("-S", f"prune.amount={amounts}", "-S", "targets=[classifier]", "evaluate@classifier-prune"),
+        )
+
+    def states() -> list[str]:
+        return [line.split()[-1] for line in clone.run("dvc", "queue", "status").splitlines()[1:] if line.strip()]
+
+    def wait(done: Callable[[list[str]], bool]) -> None:
+        for _ in range(240):
+            if done(states()):
+                return
+            time.sleep(0.5)
+        raise AssertionError(clone.run("dvc", "queue", "status"))
+
+    queue("0.3,0.999,0.5")
+    try:
+        clone.run("dvc", "queue", "start")
+        wait(lambda found: "Running" in found)
+        for pid in running_stages(clone):
+            os.kill(pid, signal.SIGKILL)
+        wait(lambda found: found.count("Failed") == 2 and found.count("Success") == 1)
+        assert "more multiply-accumulates than can go" in "".join(
+            path.read_text() for path in (clone.path / ".dvc/tmp/exps/run").rglob("*.out")
+        )
+        queue("0.3")  # the killed one again
+        clone.run("dvc", "queue", "start")
+        wait(lambda found: found.count("Success") == 2 and "Queued" not in found)
+
+        output = clone.run("lowenergy", "sweep-plot", "--target", "classifier", "--out", str(tmp_path))
+        assert "2 failed: " in output
+        rows = [row for row in table((tmp_path / "classifier.csv").read_text()) if row["prune.amount_of"] == "macs"]
+        assert [row["prune.amount"] for row in rows] == ["0.3", "0.5"]
+        assert float(rows[0]["macs"]) > float(rows[1]["macs"]) > 0
+        for chart in ("amount", "ratio"):
+            assert "<svg" in (tmp_path / f"classifier-{chart}.svg").read_text()
+        again = tmp_path / "again"
+        clone.run(
+            "lowenergy", "sweep-plot", str(tmp_path / "classifier.csv"), "--target", "classifier", "--out", str(again)
+        )
+        for path in again.iterdir():
+            assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+    finally:
+        clone.run("dvc", "queue", "stop", "--kill", check=False)
+        clone.run("dvc", "queue", "remove", "--all", check=False)
+        restore(clone)
+
+
+def running_stages(clone: Clone) -> list[int]:
+    """The processes of stages that run in the clone's queue."""
+    for _ in range(60):
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                inside = (process / "cwd").readlink().is_relative_to(clone.path / ".dvc/tmp/exps")
+                if inside and b"stages.compress" in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+        if found:
+            return found
+        time.sleep(0.5)
+    raise AssertionError("no stage runs")
 
 
 def test_chained_source_rewires_the_graph(clone: Clone) -> None:
