@@ -301,6 +301,7 @@ class Retrain(Section):
     epochs: Times = Field(description="passes over the training images; 0 for none")
     lr: Positive = Field(description="learning rate, as a share of <target>.train.lr; it falls to 0")
     contrastive_from: Fraction = Field(description="of energies: share of these epochs before chains join in")
+    precision: Precision = Field(description="of the forward and backward passes")
 
 
 class Prune(Section):

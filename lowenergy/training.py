@@ -326,7 +326,7 @@ def fit_energy(
     assert head is not None, "an energy needs a head"
     batches = Batches(len(data), p.batch_size, run.own_seed)
     steps = (retrain or p).epochs * batches.per_epoch
-    chains_from = (retrain or p).contrastive_from * steps
+    chains_from, precision = (retrain or p).contrastive_from * steps, (retrain or p).precision
     buffer = energy.ReplayBuffer(p.buffer_size, network.spec.input_shape, run.generator)
     optimizer = torch.optim.Adam(network.parameters(), lr=p.lr, betas=(p.beta1, 0.999))
     schedule = LambdaLR(
@@ -344,10 +344,10 @@ def fit_energy(
         if p.contrastive_weight and step >= chains_from:
             chains, places = buffer.draw(len(batch), p.fresh_fraction)
             # On the bare network, here and below: Fabric forbids to differentiate through its wrapper.
-            with run.autocast(p.precision):
+            with run.autocast(precision):
                 *_, chains = energy.langevin_chain(of_constants, chains, p.chain_steps, p.langevin, run.generator)
             sampled = buffer.put(places, chains, p.chain_steps) >= p.burn_in
-        with run.autocast(p.precision):
+        with run.autocast(precision):
             logits = wrapped(torch.cat([images, chains])).float()
         energies = energy.HEADS[head](logits)
         real, fake = energies[: len(batch)], energies[len(batch) :][sampled]
@@ -357,7 +357,7 @@ def fit_energy(
             value = p.contrastive_weight * energy.contrastive_loss(real, fake, p.regularization)
             logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
         if p.flow_weight:
-            with run.autocast(p.precision):
+            with run.autocast(precision):
                 flow = energy.flow_loss(energy.energy_of(network, head), images, run.generator)
             value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
         if also is not None:

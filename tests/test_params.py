@@ -108,7 +108,7 @@ def test_profiles_apply_and_digits_brings_everything_back(project: Path, name: s
     before = (project / "params.yaml").read_text()
     assert profile.apply(name)
     assert params.load().data.source == name
-    for preset in ("pq-punynet", "pq-large-blocks", "mnist-large", "mnist-study"):
+    for preset in ("pq-punynet", "pq-large-blocks", "mnist-large", "mnist-tiny", "prune-study", "mnist-study"):
         assert profile.apply(preset)
     (project / "profiles/spare.yaml").write_text("quantize: {keep_float: [features.0.conv, fc]}\n")
     assert profile.apply("spare")

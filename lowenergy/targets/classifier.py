@@ -48,7 +48,7 @@ def _fit(
         batch = split.take(batches(step).to(run.device))
         images = augment(to_float(batch.images), t.crop_padding, t.flip, run.generator)
         images = shrink(images, scales[step * len(scales) // steps])
-        with run.autocast(t.precision):
+        with run.autocast((retrain or t).precision):
             logits = wrapped(images).float()
         return F.cross_entropy(logits, batch.labels, label_smoothing=t.label_smoothing), {
             "accuracy": (logits.argmax(1) == batch.labels).float().mean()
