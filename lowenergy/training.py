@@ -434,11 +434,11 @@ def finetune(
         part: see fit.
         share: of the epochs, where they are spent in parts.
     """
-    batches = Batches(len(objective.inputs), p.batch_size, run.own_seed)
-    steps = round(share * p.epochs * batches.per_epoch)
-    if not steps:
+    if not p.epochs:
         network.eval()
         return
+    batches = Batches(len(objective.inputs), p.batch_size, run.own_seed)
+    steps = round(share * p.epochs * batches.per_epoch)
     network.to(run.device)
     optimizer = torch.optim.Adam([w for w in network.parameters() if w.requires_grad], lr=p.lr)
     schedule = OneCycleLR(optimizer, p.lr, total_steps=steps + 1)

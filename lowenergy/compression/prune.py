@@ -81,7 +81,7 @@ def cut(network: models.Network, share: float | Shares, p: Prune, done: int = 1)
     elif p.kind == "unstructured":  # zeroed weights are still there, and still the smallest
         zero_weights(prunable(network, p), _share(share, done / p.rounds), by_slope=p.importance == "taylor")
     elif p.amount_of == "macs":
-        remove_macs(network, p.amount, p, done)
+        remove_macs(network, p)
     else:  # removed channels are gone: each round takes its share of the rest
         remove_channels(network, _share(share, 1 / p.rounds), p)
 
@@ -190,22 +190,20 @@ def remove_channels(network: models.Network, share: float | Shares, p: Prune) ->
     _pruner(network, share, p).step()
 
 
-def remove_macs(network: models.Network, amount: float, p: Prune, done: int = 1) -> None:
-    """Remove the least important channels until a network of `amount` fewer multiply-accumulates is left.
+def remove_macs(network: models.Network, p: Prune) -> None:
+    """Remove the least important channels, until p.rounds of this would leave p.amount fewer multiply-accumulates.
 
-    Args:
-        done: of the p.rounds that lead there by equal factors.
     Raises:
         UserError: not even with every layer at its thinnest.
     """
-    goal = (1 - amount) ** (1 / p.rounds) * models.macs(network)
+    goal = (1 - p.amount) ** (1 / p.rounds) * models.macs(network)
     pruner = _pruner(network, THINNEST, p, steps=MACS_STEPS)
     for _ in range(MACS_STEPS):
         if models.macs(network) <= goal:
             return
         pruner.step()
     raise UserError(
-        f"params.yaml: prune.amount = {amount}: more multiply-accumulates than can go: every layer keeps a tenth "
+        f"params.yaml: prune.amount = {p.amount}: more multiply-accumulates than can go: every layer keeps a tenth "
         "of its channels"
     )
 
