@@ -76,12 +76,11 @@ def collect(revisions: Iterable[Mapping[str, Any]], target: str) -> pd.DataFrame
     if not rows:
         raise SweepError(f"no experiment has figures of {target}; queue some with `dvc exp run --queue -S ...`")
     table = pd.DataFrame(rows)
-    figures = [column for column in table if column not in ("experiment",)]
-    table = table.drop_duplicates(subset=figures, ignore_index=True)
-    of_params = [column for column in table if str(column).split(".")[0] in METHODS]
-    dull = [column for column in of_params if column not in SETTINGS and not _differs(table, str(column))]
-    told = [column for column in of_params if column not in dull]
-    return table.drop(columns=dull).sort_values(["chain", *map(str, told)], ignore_index=True)
+    of_params = [str(column) for column in table if str(column).split(".")[0] in METHODS]
+    dull = [column for column in of_params if column not in SETTINGS and not _differs(table, column)]
+    table = table.drop(columns=dull)
+    table = table.drop_duplicates(subset=[column for column in table if column != "experiment"])
+    return table.sort_values(["chain", *(column for column in of_params if column not in dull)], ignore_index=True)
 
 
 def _finished(revisions: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Mapping[str, Any]]]:
