@@ -62,6 +62,7 @@ def _fit(
         schedule=OneCycleLR(optimizer, lr, total_steps=steps + 1),
         run=run,
         part="retrain" if retrain else "fit",
+        gradient_norm=1.0 if retrain else None,  # students need not have norms, which the teacher's rate counts on
         measure=lambda network: {"validation_accuracy": accuracy(network, held_out)},
         points=epochs,
     )
