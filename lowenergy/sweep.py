@@ -67,7 +67,7 @@ def collect(revisions: Iterable[Mapping[str, Any]], target: str) -> pd.DataFrame
             if "data" not in file:
                 continue
             chain = _chain(branch, values)
-            own = {key: str(value) for key, value in values.items() if key.split(".")[0] in chain}
+            own = {key: _text(value) for key, value in values.items() if key.split(".")[0] in chain}
             rows.append(
                 {"experiment": name, "target": target, "branch": branch, "chain": " → ".join(chain)}
                 | own
@@ -103,6 +103,10 @@ def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value}
     return flat
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)  # a range's third tenth is 0.30000000000000004
 
 
 def _chain(branch: str, values: Mapping[str, Any]) -> list[str]:
@@ -157,7 +161,7 @@ def _trained(row: Mapping[Any, Any]) -> bool:
 
 def by_amount(pruned: pd.DataFrame, quality: str) -> Any:
     """Quality against the fraction pruned, a line per kind and scope, before retraining and after."""
-    figure, axes = new_axes(6.4, 4.0)
+    figure, axes = new_axes(8.4, 4.0)
     pruned = pruned.assign(trained=[_trained(row) for row in pruned.to_dict("records")])
     colors = {way: f"C{i}" for i, way in enumerate(pruned.groupby(["prune.kind", "prune.scope"]).groups)}
     for (kind, scope, trained), rows in pruned.groupby(["prune.kind", "prune.scope", "trained"]):
@@ -173,7 +177,7 @@ def by_amount(pruned: pd.DataFrame, quality: str) -> Any:
         )
     axes.set(xlabel="fraction pruned (weights, or channels)", ylabel=TITLES.get(quality, quality))
     _scale(axes, quality, pruned[quality])
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -181,7 +185,7 @@ def by_ratio(table: pd.DataFrame, quality: str) -> Any:
     """Quality against compression ratio, all methods; hollow marks are of models not trained after compression."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    figure, axes = new_axes(6.4, 4.0)
+    figure, axes = new_axes(8.4, 4.0)
     table = table.assign(
         method=[f"{chain}{_kind(row)}" for chain, row in zip(table["chain"], table.to_dict("records"), strict=True)],
         trained=[_trained(row) for row in table.to_dict("records")],
@@ -201,7 +205,7 @@ def by_ratio(table: pd.DataFrame, quality: str) -> Any:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     _scale(axes, quality, table[quality])
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
