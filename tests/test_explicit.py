@@ -14,7 +14,10 @@ from lowenergy.explicit import Explicit
 
 SPEC = models.Spec("cnn", 4, "3x3", "swish", "none", channels=1, image_size=9, outputs=6, head="mean")
 SPECS = [
-    *(replace(SPEC, name=name, image_size=size) for name, size in product(("cnn", "strided", "resnet8"), (8, 9, 13))),
+    *(
+        replace(SPEC, name=name, image_size=size)
+        for name, size in product(("cnn", "strided", "compact", "resnet8"), (8, 9, 13))
+    ),
     *(replace(SPEC, name="resnet10", stem=stem, channels=3, image_size=17) for stem in ("7x7", "3x3", "3x3-pool")),
     *(replace(SPEC, activation=activation) for activation in models.ACTIVATIONS),
     replace(SPEC, head="logsumexp"),

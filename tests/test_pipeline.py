@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -158,26 +157,27 @@ def test_a_sweep_survives_a_bad_cell_and_a_killed_worker(clone: Clone, tmp_path:
     def states() -> list[str]:
         return [line.split()[-1] for line in clone.run("dvc", "queue", "status").splitlines()[1:] if line.strip()]
 
-    def wait(done: Callable[[list[str]], bool]) -> None:
-        for _ in range(240):
-            if done(states()):
-                return
-            time.sleep(0.5)
+    def run_queue() -> list[str]:
+        clone.run("dvc", "queue", "start")
+        for _ in range(120):
+            time.sleep(2)
+            if not {"Queued", "Running"} & set(found := states()):
+                return found
         raise AssertionError(clone.run("dvc", "queue", "status"))
 
+    clone.run("dvc", "queue", "remove", "--all", check=False)  # of earlier tests
     queue("0.3,0.999,0.5")
     try:
         clone.run("dvc", "queue", "start")
-        wait(lambda found: "Running" in found)
         for pid in running_stages(clone):
             os.kill(pid, signal.SIGKILL)
-        wait(lambda found: found.count("Failed") == 2 and found.count("Success") == 1)
+        found = run_queue()
+        assert (found.count("Failed"), found.count("Success")) == (2, 1)
         assert "more multiply-accumulates than can go" in "".join(
             path.read_text() for path in (clone.path / ".dvc/tmp/exps/run").rglob("*.out")
         )
         queue("0.3")  # the killed one again
-        clone.run("dvc", "queue", "start")
-        wait(lambda found: found.count("Success") == 2 and "Queued" not in found)
+        assert run_queue().count("Success") == 2
 
         output = clone.run("lowenergy", "sweep-plot", "--target", "classifier", "--out", str(tmp_path))
         assert "2 failed: " in output
@@ -200,7 +200,7 @@ def test_a_sweep_survives_a_bad_cell_and_a_killed_worker(clone: Clone, tmp_path:
 
 def running_stages(clone: Clone) -> list[int]:
     """The processes of stages that run in the clone's queue."""
-    for _ in range(60):
+    for _ in range(300):
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -209,7 +209,7 @@ def running_stages(clone: Clone) -> list[int]:
                     found.append(int(process.name))
         if found:
             return found
-        time.sleep(0.5)
+        time.sleep(0.2)
     raise AssertionError("no stage runs")
 
 
