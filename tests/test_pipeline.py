@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -157,8 +158,14 @@ def test_a_sweep_survives_a_bad_cell_and_a_killed_worker(clone: Clone, tmp_path:
     def states() -> list[str]:
         return [line.split()[-1] for line in clone.run("dvc", "queue", "status").splitlines()[1:] if line.strip()]
 
+    def start() -> None:
+        # Not through a pipe: the worker would inherit it, and its end be waited for.
+        nowhere = subprocess.DEVNULL
+        command = ["dvc", "queue", "start"]
+        subprocess.run(command, cwd=clone.path, env=clone.environment, stdout=nowhere, stderr=nowhere, check=True)
+
     def run_queue() -> list[str]:
-        clone.run("dvc", "queue", "start")
+        start()
         for _ in range(120):
             time.sleep(2)
             if not {"Queued", "Running"} & set(found := states()):
@@ -168,7 +175,7 @@ def test_a_sweep_survives_a_bad_cell_and_a_killed_worker(clone: Clone, tmp_path:
     clone.run("dvc", "queue", "remove", "--all", check=False)  # of earlier tests
     queue("0.3,0.999,0.5")
     try:
-        clone.run("dvc", "queue", "start")
+        start()
         for pid in running_stages(clone):
             os.kill(pid, signal.SIGKILL)
         found = run_queue()
