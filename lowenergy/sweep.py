@@ -137,6 +137,7 @@ def write(table: pd.DataFrame, quality: str, directory: Path) -> list[Path]:
     target = str(table["target"].iloc[0])
     paths = [directory / f"{target}.csv"]
     files.write_bytes(paths[0], table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+    table = read(paths[:1])  # as it was rounded: the kept table draws the same charts
     pruned = table[table["branch"] == "prune"]
     if len(pruned):
         paths.append(directory / f"{target}-amount.svg")
