@@ -184,12 +184,14 @@ def _sweep_plot(args: argparse.Namespace) -> None:
     if args.tables:
         table = sweep.read(args.tables)
         table = table[table["target"] == args.target]
+        if table.empty:
+            raise sweep.SweepError(f"no rows of target {args.target} in {', '.join(map(str, args.tables))}")
     else:
         revisions = sweep.shown(*["-A"] * args.all_commits)
         for state, names in sweep.unfinished(revisions).items():
             print(f"{len(names)} {state}: {', '.join(names)}" if state == "failed" else f"{len(names)} {state}")
         table = sweep.collect(revisions, args.target)
-    for path in sweep.write(table, args.quality or sweep.QUALITY[args.target], args.out):
+    for path in sweep.write(table, args.quality, args.out):
         print(path)
 
 

@@ -14,8 +14,8 @@ from lowenergy import files
 from lowenergy.errors import UserError
 from lowenergy.figures import axes as new_axes
 from lowenergy.params import METHODS
+from lowenergy.report import QUALITY
 
-QUALITY = {"classifier": "accuracy", "ebm": "fid", "jem": "fid"}
 TITLES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "fid": "FID", "inception_score": "Inception Score"}
 SETTINGS = (  # what tells cells apart, where it is there; further parameters are kept if they differ
     "prune.kind",
@@ -125,16 +125,19 @@ def read(paths: Iterable[str | Path]) -> pd.DataFrame:
     return pd.concat([pd.read_csv(path, dtype=dict.fromkeys(SETTINGS, str)) for path in paths], ignore_index=True)
 
 
-def write(table: pd.DataFrame, quality: str, directory: Path) -> list[Path]:
+def write(table: pd.DataFrame, quality: str | None, directory: Path) -> list[Path]:
     """Write <target>.csv and the two charts, <target>-amount.svg and <target>-ratio.svg; their paths.
 
+    Args:
+        quality: the figure to draw; None for the one that the report draws.
     Raises:
         SweepError: the table has no such figure.
     """
+    target = str(table["target"].iloc[0])
+    quality = quality or QUALITY[target]
     if quality not in table:
         numbers = [str(column) for column in table.select_dtypes("number")]
         raise SweepError(f"no figure {quality!r} in these experiments; there are {', '.join(numbers)}")
-    target = str(table["target"].iloc[0])
     paths = [directory / f"{target}.csv"]
     files.write_bytes(paths[0], table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
     table = read(paths[:1])  # as it was rounded: the kept table draws the same charts

@@ -326,7 +326,8 @@ def fit_energy(
     assert head is not None, "an energy needs a head"
     batches = Batches(len(data), p.batch_size, run.own_seed)
     steps = (retrain or p).epochs * batches.per_epoch
-    chains_from, precision = (retrain or p).contrastive_from * steps, (retrain or p).precision
+    chains_from = (retrain or p).contrastive_from * steps if p.flow_weight else 0  # until then there is only the flow
+    precision = (retrain or p).precision
     buffer = energy.ReplayBuffer(p.buffer_size, network.spec.input_shape, run.generator)
     optimizer = torch.optim.Adam(network.parameters(), lr=p.lr, betas=(p.beta1, 0.999))
     schedule = LambdaLR(
