@@ -353,6 +353,16 @@ def test_retraining_lowers_the_targets_own_loss(
     assert (tmp_path / "plots/curves" / target / method / "retrain/plots/metrics/loss.tsv").exists()
 
 
+def test_energies_trained_by_chains_alone_retrain_by_chains_alone(compress: Any, tmp_path: Path) -> None:
+    """No flow to train on until chains join in: they do at once, whatever contrastive_from says."""
+    chains = {"ebm.train.flow_weight": 0.0, "ebm.train.contrastive_weight": 1.0, "ebm.train.contrastive_from": 0.0}
+    changes = {"distill.retrain.contrastive_from": 0.5, "distill.retrain.epochs": 2, "distill.train.epochs": 0}
+    network = network_of(compress("distill", "ebm", {**chains, **changes, "ebm.train.burn_in": 0}))
+    assert all(weight.isfinite().all() for weight in network.parameters())
+    curves = tmp_path / "plots/curves/ebm/distill/retrain/plots/metrics"
+    assert (curves / "energy_chains.tsv").exists() and not (curves / "flow.tsv").exists()
+
+
 def test_students_start_from_the_teachers_leading_channels(small: params.Params) -> None:
     whole = teacher("classifier", small)
     twin = models.build(whole.spec, seed=5)
