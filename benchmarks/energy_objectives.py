@@ -20,9 +20,12 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from lowenergy import artifact, data, energy, loading, models, params, training
-from lowenergy.params import Ebm
+from lowenergy import data, energies, networks, training
+from lowenergy.base import params
+from lowenergy.base.params import Ebm
+from lowenergy.runtimes import loading
 from lowenergy.scoring import generation
+from lowenergy.storage import artifact
 from lowenergy.targets import ebm
 from lowenergy.training import Run
 
@@ -74,11 +77,11 @@ def main() -> None:
     for column in ("objective", "minutes", "updates", "FID", "IS"):
         table.add_column(column, justify="left" if column == "objective" else "right")
     for name, p in recipes(args.epochs).items():
-        spec = models.Spec.of(p.architecture, splits.input_shape, p.architecture.logits)
+        spec = networks.Spec.of(p.architecture, splits.input_shape, p.architecture.logits)
         draw = p.evaluate.model_copy(update={"samples": args.samples})
         for seconds, step, weights in train(p, splits, args.every):
-            network = models.build_with(spec, weights)
-            of_images = energy.energy_of(network, p.architecture.head, frozen=True)
+            network = networks.build_with(spec, weights)
+            of_images = energies.energy_of(network, p.architecture.head, frozen=True)
             generator = torch.Generator().manual_seed(0)
             drawn = generation.draw(of_images, splits.input_shape, draw, generator, lambda text: None)
             found = generation.measure(scorer, "models/reference.safetensors", drawn, 0)

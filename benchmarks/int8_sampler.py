@@ -18,10 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
 
-from lowenergy import artifact, deploy, energy, int8, loading
-from lowenergy.energy import Energy, ExplicitEnergy
-from lowenergy.params import Langevin
+from lowenergy import energies
+from lowenergy.base.params import Langevin
+from lowenergy.energies import Energy, ExplicitEnergy
+from lowenergy.runtimes import int8, loading, to_onnx
 from lowenergy.scoring import generation
+from lowenergy.storage import artifact
 
 BATCH = 100
 
@@ -39,7 +41,7 @@ def onnx_samples(model: artifact.Model, header: dict, start: Tensor, steps: int,
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
-        deploy.export(model, header, Path(folder) / "model.onnx")
+        to_onnx.export(model, header, Path(folder) / "model.onnx")
         session = onnxruntime.InferenceSession(Path(folder) / "model.onnx")
     drawn = []
     for images in start.split(BATCH):
@@ -54,7 +56,7 @@ def onnx_samples(model: artifact.Model, header: dict, start: Tensor, steps: int,
 def torch_samples(of_images: Energy, start: Tensor, steps: int, constants: Langevin, generator: Generator) -> Tensor:
     drawn = []
     for images in start.split(BATCH):
-        *_, last = energy.langevin_chain(of_images, images, steps, constants, generator)
+        *_, last = energies.langevin_chain(of_images, images, steps, constants, generator)
         drawn.append(last)
     return torch.cat(drawn)
 
@@ -81,13 +83,15 @@ def main() -> None:
     of_teacher = loading.energy_of(exact, loading.network_of(exact))
 
     generator = Generator().manual_seed(args.seed)
-    start = energy.uniform_noise((args.n, *model.spec.input_shape), generator)
+    start = energies.uniform_noise((args.n, *model.spec.input_shape), generator)
     cosines = Table(title="cosine of the int8 and the float32 score along the float32 chain")
     shown = sorted({1, 2, 5, 10, 20, 50, 100, 150, args.steps})
     row = []
-    for step, state in enumerate(energy.langevin_chain(of_teacher, start[:BATCH], args.steps, constants, generator), 1):
+    for step, state in enumerate(
+        energies.langevin_chain(of_teacher, start[:BATCH], args.steps, constants, generator), 1
+    ):
         if step in shown:
-            scores = [energy.energy_gradient(of_images, state)[1].flatten(1) for of_images in (kernels, of_teacher)]
+            scores = [energies.energy_gradient(of_images, state)[1].flatten(1) for of_images in (kernels, of_teacher)]
             row.append(float(torch.cosine_similarity(scores[0], scores[1]).mean()))
             cosines.add_column(f"step {step}")
     cosines.add_row(*(f"{value:.4f}" for value in row))

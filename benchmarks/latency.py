@@ -25,10 +25,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lowenergy import artifact, deploy, energy, int8, loading
-from lowenergy.energy import Energy, ExplicitEnergy
-from lowenergy.explicit import Explicit
-from lowenergy.params import Langevin
+from lowenergy import energies
+from lowenergy.base.params import Langevin
+from lowenergy.energies import Energy, ExplicitEnergy
+from lowenergy.energies.gradient import Explicit
+from lowenergy.runtimes import int8, loading, to_onnx
+from lowenergy.storage import artifact
 
 WAYS = {False: ("eager", "compiled", "onnxruntime"), True: ("int8 Inductor", "int8 onnxruntime")}
 CONSTANTS = Langevin(step_size=0.05, noise=0.015, gradient_clamp=5.0)
@@ -62,7 +64,7 @@ def step(path: Path, way: str, threads: int) -> Callable[[torch.Tensor], Any]:
         precision = "bf16-mixed" if way == "bf16" else "32-true"
         of_images = loading.energy_of(model, loading.dense_network(model), precision)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
-    return lambda images: next(energy.langevin_chain(of_images, images, 1, CONSTANTS, generator))
+    return lambda images: next(energies.langevin_chain(of_images, images, 1, CONSTANTS, generator))
 
 
 def in_onnxruntime(model: artifact.Model, header: Any, threads: int, output: str) -> Callable[[torch.Tensor], Any]:
@@ -72,7 +74,7 @@ def in_onnxruntime(model: artifact.Model, header: Any, threads: int, output: str
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory() as folder:
-        deploy.export(model, header, Path(folder) / "model.onnx", sampler=output == "next")
+        to_onnx.export(model, header, Path(folder) / "model.onnx", sampler=output == "next")
         session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", options)
     random = np.random.default_rng(0)
     needs_noise = len(session.get_inputs()) == 2

@@ -19,10 +19,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lowenergy import artifact, data, deploy, energy, int8, loading, params
-from lowenergy.energy import ExplicitEnergy
-from lowenergy.params import EnergyEvaluation, Langevin
+from lowenergy import data, energies
+from lowenergy.base import params
+from lowenergy.base.params import EnergyEvaluation, Langevin
+from lowenergy.energies import ExplicitEnergy
+from lowenergy.runtimes import int8, loading, to_onnx
 from lowenergy.scoring import generation
+from lowenergy.storage import artifact
 
 
 def session_of(path: Path, *, optimised: bool) -> onnxruntime.InferenceSession:
@@ -46,7 +49,7 @@ def difference(model: artifact.Model, header: dict[str, Any], path: Path, images
     if model.activations:
         of_images = ExplicitEnergy(network, int8.restore(model, explicit=True, outputs=True), model.spec.head)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    energies, gradient = energy.energy_gradient(of_images, images)
+    energies, gradient = energies.energy_gradient(of_images, images)
     c = Langevin(**{key: v for key, v in header["provenance"]["sampler"].items() if key != "chain_steps"})
     wanted = images - c.step_size * gradient.clamp(-c.gradient_clamp, c.gradient_clamp) + c.noise * noise
     found, moved = session.run(["energy", "next"], {"images": images.numpy(), "noise": noise.numpy()})
@@ -84,7 +87,7 @@ def main() -> None:
             for branch in params.BRANCHES:
                 stored = Path(f"models/{target}/{branch}.safetensors")
                 model, header = artifact.read(stored)
-                deploy.export(model, header, path)
+                to_onnx.export(model, header, path)
                 found = quality(model, path, splits, getattr(p, target).evaluate)
                 key = "accuracy" if target == "classifier" else "fid"
                 known = json.loads(Path(f"metrics/{target}/{branch}.json").read_text())[key]

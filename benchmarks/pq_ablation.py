@@ -16,11 +16,13 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
-from lowenergy import artifact, data, params, targets
+from lowenergy import data, targets
+from lowenergy.base import params
+from lowenergy.base.params import Pq
 from lowenergy.compression import pq
-from lowenergy.loading import load, network_of
-from lowenergy.params import Pq
+from lowenergy.runtimes.loading import load, network_of
 from lowenergy.scoring import accuracy
+from lowenergy.storage import artifact
 from lowenergy.training import Run, finished
 
 TEACHER = "models/classifier/teacher.safetensors"

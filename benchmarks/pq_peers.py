@@ -22,9 +22,9 @@ from rich.table import Table
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor, nn
 
-from lowenergy import data, models
+from lowenergy import data, networks
 from lowenergy.compression.codebooks import Metric, Moments, blocks_of, input_moments, learn
-from lowenergy.loading import load
+from lowenergy.runtimes.loading import load
 
 ROWS, ITERATIONS = 1000, 100  # sampled rows (the paper's code takes far more) and E/M iterations, as published
 
@@ -92,7 +92,7 @@ def made_up_layer() -> tuple[nn.Conv2d, Tensor]:
 def real_layer(model: str, name: str) -> tuple[nn.Conv2d, Tensor]:
     """A layer of a model file, and what reaches it from the training images."""
     network, images = load(model), data.load("data/splits.safetensors").train.images[:256]
-    layer = models.coded_layers(network)[name]
+    layer = networks.coded_layers(network)[name]
     assert isinstance(layer, nn.Conv2d)
     found: list[Tensor] = []
     layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))

@@ -6,7 +6,7 @@
 The same weights, the same batch, the same constants; all clamp images to [-1, 1]. The plain loop is how the tutorial
 behind the published EBM does it: gradients by backward(), parameters frozen meanwhile, float32. torchebm runs as its
 manual shows, float32, and again inside our autocast to bfloat16 (its own mixed precision is for CUDA only). Ours is
-energy.langevin_chain in both precisions. Runs are interleaved; a figure is the median over them of one chain's time
+energies.langevin_chain in both precisions. Runs are interleaved; a figure is the median over them of one chain's time
 divided by its steps, with the quartiles.
 """
 
@@ -21,10 +21,12 @@ from torch import Generator, Tensor, nn
 from torchebm.core import BaseModel
 from torchebm.samplers import LangevinDynamics
 
-from lowenergy import artifact, energy, loading, models
-from lowenergy.params import Langevin
+from lowenergy import energies, networks
+from lowenergy.base.params import Langevin
+from lowenergy.runtimes import loading
+from lowenergy.storage import artifact
 
-SPEC = models.Spec("strided", 16, "3x3", "swish", "none", channels=1, image_size=28, outputs=10, head="mean")
+SPEC = networks.Spec("strided", 16, "3x3", "swish", "none", channels=1, image_size=28, outputs=10, head="mean")
 CONSTANTS = Langevin(step_size=0.05, noise=0.015, gradient_clamp=5.0)
 
 Sampler = Callable[[Tensor, int], Tensor]  # (images, steps) -> images
@@ -32,10 +34,10 @@ Sampler = Callable[[Tensor, int], Tensor]  # (images, steps) -> images
 
 def ours(network: nn.Module, precision: str, generator: Generator) -> Sampler:
     fast = network.to(memory_format=torch.channels_last)
-    of_images = energy.energy_of(fast, "mean", precision, frozen=True)  # type: ignore[arg-type]
+    of_images = energies.energy_of(fast, "mean", precision, frozen=True)  # type: ignore[arg-type]
 
     def run(images: Tensor, steps: int) -> Tensor:
-        *_, last = energy.langevin_chain(of_images, images, steps, CONSTANTS, generator)
+        *_, last = energies.langevin_chain(of_images, images, steps, CONSTANTS, generator)
         return last
 
     return run
@@ -97,7 +99,9 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def network() -> nn.Module:
-        made = loading.dense_network(artifact.read(args.model)[0]) if args.model else models.build(SPEC, seed=0).eval()
+        made = (
+            loading.dense_network(artifact.read(args.model)[0]) if args.model else networks.build(SPEC, seed=0).eval()
+        )
         return made.to(device)
 
     table = Table(title=f"ms per Langevin step on {device.type}: median (quartiles); how many times ours takes")
@@ -114,7 +118,7 @@ def main() -> None:
                 "torchebm, autocast": torchebm(network(), device, autocast=True),
                 "plain loop": plain(network()),
             }
-            images = energy.uniform_noise((batch, 1, 28, 28), generator)
+            images = energies.uniform_noise((batch, 1, 28, 28), generator)
             times = measure(samplers, images, args.steps, args.rounds)
             for name, (low, median, high) in times.items():
                 ratios = [f"{median / times[own][1]:.2f}×" for own in ("ours, bf16", "ours, float32")]

@@ -7,11 +7,13 @@ import argparse
 
 import pandas as pd
 
-from lowenergy import artifact, int8, models
-from lowenergy.artifact import Model
+from lowenergy import networks
 from lowenergy.compression.prune import zero_weights
-from lowenergy.encodings import Dense, Encoding, Int8, Sparse
-from lowenergy.loading import dense_network
+from lowenergy.runtimes import int8
+from lowenergy.runtimes.loading import dense_network
+from lowenergy.storage import artifact
+from lowenergy.storage.artifact import Model
+from lowenergy.storage.encodings import Dense, Encoding, Int8, Sparse
 
 SPARSITIES = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
@@ -21,12 +23,12 @@ def main() -> None:
     parser.add_argument("model")
     model, _ = artifact.read(parser.parse_args().model)
     scales = {
-        name: int8.best_scale(layer.weight, 8) for name, layer in models.coded_layers(dense_network(model)).items()
+        name: int8.best_scale(layer.weight, 8) for name, layer in networks.coded_layers(dense_network(model)).items()
     }
     rows = []
     for sparsity in SPARSITIES:
         network = dense_network(model)
-        zero_weights(models.coded_layers(network), sparsity)
+        zero_weights(networks.coded_layers(network), sparsity)
         state = artifact.weights(network)
         sparse: dict[str, Encoding] = {k: Sparse(v) if "weight" in k else Dense(v) for k, v in state.items()}
         rounded: dict[str, Encoding] = {

@@ -7,7 +7,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowenergy.loading import load as load
+    from lowenergy.runtimes.loading import load as load
 
 __all__ = ["load"]
 
@@ -15,7 +15,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     # On demand: a stage that never loads a model must not depend on (or wait for) the code that does.
     if name == "load":
-        from lowenergy.loading import load
+        from lowenergy.runtimes.loading import load
 
         return load
     raise AttributeError(f"module 'lowenergy' has no attribute {name!r}")

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from lowenergy.errors import UserError
-from lowenergy.params import TARGETS
+from lowenergy.base.errors import UserError
+from lowenergy.base.params import TARGETS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,14 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _profile(args: argparse.Namespace) -> None:
-    from lowenergy import profile
+    from lowenergy import profiles
 
-    changed = profile.apply(args.name)
+    changed = profiles.apply(args.name)
     print(*changed, f"params.yaml: {len(changed)} values changed", sep="\n")
 
 
 def _check(args: argparse.Namespace) -> None:
-    from lowenergy import params
+    from lowenergy.base import params
 
     p = params.load()
     print(f"params.yaml: valid; source {p.data.source}, targets {', '.join(p.targets)}")
@@ -93,14 +93,15 @@ def _table(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lowenergy import params, report
+    from lowenergy.base import params
+    from lowenergy.reporting import page
 
     p = params.load()
-    figures = report.collect(list(p.targets))
+    figures = page.collect(list(p.targets))
     # A pipe or a log has no width of its own; do not squeeze the table into 80 columns there.
     console = Console(width=None if sys.stdout.isatty() else 200)
     for target, rows in figures.groupby("target", sort=False):
-        text = report.shown(rows.drop(columns=["target"]).set_index("branch").rename(index=p.chain))
+        text = page.shown(rows.drop(columns=["target"]).set_index("branch").rename(index=p.chain))
         table = Table(title=str(target), title_justify="left")
         for column in ("branch", *text.columns):
             table.add_column(column.replace(".", "\n"), justify="left" if column == "branch" else "right")
@@ -112,7 +113,7 @@ def _table(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     import json
 
-    from lowenergy import artifact
+    from lowenergy.storage import artifact
 
     model, header = artifact.read(args.model)
     print(json.dumps({key: header.get(key) for key in ("target", "spec", "provenance")}, indent=2))
@@ -122,10 +123,12 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from lowenergy import artifact, data, params
-    from lowenergy.files import FileError
-    from lowenergy.loading import network_of
+    from lowenergy import data
+    from lowenergy.base import params
+    from lowenergy.base.files import FileError
+    from lowenergy.runtimes.loading import network_of
     from lowenergy.scoring import accuracy
+    from lowenergy.storage import artifact
 
     model, header = artifact.read(args.model)
     if model.target == "ebm":
@@ -146,10 +149,11 @@ def _fid(args: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from lowenergy import artifact, data
-    from lowenergy.files import FileError
-    from lowenergy.loading import dense_network
+    from lowenergy import data
+    from lowenergy.base.files import FileError
+    from lowenergy.runtimes.loading import dense_network
     from lowenergy.scoring import generation
+    from lowenergy.storage import artifact
 
     scorer = dense_network(artifact.read("models/scorer.safetensors")[0])
     try:
@@ -169,29 +173,30 @@ def _fid(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from lowenergy import artifact, deploy
+    from lowenergy.runtimes import to_onnx
+    from lowenergy.storage import artifact
 
     model, header = artifact.read(args.model)
     out = args.out or args.model.with_suffix(".onnx")
-    deploy.export(model, header, out, sampler=not args.no_sampler)
+    to_onnx.export(model, header, out, sampler=not args.no_sampler)
     size, stored = out.stat().st_size, args.model.stat().st_size
     print(f"{out}: {size:,} bytes ({args.model.name} has {stored:,})")
 
 
 def _sweep_plot(args: argparse.Namespace) -> None:
-    from lowenergy import sweep
+    from lowenergy.reporting import sweeps
 
     if args.tables:
-        table = sweep.read(args.tables)
+        table = sweeps.read(args.tables)
         table = table[table["target"] == args.target]
         if table.empty:
-            raise sweep.SweepError(f"no rows of target {args.target} in {', '.join(map(str, args.tables))}")
+            raise sweeps.SweepError(f"no rows of target {args.target} in {', '.join(map(str, args.tables))}")
     else:
-        revisions = sweep.shown(*["-A"] * args.all_commits)
-        for state, names in sweep.unfinished(revisions).items():
+        revisions = sweeps.shown(*["-A"] * args.all_commits)
+        for state, names in sweeps.unfinished(revisions).items():
             print(f"{len(names)} {state}: {', '.join(names)}" if state == "failed" else f"{len(names)} {state}")
-        table = sweep.collect(revisions, args.target)
-    for path in sweep.write(table, args.quality, args.out):
+        table = sweeps.collect(revisions, args.target)
+    for path in sweeps.write(table, args.quality, args.out):
         print(path)
 
 
@@ -202,12 +207,14 @@ def _sample(args: argparse.Namespace) -> None:
     import torch
     from rich.progress import Progress
 
-    from lowenergy import artifact, data, files
-    from lowenergy.energy import sample
-    from lowenergy.files import FileError
-    from lowenergy.loading import energy_of, network_of
-    from lowenergy.params import Langevin
-    from lowenergy.pictures import write_grid
+    from lowenergy import data
+    from lowenergy.base import files
+    from lowenergy.base.files import FileError
+    from lowenergy.base.params import Langevin
+    from lowenergy.data import write_grid
+    from lowenergy.energies import sample
+    from lowenergy.runtimes.loading import energy_of, network_of
+    from lowenergy.storage import artifact
 
     model, header = artifact.read(args.model)
     if model.spec.head is None:

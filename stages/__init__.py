@@ -3,7 +3,7 @@
 import sys
 from types import TracebackType
 
-from lowenergy.errors import UserError
+from lowenergy.base.errors import UserError
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

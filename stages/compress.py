@@ -3,8 +3,10 @@
 import sys
 from importlib import import_module
 
-from lowenergy import artifact, data, params, targets
-from lowenergy.loading import load
+from lowenergy import data, targets
+from lowenergy.base import params
+from lowenergy.runtimes.loading import load
+from lowenergy.storage import artifact
 from lowenergy.training import Run, finished
 
 

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from lowenergy import data, files, params
+from lowenergy import data
+from lowenergy.base import files, params
 from lowenergy.scoring import report_card
 
 

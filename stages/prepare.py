@@ -1,6 +1,7 @@
 """Read the images of the params' source, split them. DVC stage `prepare`."""
 
-from lowenergy import data, params
+from lowenergy import data
+from lowenergy.base import params
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """Gather all figures into one page and one CSV. DVC stage `report`."""
 
-from lowenergy import params, report
+from lowenergy.base import params
+from lowenergy.reporting import page
 
 
 def main() -> None:
     p = params.load()
-    report.write(list(p.targets), p.chain)
+    page.write(list(p.targets), p.chain)
 
 
 if __name__ == "__main__":

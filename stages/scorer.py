@@ -2,9 +2,11 @@
 
 import torch
 
-from lowenergy import artifact, data, files, params
-from lowenergy.energy import uniform_noise
+from lowenergy import data
+from lowenergy.base import files, params
+from lowenergy.energies import uniform_noise
 from lowenergy.scoring import accuracy, generation
+from lowenergy.storage import artifact
 from lowenergy.targets import classifier
 from lowenergy.training import Run, finished
 

@@ -2,7 +2,9 @@
 
 import sys
 
-from lowenergy import artifact, data, params, targets
+from lowenergy import data, targets
+from lowenergy.base import params
+from lowenergy.storage import artifact
 from lowenergy.training import Run, finished
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from lowenergy import data, params
+from lowenergy import data
+from lowenergy.base import params
 
 ROOT = Path(__file__).parents[1]
 SMALL = {  # every stage does its real work, briefly

@@ -10,7 +10,8 @@ import torch
 from conftest import ROOT, Clone
 from torchvision.io import decode_png, read_file
 
-from lowenergy import cli, data, params, report
+from lowenergy import cli, data
+from lowenergy.base import params
 from lowenergy.scoring import report_card
 
 
@@ -93,7 +94,7 @@ def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFix
 def test_report_is_written_from_what_is_on_disk(inside: Clone) -> None:
     page, pareto = (inside.path / name for name in ("report.html", "plots/pareto.csv"))
     before = page.read_bytes(), pareto.read_bytes()
-    report.write(["classifier", "ebm"], params.load().chain)
+    page.write(["classifier", "ebm"], params.load().chain)
     assert (page.read_bytes(), pareto.read_bytes()) == before
 
 

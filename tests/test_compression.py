@@ -14,21 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lowenergy
-from lowenergy import artifact, data, energy, int8, models, params, targets
+from lowenergy import data, energies, networks, targets
+from lowenergy.base import params
+from lowenergy.base.errors import UserError
 from lowenergy.compression import distill, pq, prune, quantize
-from lowenergy.encodings import Int8
-from lowenergy.energy import energy_gradient
-from lowenergy.errors import UserError
-from lowenergy.loading import energy_of, network_of
+from lowenergy.energies import energy_gradient
+from lowenergy.runtimes import int8
+from lowenergy.runtimes.loading import energy_of, network_of
+from lowenergy.storage import artifact
+from lowenergy.storage.encodings import Int8
 from lowenergy.training import Run
 
 METHODS = {"prune": prune, "quantize": quantize, "distill": distill, "pq": pq}
 
 
-def teacher(target: str, small: params.Params) -> models.Network:
+def teacher(target: str, small: params.Params) -> networks.Network:
     """Untrained: compression must not depend on luck in training."""
     section = getattr(small, target)
-    return models.build(models.Spec.of(section.architecture, (1, 8, 8), outputs=10), seed=1).eval()
+    return networks.build(networks.Spec.of(section.architecture, (1, 8, 8), outputs=10), seed=1).eval()
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def test_networks_with_a_fast_input_gradient_compress_too(compress: Any, method:
 @pytest.mark.parametrize("target", ["classifier", "ebm"])
 def test_unstructured_masks_hold_through_finetuning(compress: Any, target: str, scope: str) -> None:
     network = network_of(compress("prune", target, {"prune.amount": 0.8, "prune.scope": scope}))
-    layers = models.coded_layers(network)
+    layers = networks.coded_layers(network)
     pruned = [m for m in layers.values() if scope == "global" or isinstance(m, torch.nn.Conv2d)]
     kept = sum(int(m.weight.count_nonzero()) for m in pruned) / sum(m.weight.numel() for m in pruned)
     assert 0.195 < kept < 0.205
@@ -106,15 +109,15 @@ def test_every_way_to_choose_removes_what_was_asked_for(
 ) -> None:
     ways = {"prune.importance": importance, "prune.allocation": allocation, "prune.amount": 0.5}
     ways |= {"prune.finetune.epochs": 0, "prune.retrain.epochs": 0, "prune.scan_images": 20}
-    before = models.coded_layers(teacher(target, small))
-    after = models.coded_layers(network_of(compress("prune", target, ways)))
+    before = networks.coded_layers(teacher(target, small))
+    after = networks.coded_layers(network_of(compress("prune", target, ways)))
     kept = {name: float((layer.weight != 0).float().mean()) for name, layer in after.items()}
     weights = {name: layer.weight.numel() for name, layer in before.items()}
     total = sum(kept[name] * weights[name] for name in kept) / sum(weights.values())
     assert total == pytest.approx(0.5, abs=0.005)
     assert (max(kept.values()) - min(kept.values()) < 0.01) == (allocation == "uniform")
 
-    after = models.coded_layers(network_of(compress("prune", target, {**ways, "prune.kind": "structured"})))
+    after = networks.coded_layers(network_of(compress("prune", target, {**ways, "prune.kind": "structured"})))
     hidden = [name for name in before if name != "fc"]
     share = sum(len(after[name].weight) for name in hidden) / sum(len(before[name].weight) for name in hidden)
     assert share == pytest.approx(0.5, abs=0.15)  # channels go whole, and those of shortcuts together
@@ -127,7 +130,7 @@ def test_rounds_end_where_one_shot_does(compress: Any, small: params.Params, tmp
 
     def left(rounds: int) -> int:
         network = network_of(compress("prune", "ebm", {**ways, "prune.rounds": rounds}))
-        return sum(int(layer.weight.count_nonzero()) for layer in models.coded_layers(network).values())
+        return sum(int(layer.weight.count_nonzero()) for layer in networks.coded_layers(network).values())
 
     once, thrice = left(1), left(3)
     assert thrice == pytest.approx(once, rel=0.01 if kind == "unstructured" else 0.25)
@@ -138,22 +141,22 @@ def test_rounds_end_where_one_shot_does(compress: Any, small: params.Params, tmp
 def test_pruning_to_a_share_of_the_multiply_accumulates(compress: Any, small: params.Params) -> None:
     ways = {"prune.kind": "structured", "prune.amount_of": "macs", "prune.amount": 0.5}
     for target in ("classifier", "ebm"):
-        whole = models.macs(teacher(target, small))
-        assert 0.42 < models.macs(network_of(compress("prune", target, ways))) / whole <= 0.5
+        whole = networks.macs(teacher(target, small))
+        assert 0.42 < networks.macs(network_of(compress("prune", target, ways))) / whole <= 0.5
     with pytest.raises(UserError, match="prune.amount = 0.999: more multiply-accumulates than can go"):
         compress("prune", "ebm", {**ways, "prune.amount": 0.999})
 
 
 def test_two_of_four(compress: Any, small: params.Params) -> None:
     ways = {"prune.kind": "2of4", "prune.amount": 0.5, "prune.allocation": "uniform"}
-    layers = models.coded_layers(network_of(compress("prune", "ebm", ways)))
+    layers = networks.coded_layers(network_of(compress("prune", "ebm", ways)))
     for name, layer in layers.items():
         if name == "features.0.conv":  # one input channel
             assert layer.weight.count_nonzero() == layer.weight.numel()
             continue
         groups = layer.weight.movedim(1, -1).reshape(-1, 4)
         assert ((groups != 0).sum(1) == 2).all(), name
-    weight = models.coded_layers(teacher("ebm", small))["fc"].weight.detach().clone()
+    weight = networks.coded_layers(teacher("ebm", small))["fc"].weight.detach().clone()
     layer = torch.nn.Linear(*reversed(weight.shape))
     layer.weight.data.copy_(weight)
     prune.keep_two_of_four({"fc": layer})
@@ -166,10 +169,10 @@ def test_taylor_keeps_what_the_loss_needs(small: params.Params, splits: data.Spl
     run = Run("classifier/prune", 0, [], root=tmp_path)
     network = teacher("classifier", small)
     objective = targets.get("classifier").objective(copy.deepcopy(network), splits, small.classifier, run)
-    layer = models.coded_layers(network)["features.2.first.conv"]
+    layer = networks.coded_layers(network)["features.2.first.conv"]
     with torch.no_grad():
         layer.weight[3] *= 100
-        models.coded_layers(network)["features.2.second.conv"].weight[:, 3] = 0
+        networks.coded_layers(network)["features.2.second.conv"].weight[:, 3] = 0
     prune.leave_slopes(network, objective, run)
     prune.zero_weights({"layer": layer}, 1 / len(layer.weight), by_slope=True)
     assert not layer.weight[3].any() and layer.weight.count_nonzero() == layer.weight.numel() * (
@@ -228,7 +231,7 @@ def test_int8_energies_sample_with_an_int8_gradient(compress: Any, target: str, 
     exact = teacher(target, small)
     model = compress("quantize", target)
     energies, gradient = energy_gradient(energy_of(model, network_of(model)), images)
-    wanted_energies, wanted = energy_gradient(energy.energy_of(exact, exact.spec.head), images)
+    wanted_energies, wanted = energy_gradient(energies.energy_of(exact, exact.spec.head), images)
     assert torch.nn.functional.cosine_similarity(wanted.flatten(1), gradient.flatten(1)).min() > 0.95
     torch.testing.assert_close(energies, wanted_energies, atol=0.1, rtol=0.1)
 
@@ -242,7 +245,7 @@ def test_inductors_int8_kernels_do_what_is_simulated(compress: Any) -> None:
     images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     counters.clear()
     found = int8.compiled(simulated)(images)
-    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in models.build(model.spec, seed=0).modules())
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in networks.build(model.spec, seed=0).modules())
     assert counters["inductor"]["qconv_weight_prepack_matcher_count"] >= 2 * convolutions  # forward and pullback
     with torch.no_grad():
         wanted = simulated(images)
@@ -298,7 +301,7 @@ def test_finetuning_in_int8_brings_it_nearer_to_the_teacher(
         if target == "classifier":
             return float((network(images).log_softmax(1) - exact(images).log_softmax(1)).square().mean())
         _, gradient = energy_gradient(energy_of(model, network), images)
-        _, wanted = energy_gradient(energy.energy_of(exact, exact.spec.head), images)
+        _, wanted = energy_gradient(energies.energy_of(exact, exact.spec.head), images)
         return float((gradient - wanted).square().mean())
 
     assert distance(15) < 0.7 * distance(0)
@@ -311,9 +314,9 @@ def test_int8_files_without_a_range_are_refused(compress: Any) -> None:
 
 
 def test_layers_that_cannot_be_rounded_are_named() -> None:
-    network = models.build(models.Spec("cnn", 4, "3x3", "relu", "none", 1, 8, 10), seed=0)
+    network = networks.build(networks.Spec("cnn", 4, "3x3", "relu", "none", 1, 8, 10), seed=0)
     network.get_submodule("features.4.conv").padding = "same"  # another operation to the exporter
-    scales = {name: int8.best_scale(layer.weight, 8) for name, layer in models.coded_layers(network).items()}
+    scales = {name: int8.best_scale(layer.weight, 8) for name, layer in networks.coded_layers(network).items()}
     with pytest.raises(UserError, match=r"layer features\.4\.conv: no plain convolution"):
         int8.prepare(network, scales)
 
@@ -325,7 +328,7 @@ def test_students_are_smaller_and_learn(
     student = network_of(compress("distill", "classifier", changes))
     wanted = teacher("classifier", small)
     images = data.to_float(splits.test.images)
-    fresh = models.build(student.spec, seed=0).eval()
+    fresh = networks.build(student.spec, seed=0).eval()
 
     def distance(network: torch.nn.Module) -> float:
         return float((network(images).log_softmax(1) - wanted(images).log_softmax(1)).square().mean())
@@ -365,15 +368,15 @@ def test_energies_trained_by_chains_alone_retrain_by_chains_alone(compress: Any,
 
 def test_students_start_from_the_teachers_leading_channels(small: params.Params) -> None:
     whole = teacher("classifier", small)
-    twin = models.build(whole.spec, seed=5)
+    twin = networks.build(whole.spec, seed=5)
     assert len(distill.inherit(twin, whole)) > 10
     images = torch.rand(4, 1, 8, 8)
     torch.testing.assert_close(twin.eval()(images), whole(images))
-    narrow = models.build(replace(whole.spec, width=8), seed=5)
+    narrow = networks.build(replace(whole.spec, width=8), seed=5)
     distill.inherit(narrow, whole)
-    theirs, ours = (models.coded_layers(n)["features.3.first.conv"].weight for n in (whole, narrow))
+    theirs, ours = (networks.coded_layers(n)["features.3.first.conv"].weight for n in (whole, narrow))
     torch.testing.assert_close(ours, theirs[:16, :8] * 2**0.5)
-    other = models.build(replace(whole.spec, name="cnn"), seed=5)
+    other = networks.build(replace(whole.spec, name="cnn"), seed=5)
     before = other.fc.weight.clone()
     assert "fc" not in distill.inherit(other, whole)  # as many outputs, of other features
     assert torch.equal(other.fc.weight, before)
@@ -423,7 +426,7 @@ def test_pruned_energies_quantize(
     model = quantize.compress(copy.deepcopy(pruned), "ebm", objective, small.quantize, run)
     images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     _, found = energy_gradient(energy_of(model, network_of(model)), images)
-    _, wanted = energy_gradient(energy.energy_of(pruned, "mean"), images)
+    _, wanted = energy_gradient(energies.energy_of(pruned, "mean"), images)
     assert torch.nn.functional.cosine_similarity(wanted.flatten(1), found.flatten(1)).min() > 0.95
     if kind == "unstructured":  # a zero stays a zero
         stored = model.tensors["features.2.conv.weight"].decode()

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional as F
 
-from lowenergy import data, params
+from lowenergy import data
+from lowenergy.base import params
+from lowenergy.base.files import FileError
 from lowenergy.data import Batches, DataError
-from lowenergy.files import FileError
 from lowenergy.targets import classifier
 from lowenergy.training import Run
 

@@ -13,12 +13,15 @@ import torch
 from conftest import ROOT
 from test_compression import METHODS, compress, teacher  # noqa: F401 a fixture
 
-from lowenergy import artifact, data, deploy, int8, models, params
+from lowenergy import data, networks
+from lowenergy.base import params
+from lowenergy.base.errors import UserError
+from lowenergy.base.params import Langevin
 from lowenergy.cli import main
-from lowenergy.energy import ExplicitEnergy, energy_gradient, langevin_chain
-from lowenergy.errors import UserError
-from lowenergy.loading import energy_of, network_of
-from lowenergy.params import Langevin
+from lowenergy.energies import ExplicitEnergy, energy_gradient, langevin_chain
+from lowenergy.runtimes import int8, to_onnx
+from lowenergy.runtimes.loading import energy_of, network_of
+from lowenergy.storage import artifact
 
 SAMPLER = {"step_size": 0.05, "noise": 0.015, "gradient_clamp": 5.0}
 HEADER = {"provenance": {"sampler": {**SAMPLER, "chain_steps": 20}}}
@@ -42,7 +45,7 @@ def test_same_outputs(
     tmp_path: Path,
 ) -> None:
     model = artifact.dense(teacher(target, small), target) if method == "teacher" else compress(method, target)
-    deploy.export(model, HEADER, tmp_path / "model.onnx")
+    to_onnx.export(model, HEADER, tmp_path / "model.onnx")
     images = data.to_float(splits.test.images[:30])
     network = int8.restore(model, outputs=True) if model.activations else network_of(model)  # rounds as the file does
     # As the graph says, without the kernels that may round a tie the other way.
@@ -65,7 +68,7 @@ def test_same_outputs(
         torch.testing.assert_close(torch.from_numpy(logits), network(images), rtol=1e-3, atol=1e-3)
     if method not in ("teacher", "quantize"):
         return
-    deploy.export(model, {}, tmp_path / "scores.onnx", sampler=False)
+    to_onnx.export(model, {}, tmp_path / "scores.onnx", sampler=False)
     session = session_of(tmp_path / "scores.onnx", int8_kernels=False)
     assert [output.name for output in session.get_outputs()] == ["energy", *["logits"] * (target == "jem")]
     np.testing.assert_allclose(session.run(["energy"], {"images": images.numpy()})[0], found[0], rtol=1e-4, atol=1e-4)
@@ -79,7 +82,7 @@ def test_weights_stay_coded(compress: Any, method: str, changes: dict[str, Any],
     wide = {"ebm.architecture.width": 48, "quantize.finetune.epochs": 0}  # else the graph's nodes outweigh the weights
     model = compress(method, "ebm", {**wide, **changes})
     artifact.save(model, tmp_path / "model.safetensors", {})
-    deploy.export(model, HEADER, tmp_path / "model.onnx")
+    to_onnx.export(model, HEADER, tmp_path / "model.onnx")
     stored, exported = ((tmp_path / f"model.{kind}").stat().st_size for kind in ("safetensors", "onnx"))
     assert exported < 1.3 * stored
 
@@ -87,7 +90,7 @@ def test_weights_stay_coded(compress: Any, method: str, changes: dict[str, Any],
 def test_the_same_model_gives_the_same_bytes(small: params.Params, tmp_path: Path) -> None:
     model = artifact.dense(teacher("ebm", small), "ebm")
     for name in ("model.onnx", "again.onnx"):
-        deploy.export(model, HEADER, tmp_path / name)
+        to_onnx.export(model, HEADER, tmp_path / name)
     content = (tmp_path / "model.onnx").read_bytes()
     assert (tmp_path / "again.onnx").read_bytes() == content
     assert str(ROOT).encode() not in content  # nor any other trace of this machine
@@ -95,20 +98,20 @@ def test_the_same_model_gives_the_same_bytes(small: params.Params, tmp_path: Pat
 
 def test_int8_kernels_run_in_both_directions(compress: Any, tmp_path: Path) -> None:  # noqa: F811
     model = compress("quantize", "ebm")
-    deploy.export(model, HEADER, tmp_path / "model.onnx")
+    to_onnx.export(model, HEADER, tmp_path / "model.onnx")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
     onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
     ops = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
-    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in models.build(model.spec, seed=0).modules())
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in networks.build(model.spec, seed=0).modules())
     assert ops.count("QLinearConv") >= 2 * convolutions  # forward and pullback
     assert "Conv" not in ops
 
 
 def test_sampling_in_onnxruntime_is_the_same_chain(compress: Any, tmp_path: Path) -> None:  # noqa: F811
     model = compress("prune", "ebm")
-    deploy.export(model, HEADER, tmp_path / "model.onnx")
+    to_onnx.export(model, HEADER, tmp_path / "model.onnx")
     session, constants = session_of(tmp_path / "model.onnx"), Langevin(**SAMPLER)
     start = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     energy = energy_of(model, network_of(model))
@@ -139,5 +142,5 @@ def test_the_example_of_the_docs_runs(compress: Any, target: str, tmp_path: Path
 def test_energies_that_do_not_say_how_to_sample_are_refused(small: params.Params, tmp_path: Path) -> None:
     model = artifact.dense(teacher("ebm", small), "ebm")
     with pytest.raises(UserError, match="does not say how to sample from it"):
-        deploy.export(model, {"provenance": {}}, tmp_path / "model.onnx")
+        to_onnx.export(model, {"provenance": {}}, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import lowenergy
-from lowenergy import artifact, files, models
-from lowenergy.encodings import (
+from lowenergy import networks
+from lowenergy.base import files
+from lowenergy.base.files import FileError
+from lowenergy.storage import artifact
+from lowenergy.storage.encodings import (
     Coded,
     Constant,
     Dense,
@@ -27,9 +30,8 @@ from lowenergy.encodings import (
     present,
     unpack_bits,
 )
-from lowenergy.files import FileError
 
-SPEC = models.Spec("cnn", 8, "3x3", "swish", "batch", channels=1, image_size=8, outputs=10)
+SPEC = networks.Spec("cnn", 8, "3x3", "swish", "batch", channels=1, image_size=8, outputs=10)
 floats = npst.arrays(np.float32, npst.array_shapes(max_dims=4, max_side=6), elements=st.sampled_from([0, 1, -2.5]))
 
 
@@ -135,9 +137,9 @@ def test_uneven_codes_take_about_their_entropy_on_disk(tmp_path: Path) -> None:
     assert torch.equal(artifact.read(tmp_path / "m")[0].tensors["x"].decode(), coded.decode())
 
 
-def network(seed: int = 0) -> models.Network:
+def network(seed: int = 0) -> networks.Network:
     """With weights, and norm statistics, that differ from their initial values."""
-    net = models.build(SPEC, seed=seed)
+    net = networks.build(SPEC, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

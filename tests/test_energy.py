@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from lowenergy import energy, models, params
-from lowenergy.energy import (
+from lowenergy import energies, networks
+from lowenergy.base import params
+from lowenergy.base.params import EnergyMatching, EnergyProbes, Langevin
+from lowenergy.energies import (
     EnergyMatch,
     OwnChains,
     ReplayBuffer,
@@ -19,12 +21,11 @@ from lowenergy.energy import (
     logits_and_gradient,
     sample,
 )
-from lowenergy.params import EnergyMatching, EnergyProbes, Langevin
 
-SPEC = models.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10, head="mean")
+SPEC = networks.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10, head="mean")
 
 
-def langevin_step(energy: energy.Energy, images: Tensor, constants: Langevin, generator: Generator) -> Tensor:
+def langevin_step(energy: energies.Energy, images: Tensor, constants: Langevin, generator: Generator) -> Tensor:
     (state,) = langevin_chain(energy, images, 1, constants, generator)
     return state
 
@@ -36,9 +37,9 @@ def quadratic(images: Tensor) -> Tensor:
 
 def test_heads() -> None:
     logits = torch.tensor([[1.0, 3.0]])
-    assert energy.HEADS["mean"](logits).item() == 2
-    assert energy.HEADS["scalar"](logits).item() == 1
-    torch.testing.assert_close(energy.HEADS["logsumexp"](logits), -torch.log(torch.exp(logits).sum(1)))
+    assert energies.HEADS["mean"](logits).item() == 2
+    assert energies.HEADS["scalar"](logits).item() == 1
+    torch.testing.assert_close(energies.HEADS["logsumexp"](logits), -torch.log(torch.exp(logits).sum(1)))
 
 
 def test_one_langevin_step_is_the_formula(generator: Generator) -> None:
@@ -56,7 +57,7 @@ def test_chains_stay_in_range_and_within_the_clamped_step(
     step_size: float, noise: float, clamp: float, seed: int
 ) -> None:
     generator = Generator().manual_seed(seed)
-    images = energy.uniform_noise((4, 1, 3, 3), generator)
+    images = energies.uniform_noise((4, 1, 3, 3), generator)
     still = Langevin(step_size=step_size, noise=0.0, gradient_clamp=clamp)
     moved = langevin_step(quadratic, images, still, generator)
     assert (moved - images).abs().max() <= step_size * clamp + 1e-4
@@ -75,7 +76,7 @@ def test_long_chains_reach_the_energys_distribution(generator: Generator) -> Non
 
 
 def test_sampling_leaves_no_gradient_behind(generator: Generator) -> None:
-    network = models.build(SPEC, seed=0)
+    network = networks.build(SPEC, seed=0)
     constants = Langevin(step_size=1.0, noise=0.01, gradient_clamp=0.1)
     sample(energy_of(network, "mean"), (1, 8, 8), 4, steps=3, constants=constants, generator=generator)
     assert all(w.grad is None and w.requires_grad for w in network.parameters())
@@ -110,7 +111,7 @@ def test_flow_loss_is_least_where_the_energy_carries_noise_to_the_data(generator
         def energy_to_m(x: Tensor) -> Tensor:
             return slope * (x - 0.5).square().flatten(1).sum(1)
 
-        return energy.flow_loss(energy_to_m, images, generator.manual_seed(0)).item()
+        return energies.flow_loss(energy_to_m, images, generator.manual_seed(0)).item()
 
     assert loss(0.5) < loss(0.0) < loss(-0.5)
     flat = 7 / 12  # mean (0.5 - u)² of u uniform in [-1, 1]: 1/3 + 1/4
@@ -118,8 +119,8 @@ def test_flow_loss_is_least_where_the_energy_carries_noise_to_the_data(generator
 
 
 def test_flow_loss_reaches_the_weights(generator: Generator) -> None:
-    network = models.build(SPEC, seed=0)
-    energy.flow_loss(energy_of(network, "mean"), torch.zeros(4, 1, 8, 8), generator).backward()
+    network = networks.build(SPEC, seed=0)
+    energies.flow_loss(energy_of(network, "mean"), torch.zeros(4, 1, 8, 8), generator).backward()
     gradient = network.features[0].conv.weight.grad
     assert gradient is not None and gradient.abs().sum() > 0
 
@@ -138,14 +139,14 @@ def test_replay_buffer_draws_without_repetition_and_restarts_its_share(generator
 
 def test_contrastive_loss_lowers_data_and_raises_chains() -> None:
     real, fake = torch.tensor([1.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
-    energy.contrastive_loss(real, fake, regularization=0.0).backward()
+    energies.contrastive_loss(real, fake, regularization=0.0).backward()
     assert real.grad is not None and real.grad.item() == 1  # descent lowers it
     assert fake.grad is not None and fake.grad.item() == -1
-    assert energy.contrastive_loss(real, fake, regularization=0.1).item() == pytest.approx(0.2)
+    assert energies.contrastive_loss(real, fake, regularization=0.1).item() == pytest.approx(0.2)
 
 
 def test_matching_is_zero_for_the_teacher_and_sees_slopes(generator: Generator) -> None:
-    teacher, images = models.build(SPEC, seed=0).eval(), torch.rand(20, 1, 8, 8, generator=generator)
+    teacher, images = networks.build(SPEC, seed=0).eval(), torch.rand(20, 1, 8, 8, generator=generator)
     p = EnergyMatching(energy_weight=1.0, score_weight=1.0)
     match = EnergyMatch(energy_of(teacher, "mean"), images, p, batch_size=7)
     index = torch.arange(20)
@@ -153,7 +154,7 @@ def test_matching_is_zero_for_the_teacher_and_sees_slopes(generator: Generator) 
     assert match.loss(energies, gradients, index, images[:0])[0].item() < 1e-10
     loss, logs = match.loss(energies + 5.0, gradients, index, images[:0])
     assert logs["score_error"] < 1e-10 < loss  # an offset has the same slopes
-    student = models.build(SPEC, seed=1)
+    student = networks.build(SPEC, seed=1)
     logits, gradients = logits_and_gradient(student, "mean", images)
     assert torch.allclose(gradients, energy_gradient(energy_of(student, "mean"), images)[1])
     match.loss(logits.mean(1), gradients, index, images[:0])[0].backward()
@@ -187,7 +188,7 @@ def test_the_networks_own_chains_descend_and_restart(generator: Generator) -> No
 def test_probes_are_real_noisy_and_chains(small: params.Params, generator: Generator) -> None:
     p = small.ebm.probes
     images = torch.rand(150, 1, 4, 4, generator=generator)
-    probes = energy.probe_images(quadratic, images, p, generator)
+    probes = energies.probe_images(quadratic, images, p, generator)
     assert len(probes) == p.images + p.noisy + 5 * p.chains
     assert probes.abs().max() <= 1
     known = {tuple(image.flatten().tolist()) for image in images}

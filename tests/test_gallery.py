@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torchvision.io import decode_png, read_file
 
-from lowenergy import data, models, params
-from lowenergy.pictures import write_grid
+from lowenergy import data, networks
+from lowenergy.base import params
+from lowenergy.data import write_grid
 from lowenergy.scoring import gallery
 
-SPEC = models.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10)
+SPEC = networks.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10)
 
 
 def picture(path: Path) -> Tensor:
@@ -50,7 +51,7 @@ def test_a_strip_starts_at_noise_and_ends_at_the_chains_end(small: params.Params
 
 
 def test_histograms_are_drawn(tmp_path: Path) -> None:
-    scorer = models.build(SPEC, seed=0).eval()
+    scorer = networks.build(SPEC, seed=0).eval()
     gallery.write_classes(scorer, torch.zeros(20, 1, 8, 8), [str(i) for i in range(10)], tmp_path / "classes.png")
     energies = {"train": torch.randn(50), "test": torch.randn(50), "noise": 1e4 + torch.randn(50)}
     gallery.write_energies(energies, tmp_path / "energies.png")

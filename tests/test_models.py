@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from lowenergy import models
-from lowenergy.inputconv import InputConv2d
-from lowenergy.models import Spec, build, build_with, fold_batchnorm
+from lowenergy import networks
+from lowenergy.networks import Spec, build, build_with, fold_batchnorm
+from lowenergy.networks.inputconv import InputConv2d
 
 STUDY = Spec("resnet18", 64, "7x7", "swish", "none", channels=1, image_size=28, outputs=10, head="mean")
 ALL = ("resnet18", "resnet10", "resnet20", "resnet8", "cnn", "strided", "compact", "shallow")
@@ -86,7 +86,7 @@ def test_tensors_that_do_not_fit_together_are_refused() -> None:
 
 
 def test_coded_layers_come_in_forward_order() -> None:
-    names = list(models.coded_layers(build(STUDY, seed=0)))
+    names = list(networks.coded_layers(build(STUDY, seed=0)))
     assert names[0] == "features.0.conv" and names[-1] == "fc"
     assert len(names) == 21
 

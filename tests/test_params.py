@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT, with_changes
 from pydantic import BaseModel
 
-from lowenergy import params, profile
-from lowenergy.params import ParamsError
+from lowenergy import profiles
+from lowenergy.base import params
+from lowenergy.base.params import ParamsError
 
 
 def test_shipped_params_are_valid() -> None:
@@ -106,15 +107,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", ["mnist", "cifar100"])
 def test_profiles_apply_and_digits_brings_everything_back(project: Path, name: str) -> None:
     before = (project / "params.yaml").read_text()
-    assert profile.apply(name)
+    assert profiles.apply(name)
     assert params.load().data.source == name
     for preset in ("pq-punynet", "pq-large-blocks", "mnist-large", "mnist-tiny", "prune-study", "mnist-study"):
-        assert profile.apply(preset)
+        assert profiles.apply(preset)
     (project / "profiles/spare.yaml").write_text("quantize: {keep_float: [features.0.conv, fc]}\n")
-    assert profile.apply("spare")
+    assert profiles.apply("spare")
     assert params.load().quantize.keep_float == ["features.0.conv", "fc"]
     assert "# at most so many" in (project / "params.yaml").read_text()
-    profile.apply("digits")
+    profiles.apply("digits")
     assert (project / "params.yaml").read_text() == before
 
 
@@ -124,5 +125,5 @@ def test_bad_profiles_change_nothing(project: Path) -> None:
     (project / "profiles/typo.yaml").write_text("prune: {ammount: 0.3}\n")
     for name, message in (("bad", "prune.amount = 3.0"), ("typo", "prune.ammount"), ("none", "no such profile")):
         with pytest.raises(ParamsError, match=message):
-            profile.apply(name)
+            profiles.apply(name)
     assert (project / "params.yaml").read_text() == before

@@ -16,8 +16,8 @@ import yaml
 from conftest import Clone, stages_run
 
 import lowenergy
-from lowenergy import artifact
-from lowenergy.params import BRANCHES
+from lowenergy.base.params import BRANCHES
+from lowenergy.storage import artifact
 
 TARGETS = ("classifier", "ebm")
 EVERY_STAGE = {"prepare", "scorer", "report"} | {

@@ -15,12 +15,14 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 import lowenergy
-from lowenergy import artifact, data, models, params, targets, training
-from lowenergy.coded import coded_weights
+from lowenergy import data, networks, targets, training
+from lowenergy.base import params
+from lowenergy.base.errors import UserError
 from lowenergy.compression import pq
 from lowenergy.compression.codebooks import Metric, blocks_of, input_moments, learn
-from lowenergy.encodings import Coded, entropy
-from lowenergy.errors import UserError
+from lowenergy.storage import artifact
+from lowenergy.storage.coded import coded_weights
+from lowenergy.storage.encodings import Coded, entropy
 from lowenergy.training import Run
 
 LAYERS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 3]), st.integers(1, 2))
@@ -126,9 +128,9 @@ def test_blocks_are_row_major_and_within_an_output_channel(out: int, positions: 
 # -- networks ---------------------------------------------------------------------------------------------------------
 
 
-def network(norm: str = "batch") -> models.Network:
+def network(norm: str = "batch") -> networks.Network:
     """Untrained, but with norms that have seen the digits and affine parts that are not all the same."""
-    net = models.build(models.Spec("resnet8", 16, "3x3", "relu", norm, 1, 8, 10), seed=0)
+    net = networks.build(networks.Spec("resnet8", 16, "3x3", "relu", norm, 1, 8, 10), seed=0)
     with torch.no_grad():
         for name, value in net.named_parameters():
             if "norm" in name:
@@ -163,7 +165,7 @@ def test_coding_keeps_the_function_roughly(setting: Any, gram: str) -> None:
         found = layer.weight.flatten(1).unflatten(1, (-1, codebook.shape[1])).flatten(0, 1).unique(dim=0)
         assert len(found) <= len(codebook) <= p.codewords, name
         assert code.codes.dtype == torch.uint8
-    assert len(list(coded_weights(net))) == len(models.coded_layers(net)) - 1, "all but the first convolution"
+    assert len(list(coded_weights(net))) == len(networks.coded_layers(net)) - 1, "all but the first convolution"
 
 
 def test_biases_put_the_mean_of_the_outputs_right() -> None:
@@ -267,7 +269,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
 import test_pq
-from lowenergy import data, params, targets, training
+from lowenergy import data
+from lowenergy.base import params
+from lowenergy import targets
+from lowenergy import training
 from lowenergy.compression import pq
 
 root = sys.argv[1]
@@ -309,7 +314,7 @@ def test_a_killed_run_goes_on_at_the_layer_reached_with_the_same_bytes(
 
 
 def test_refreshed_norms_have_the_statistics_of_the_images() -> None:
-    net = models.build(models.Spec("cnn", 4, "3x3", "relu", "batch", 1, 8, 3), seed=0)
+    net = networks.build(networks.Spec("cnn", 4, "3x3", "relu", "batch", 1, 8, 3), seed=0)
     images = torch.rand(40, 1, 8, 8)
     pq.refresh_batchnorm(net, images, batch_size=20)
     mean = net.features[0].conv(images).mean((0, 2, 3))

@@ -9,9 +9,10 @@ from conftest import ROOT
 from torchvision.io import decode_png, read_file
 
 import lowenergy
-from lowenergy import artifact, cli
-from lowenergy.encodings import Coded
-from lowenergy.models import spec_of
+from lowenergy import cli
+from lowenergy.networks import spec_of
+from lowenergy.storage import artifact
+from lowenergy.storage.encodings import Coded
 
 MODELS = sorted((ROOT / "pretrained").glob("*.safetensors"))
 DRAWING = [path for path in MODELS if artifact.read(path)[0].target != "classifier"]

@@ -10,23 +10,25 @@ import torch
 from scipy.linalg import sqrtm
 from torch import nn
 
-from lowenergy import artifact, data, models, params
-from lowenergy.artifact import Model
-from lowenergy.encodings import Coded, Int8, Sparse
-from lowenergy.energy import Energy
-from lowenergy.loading import network_of
-from lowenergy.report import collect, pareto_front, shown
+from lowenergy import data, networks
+from lowenergy.base import params
+from lowenergy.energies import Energy
+from lowenergy.reporting.page import collect, pareto_front, shown
+from lowenergy.runtimes.loading import network_of
 from lowenergy.scoring import accuracy, generation, micronet, ood, size
+from lowenergy.storage import artifact
+from lowenergy.storage.artifact import Model
+from lowenergy.storage.encodings import Coded, Int8, Sparse
 
-SPEC = models.Spec("cnn", 8, "3x3", "relu", "batch", channels=1, image_size=8, outputs=10)
+SPEC = networks.Spec("cnn", 8, "3x3", "relu", "batch", channels=1, image_size=8, outputs=10)
 
 
 @pytest.fixture(scope="module")
-def scorer() -> models.Network:
-    return models.build(SPEC, seed=0).eval()
+def scorer() -> networks.Network:
+    return networks.build(SPEC, seed=0).eval()
 
 
-def test_fid_is_the_formula(scorer: models.Network, splits: data.Splits, tmp_path: Path) -> None:
+def test_fid_is_the_formula(scorer: networks.Network, splits: data.Splits, tmp_path: Path) -> None:
     real, fake = splits.train.images, splits.test.images
     generation.write_reference(scorer, real, tmp_path / "reference")
     measured = generation.measure(scorer, tmp_path / "reference", data.to_float(fake), seed=0)
@@ -38,7 +40,7 @@ def test_fid_is_the_formula(scorer: models.Network, splits: data.Splits, tmp_pat
 
 
 def test_fid_of_the_reference_itself_is_zero_and_noise_is_far(
-    scorer: models.Network, splits: data.Splits, tmp_path: Path
+    scorer: networks.Network, splits: data.Splits, tmp_path: Path
 ) -> None:
     generation.write_reference(scorer, splits.train.images, tmp_path / "reference")
 
@@ -50,7 +52,7 @@ def test_fid_of_the_reference_itself_is_zero_and_noise_is_far(
 
 
 def test_inception_score_of_sure_and_even_answers_is_the_number_of_classes(tmp_path: Path) -> None:
-    class Sure(models.Network):
+    class Sure(networks.Network):
         """Says the class that the first pixel encodes."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,7 +100,7 @@ def test_accuracy_nll_and_confusion(tmp_path: Path) -> None:
 
 
 def test_size_counts_what_is_there(tmp_path: Path) -> None:
-    network = models.build(replace(SPEC, norm="none"), seed=0).eval()
+    network = networks.build(replace(SPEC, norm="none"), seed=0).eval()
     artifact.save(artifact.dense(network, "classifier"), tmp_path / "m", {})
     with torch.no_grad():
         network.fc.weight.zero_()
@@ -118,7 +120,7 @@ def test_size_counts_what_is_there(tmp_path: Path) -> None:
 
 def linear_only() -> Model:
     """A 'strided' network is overkill: count by hand what its fc adds in each encoding."""
-    network = models.build(replace(SPEC, norm="none"), seed=0).eval()
+    network = networks.build(replace(SPEC, norm="none"), seed=0).eval()
     return artifact.dense(network, "classifier")
 
 

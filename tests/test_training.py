@@ -11,14 +11,19 @@ from conftest import ROOT, with_changes
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lowenergy import artifact, cli, data, params, targets, training
-from lowenergy.loading import load
+from lowenergy import cli, data, targets, training
+from lowenergy.base import params
+from lowenergy.runtimes.loading import load
+from lowenergy.storage import artifact
 from lowenergy.training import DivergedError, Run
 
 KILLED = """
 import sys, torch
-from lowenergy import data, params, targets, training
-from lowenergy.params import check
+from lowenergy import data
+from lowenergy.base import params
+from lowenergy import targets
+from lowenergy import training
+from lowenergy.base.params import check
 from ruamel.yaml import YAML
 
 target, root, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])

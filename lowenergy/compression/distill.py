@@ -6,17 +6,17 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from lowenergy import models, training
-from lowenergy.artifact import Model, dense
-from lowenergy.params import Distill
+from lowenergy import networks, training
+from lowenergy.base.params import Distill
+from lowenergy.storage.artifact import Model, dense
 from lowenergy.training import Objective, Run
 
 
-def compress(network: models.Network, target: str, objective: Objective, p: Distill, run: Run) -> Model:
+def compress(network: networks.Network, target: str, objective: Objective, p: Distill, run: Run) -> Model:
     """Train the student of the params, with the teacher's head and outputs: first towards `objective`, then by the
     target's own loss, since an energy that only agrees with another where that one was asked has minima of its own."""
     teacher = network.spec
-    spec = models.Spec(
+    spec = networks.Spec(
         name=p.student.name,
         width=p.student.width,
         stem=p.student.stem,
@@ -27,7 +27,7 @@ def compress(network: models.Network, target: str, objective: Objective, p: Dist
         outputs=teacher.outputs,
         head=teacher.head,
     )
-    student = models.build(spec, seed=run.seed)
+    student = networks.build(spec, seed=run.seed)
     if p.start == "teacher":
         inherited = inherit(student, network)
         run.fabric.print(f"{run.name}: {len(inherited)} layers start from the teacher's: {', '.join(inherited)}")
@@ -37,14 +37,14 @@ def compress(network: models.Network, target: str, objective: Objective, p: Dist
     return dense(merge_outputs(student) if student.spec.head == "mean" else student, target)
 
 
-def merge_outputs(network: models.Network) -> models.Network:
+def merge_outputs(network: networks.Network) -> networks.Network:
     """The same energy with one output: the mean of linear outputs is itself linear."""
     state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     state |= {f"fc.{part}": state[f"fc.{part}"].mean(0, keepdim=True) for part in ("weight", "bias")}
-    return models.build_with(replace(network.spec, outputs=1), state)
+    return networks.build_with(replace(network.spec, outputs=1), state)
 
 
-def inherit(student: models.Network, teacher: models.Network) -> list[str]:
+def inherit(student: networks.Network, teacher: networks.Network) -> list[str]:
     """Start the student's layers from the leading channels of the teacher's of the same name, where those are as large.
 
     Fewer inputs are made up for by larger weights, so that activations keep their scale; BatchNorms take over their

@@ -17,20 +17,21 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from lowenergy import artifact, models, training
-from lowenergy.artifact import Model
-from lowenergy.coded import CodedWeight, attach, coded_weights
+from lowenergy import networks, training
+from lowenergy.base.errors import UserError
+from lowenergy.base.params import Pq, Precision
 from lowenergy.compression.codebooks import Codebook, Metric, Moments, assign, bits, blocks_of, input_moments, learn
-from lowenergy.encodings import Coded, Constant, Dense, Encoding, entropy
-from lowenergy.errors import UserError
-from lowenergy.params import Pq
+from lowenergy.storage import artifact
+from lowenergy.storage.artifact import Model
+from lowenergy.storage.coded import CodedWeight, attach, coded_weights
+from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, entropy
 from lowenergy.training import Objective, Run
 
 SAMPLE = 2**13  # blocks a layer that are enough to find the price of a bit
 FILL = 0.99, 0.997  # of the budget, before finetuning, which may cost a few bytes
 
 
-def compress(network: models.Network, target: str, objective: Objective, p: Pq, run: Run) -> Model:
+def compress(network: networks.Network, target: str, objective: Objective, p: Pq, run: Run) -> Model:
     """Code every layer, finetune, encode.
 
     Raises:
@@ -40,7 +41,7 @@ def compress(network: models.Network, target: str, objective: Objective, p: Pq, 
     network = network.cpu().eval()
     generator = torch.Generator().manual_seed(run.seed)
     weights = output_weights(network, images, generator) if p.output_weights else None
-    rate = price_of_bits(network, images, weights, p, run.seed) if p.budget_bytes else 0.0
+    rate = price_of_bits(network, images, weights, p, objective.precision, run.seed) if p.budget_bytes else 0.0
     code_layers(network, objective, images, weights, rate, p, run)
     fit_budget(network, target, p)
     refresh_batchnorm(network, images)
@@ -93,7 +94,7 @@ class _LayerReachedError(Exception):
 
 
 def moments_of(
-    network: nn.Module, wanted: dict[str, int], images: Tensor, p: Pq, *, only: bool = False
+    network: nn.Module, wanted: dict[str, int], images: Tensor, precision: Precision, *, only: bool = False
 ) -> dict[str, Moments]:
     """Input moments of the layers named, with the layers below them as they are now.
 
@@ -101,7 +102,7 @@ def moments_of(
         wanted: block length by layer.
         only: one layer is wanted; nothing above it is computed.
     """
-    layers = models.coded_layers(network)
+    layers = networks.coded_layers(network)
     found: dict[str, Moments] = {}
 
     def look(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -112,7 +113,7 @@ def moments_of(
             raise _LayerReachedError
 
     handles = [layers[name].register_forward_pre_hook(partial(look, name)) for name in wanted]
-    with torch.no_grad(), _autocast(p):
+    with torch.no_grad(), _autocast(precision):
         for batch in images.split(64):
             with suppress(_LayerReachedError):
                 network(batch)
@@ -131,14 +132,14 @@ def grams_for(moments: Moments, p: Pq) -> Tensor:
     return gram.mean(0, keepdim=True).expand_as(gram) if p.gram == "layer" else gram
 
 
-def _autocast(p: Pq, device: str = "cpu") -> torch.autocast:
-    return torch.autocast(device, torch.bfloat16, enabled=p.finetune.precision == "bf16-mixed")
+def _autocast(precision: Precision, device: str = "cpu") -> torch.autocast:
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
 def output_weights(network: nn.Module, images: Tensor, generator: Generator) -> dict[str, Tensor]:
     """What an error of each layer's output channels does to the logits: E Σ (∂(rᵀ logits) / ∂y)² over the pixels of an
     image, r ~ N(0, I), the diagonal of the Gauss-Newton matrix. (o,) by layer."""
-    layers = models.coded_layers(network)
+    layers = networks.coded_layers(network)
     sums = {name: torch.zeros(layer.weight.shape[0]) for name, layer in layers.items()}
 
     def watch(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -164,12 +165,19 @@ def output_weights(network: nn.Module, images: Tensor, generator: Generator) -> 
 
 
 def layers_to_code(network: nn.Module, p: Pq) -> dict[str, nn.Conv2d | nn.Linear]:
-    layers = models.coded_layers(network)
+    layers = networks.coded_layers(network)
     first = next(iter(layers))
     return {name: layer for name, layer in layers.items() if not (p.keep_first and name == first)}
 
 
-def price_of_bits(network: nn.Module, images: Tensor, weights: dict[str, Tensor] | None, p: Pq, seed: int) -> float:
+def price_of_bits(
+    network: nn.Module,
+    images: Tensor,
+    weights: dict[str, Tensor] | None,
+    p: Pq,
+    precision: Precision,
+    seed: int,
+) -> float:
     """The price of a bit at which the codes of all layers together take about `budget_bytes`.
 
     A first estimate on a sample of each layer's output channels, on the uncoded network; fit_budget mends it.
@@ -177,7 +185,7 @@ def price_of_bits(network: nn.Module, images: Tensor, weights: dict[str, Tensor]
     assert p.budget_bytes is not None
     layers = layers_to_code(network, p)
     lengths = {name: block_length(layer, p) for name, layer in layers.items()}
-    moments = moments_of(network, lengths, images, p)
+    moments = moments_of(network, lengths, images, precision)
     wanted = 8.0 * p.budget_bytes
     sampled: list[tuple[float, Tensor, Tensor, Tensor, Codebook]] = []
     for name, layer in layers.items():
@@ -237,7 +245,7 @@ def code_layers(
     total = sum(layer.weight.numel() for layer in list(layers.values())[done:])
     for name, layer in list(layers.items())[done:]:
         d = block_length(layer, p)
-        moments = moments_of(network, {name: d}, images, p, only=True)[name]
+        moments = moments_of(network, {name: d}, images, objective.precision, only=True)[name]
         metric = Metric(grams_for(moments, p), weights[name] if weights else torch.ones(layer.weight.shape[0]))
         weight = layer.weight.detach()
         blocks, k = blocks_of(weight, d), codewords_for(layer, d, p)
@@ -275,9 +283,9 @@ def _finetune_layer(network: nn.Module, layer: nn.Module, objective: Objective, 
     network.train()
     values = []
     for step in range(p.layer_finetune.steps):
-        start = step * p.layer_finetune.batch_size % len(order)
-        index = order[start:][: p.layer_finetune.batch_size].to(run.device)
-        with _autocast(p, run.device.type):
+        start = step * p.finetune.batch_size % len(order)
+        index = order[start:][: p.finetune.batch_size].to(run.device)
+        with _autocast(objective.precision, run.device.type):
             loss, _ = objective.loss(network, index, run)
         (gradient,) = torch.autograd.grad(loss, [codebook])
         codebook.grad = gradient / counts
@@ -341,7 +349,7 @@ def refresh_batchnorm(network: nn.Module, images: Tensor, batch_size: int = 250)
 # -- the whole network ------------------------------------------------------------------------------------------------
 
 
-def fit_budget(network: models.Network, target: str, p: Pq) -> None:
+def fit_budget(network: networks.Network, target: str, p: Pq) -> None:
     """Choose all codes anew at the price of a bit that brings the file just below the budget: bracket it, then bisect.
 
     Raises:
@@ -373,7 +381,7 @@ def fit_budget(network: models.Network, target: str, p: Pq) -> None:
         )
 
 
-def encoded(network: models.Network, target: str) -> Model:
+def encoded(network: networks.Network, target: str) -> Model:
     """The network as it is stored: indices and codewords, everything else float16, BatchNorm as scale and shift."""
     coded = {name: (codebook, code) for name, _, codebook, code in coded_weights(network)}
     tensors: dict[str, Encoding] = {}

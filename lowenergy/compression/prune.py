@@ -19,11 +19,12 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from lowenergy import files, models, training
-from lowenergy.artifact import Model, dense, weights
-from lowenergy.encodings import Dense, Sparse
-from lowenergy.errors import UserError
-from lowenergy.params import Prune
+from lowenergy import networks, training
+from lowenergy.base import files
+from lowenergy.base.errors import UserError
+from lowenergy.base.params import Prune
+from lowenergy.storage.artifact import Model, dense, weights
+from lowenergy.storage.encodings import Dense, Sparse
 from lowenergy.training import Objective, Run
 
 Layers = Mapping[str, nn.Conv2d | nn.Linear]
@@ -36,7 +37,7 @@ MACS_STEPS = 400  # how finely an amount of multiply-accumulates is met
 SLOPE_BATCHES = 16
 
 
-def compress(network: models.Network, target: str, objective: Objective, p: Prune, run: Run) -> Model:
+def compress(network: networks.Network, target: str, objective: Objective, p: Prune, run: Run) -> Model:
     """Prune, pull to the source behind `objective`, train on, encode.
 
     Where p.scan_images is set, how much pruning each layer alone adds to the objective's loss is written to
@@ -70,7 +71,7 @@ def compress(network: models.Network, target: str, objective: Objective, p: Prun
     return Model(target, network.spec, tensors)
 
 
-def cut(network: models.Network, share: float | Shares, p: Prune, done: int = 1) -> None:
+def cut(network: networks.Network, share: float | Shares, p: Prune, done: int = 1) -> None:
     """Prune to where round `done` of p.rounds should end; what is left shrinks by the same factor in every round.
 
     Args:
@@ -92,16 +93,16 @@ def _share(share: float | Shares, progress: float) -> float | Shares:
     return 1 - (1 - share) ** progress
 
 
-def prunable(network: models.Network, p: Prune) -> Layers:
+def prunable(network: networks.Network, p: Prune) -> Layers:
     """The layers that lose weights; of those whose channels only go together (shortcuts), the first."""
-    layers = models.coded_layers(network)
+    layers = networks.coded_layers(network)
     if p.kind == "structured":
         roots = [group[0][0].target.module for group in _pruner(network, 0.0, p).DG.get_all_groups(_kept(network, p))]
         return {name: layer for name, layer in layers.items() if any(layer is root for root in roots)}
     return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d) or p.scope == "global"}
 
 
-def _kept(network: models.Network, p: Prune) -> list[nn.Module]:
+def _kept(network: networks.Network, p: Prune) -> list[nn.Module]:
     """Layers whose channels all stay: the outputs, and of scope conv all fully connected ones."""
     return [m for m in network.modules() if isinstance(m, nn.Linear)] if p.scope == "conv" else [network.fc]
 
@@ -166,8 +167,8 @@ IMPORTANCE: dict[str, Callable[[], Any]] = {
 }
 
 
-def _pruner(network: models.Network, share: float | Shares, p: Prune, steps: int = 1) -> Any:
-    layers = models.coded_layers(network)
+def _pruner(network: networks.Network, share: float | Shares, p: Prune, steps: int = 1) -> Any:
+    layers = networks.coded_layers(network)
     each = {layers[name]: s for name, s in share.items()} if isinstance(share, Mapping) else None
     return tp.pruner.BasePruner(
         network.eval(),
@@ -182,7 +183,7 @@ def _pruner(network: models.Network, share: float | Shares, p: Prune, steps: int
     )
 
 
-def remove_channels(network: models.Network, share: float | Shares, p: Prune) -> None:
+def remove_channels(network: networks.Network, share: float | Shares, p: Prune) -> None:
     """Remove this share of the channels, those of least importance, and all weights that go with them.
 
     Which weights go together is Torch-Pruning's dependency graph (Fang et al. 2023, arXiv 2301.12900).
@@ -190,16 +191,16 @@ def remove_channels(network: models.Network, share: float | Shares, p: Prune) ->
     _pruner(network, share, p).step()
 
 
-def remove_macs(network: models.Network, p: Prune) -> None:
+def remove_macs(network: networks.Network, p: Prune) -> None:
     """Remove the least important channels, until p.rounds of this would leave p.amount fewer multiply-accumulates.
 
     Raises:
         UserError: not even with every layer at its thinnest.
     """
-    goal = (1 - p.amount) ** (1 / p.rounds) * models.macs(network)
+    goal = (1 - p.amount) ** (1 / p.rounds) * networks.macs(network)
     pruner = _pruner(network, THINNEST, p, steps=MACS_STEPS)
     for _ in range(MACS_STEPS):
-        if models.macs(network) <= goal:
+        if networks.macs(network) <= goal:
             return
         pruner.step()
     raise UserError(
@@ -208,7 +209,7 @@ def remove_macs(network: models.Network, p: Prune) -> None:
     )
 
 
-def leave_slopes(network: models.Network, objective: Objective, run: Run) -> None:
+def leave_slopes(network: networks.Network, objective: Objective, run: Run) -> None:
     """Leave in each parameter's .grad the root mean square, over batches, of the slope of the target's own loss.
 
     |w · slope| is then how much losing w changes that loss, to first order (Molchanov et al. 2019, arXiv 1906.10771).
@@ -226,7 +227,7 @@ def leave_slopes(network: models.Network, objective: Objective, run: Run) -> Non
 # -- how much each layer bears ----------------------------------------------------------------------------------------
 
 
-def scan(network: models.Network, objective: Objective, p: Prune, run: Run) -> Added:
+def scan(network: networks.Network, objective: Objective, p: Prune, run: Run) -> Added:
     """What pruning each layer alone, by each of SCANNED, adds to the matching loss; written to sensitivity.csv."""
     every = max(1, len(objective.inputs) // p.scan_images)
     index = torch.arange(0, len(objective.inputs), every, device=run.device)

@@ -11,22 +11,24 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from lowenergy import files, int8, models, training
-from lowenergy.artifact import Model, weights
-from lowenergy.encodings import Dense, Encoding, Int8
-from lowenergy.errors import UserError
-from lowenergy.params import Quantize
+from lowenergy import networks, training
+from lowenergy.base import files
+from lowenergy.base.errors import UserError
+from lowenergy.base.params import Quantize
+from lowenergy.runtimes import int8
+from lowenergy.storage.artifact import Model, weights
+from lowenergy.storage.encodings import Dense, Encoding, Int8
 from lowenergy.training import Objective, Run
 
 
-def compress(network: models.Network, target: str, objective: Objective, p: Quantize, run: Run) -> Model:
+def compress(network: networks.Network, target: str, objective: Objective, p: Quantize, run: Run) -> Model:
     """Fold BatchNorm, find which layers bear rounding, watch activations on the objective's inputs, round, finetune.
 
     The inputs of an energy's objective include noise and chains, where a range seen on clean data alone would clip. How
     much each layer's rounding alone adds to the objective's loss is written to plots/curves/<run>/sensitivity.csv.
     """
-    folded = models.fold_batchnorm(network.cpu().eval())
-    layers = models.coded_layers(folded)
+    folded = networks.fold_batchnorm(network.cpu().eval())
+    layers = networks.coded_layers(folded)
     keep_float = {name.removeprefix(f"{target}:") for name in p.keep_float if name.split(":")[0] in (name, target)}
     if unknown := keep_float - set(layers):
         raise UserError(
@@ -59,8 +61,8 @@ def compress(network: models.Network, target: str, objective: Objective, p: Quan
     return Model(target, folded.spec, tensors, int8.ranges(prepared))
 
 
-def _calibrated(network: models.Network, scales: dict[str, Tensor], images: Tensor, bits: int) -> GraphModule:
-    prepared = int8.prepare(network, scales, bits, explicit=network.spec.head is not None, outputs=True)
+def _calibrated(network: networks.Network, scales: dict[str, Tensor], images: Tensor, bits: int) -> GraphModule:
+    prepared = int8.prepare(network, scales, bits, gradient=network.spec.head is not None, outputs=True)
     with torch.no_grad():
         for batch in images.split(250):
             prepared(batch)

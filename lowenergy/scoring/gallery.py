@@ -8,24 +8,25 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from lowenergy import figures, files
-from lowenergy.energy import Energy, langevin_chain, uniform_noise
-from lowenergy.models import Network
-from lowenergy.params import EnergyEvaluation
-from lowenergy.pictures import write_grid
+from lowenergy.base import figures, files
+from lowenergy.base.params import Sampler
+from lowenergy.data import write_grid
+from lowenergy.energies import Energy, langevin_chain, uniform_noise
+from lowenergy.networks import Network
 
-STATES = 10  # of each chain in a strip, start and end among them
+CHAINS = 8  # in a strip
+STATES = 10  # of each of them, start and end among them
 
 
 def write_strip(
-    energy: Energy, shape: tuple[int, int, int], p: EnergyEvaluation, generator: Generator, path: Path, chains: int = 8
+    energy: Energy, shape: tuple[int, int, int], steps: int, sampler: Sampler, generator: Generator, path: Path
 ) -> None:
     """From noise to samples: a row per chain, evenly spaced Langevin steps from left to right."""
-    start = uniform_noise((chains, *shape), generator)
-    steps = {round(i * p.chain_steps / (STATES - 1)) for i in range(1, STATES)}
+    start = uniform_noise((CHAINS, *shape), generator)
+    kept = {round(i * steps / (STATES - 1)) for i in range(1, STATES)}
     states = [start]
-    for step, state in enumerate(langevin_chain(energy, start, p.chain_steps, p.langevin, generator), 1):
-        if step in steps:
+    for step, state in enumerate(langevin_chain(energy, start, steps, sampler, generator), 1):
+        if step in kept:
             states.append(state.clone())
     write_grid(torch.stack(states, 1).flatten(0, 1).cpu(), path, columns=len(states))
 

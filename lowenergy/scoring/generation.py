@@ -4,18 +4,15 @@ The scorer is a classifier of the same data set, trained once and for nothing el
 place of Inception's, which know nothing of 8x8 or 28x28 images. Figures are therefore comparable within a data set.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from lowenergy import files
+from lowenergy.base import files
 from lowenergy.data import to_bytes, to_float
-from lowenergy.energy import Energy, sample
-from lowenergy.models import Network
-from lowenergy.params import EnergyEvaluation
+from lowenergy.networks import Network
 
 STATES = ("sum", "cov_sum", "num_samples")
 
@@ -57,27 +54,3 @@ def measure(
         with torch.random.fork_rng(devices=[]):  # the splits of the Inception Score are drawn at random
             torch.manual_seed(seed)
             return {"fid": float(fid.compute()), "inception_score": float(inception.compute()[0])}
-
-
-def draw(
-    energy: Energy, shape: tuple[int, int, int], p: EnergyEvaluation, generator: Generator, say: Callable[[str], None]
-) -> Tensor:
-    """The samples that are measured: p.samples chains from uniform noise, (n, c, h, w) in [-1, 1]."""
-    done, total = 0, p.samples * p.chain_steps
-
-    def progress(chains: int) -> None:
-        nonlocal done
-        before, done = 10 * done // total, done + chains
-        if 10 * done // total > before:
-            say(f"sampling {100 * done // total} %")
-
-    return sample(
-        energy,
-        shape,
-        p.samples,
-        steps=p.chain_steps,
-        constants=p.langevin,
-        generator=generator,
-        batch_size=p.batch_size,
-        progress=progress,
-    )

@@ -9,10 +9,10 @@ below 16 bits anywhere. Decoding a codeword is a table look-up, without arithmet
 import torch
 from torch import Tensor, nn
 
-from lowenergy import models
-from lowenergy.artifact import Model
-from lowenergy.encodings import Coded, Dense, Encoding, Int8, Sparse
-from lowenergy.loading import dense_network
+from lowenergy.runtimes.loading import dense_network
+from lowenergy.networks.zoo.blocks import BasicBlock
+from lowenergy.storage.artifact import Model
+from lowenergy.storage.encodings import Coded, Dense, Encoding, Int8, Sparse
 
 STORAGE, OPERATIONS = 36.5e6, 10.49e9  # of the challenge's reference, WRN-28-10
 FREE_BITS = 16
@@ -92,7 +92,7 @@ def operations_of(model: Model) -> float:
             return n * (1 + coded) * float_bits / 32
         if isinstance(module, nn.MaxPool2d):
             return n * (3 * 3 - 1) * float_bits / 32  # comparisons in the stems' 3x3 windows
-        if isinstance(module, models.BasicBlock):
+        if isinstance(module, BasicBlock):
             return n * float_bits / 32  # the addition of the shortcut
         multiplications, additions = PER_ACTIVATION.get(type(module), (0, 0))
         return n * (multiplications + additions) * float_bits / 32

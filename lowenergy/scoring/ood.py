@@ -5,16 +5,16 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from lowenergy.energy import Energy, uniform_noise
-from lowenergy.params import EnergyEvaluation
+from lowenergy.energies import BATCH, Energy, uniform_noise
 
 TRANSFORMS = ("noise", "rotation", "reduction")
+ROTATION, REDUCTION = 90.0, 0.5  # degrees, share of the side: nothing of it occurs in the data
 
 
-def transformed(images: Tensor, p: EnergyEvaluation, generator: Generator) -> dict[str, Tensor]:
+def transformed(images: Tensor, generator: Generator) -> dict[str, Tensor]:
     """The out-of-distribution counterparts of images (n, c, h, w) in [-1, 1], as many of each kind.
 
-    noise: uniform noise; rotation: turned by p.rotation degrees; reduction: shrunk to p.reduction and framed in black.
+    noise: uniform noise; rotation: turned by ROTATION degrees; reduction: shrunk to REDUCTION of their side and framed in black.
     """
     # Imported where they are used, here and below: seconds that a classifier's evaluation need not wait.
     from torchvision.transforms.v2 import InterpolationMode
@@ -22,26 +22,24 @@ def transformed(images: Tensor, p: EnergyEvaluation, generator: Generator) -> di
 
     bilinear = InterpolationMode.BILINEAR
     size = images.shape[-1]
-    small = max(1, round(p.reduction * size))
+    small = max(1, round(REDUCTION * size))
     shrunk = V.resize(images, [small, small], antialias=True)
     before, after = (size - small) // 2, size - small - (size - small) // 2
     return {
         "noise": uniform_noise(tuple(images.shape), generator),
-        "rotation": V.rotate(images, p.rotation, interpolation=bilinear, fill=-1.0),
+        "rotation": V.rotate(images, ROTATION, interpolation=bilinear, fill=-1.0),
         "reduction": V.pad(shrunk, [before, before, after, after], fill=-1.0),
     }
 
 
-def energies(
-    energy: Energy, images: Mapping[str, Tensor], p: EnergyEvaluation, generator: Generator
-) -> dict[str, Tensor]:
+def energies(energy: Energy, images: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
     """Energies, (n,) on the CPU, of each kind of images, and of what is made of the kind `test`."""
 
     def of(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return torch.cat([energy(part) for part in images.split(p.batch_size)]).cpu()
+            return torch.cat([energy(part) for part in images.split(BATCH)]).cpu()
 
-    return {kind: of(found) for kind, found in {**images, **transformed(images["test"], p, generator)}.items()}
+    return {kind: of(found) for kind, found in {**images, **transformed(images["test"], generator)}.items()}
 
 
 def auroc(energies: Mapping[str, Tensor]) -> dict[str, float]:

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowenergy import artifact, loading, models, pictures
+from lowenergy import data, networks
+from lowenergy.base.params import ClassifierEvaluation, EnergyEvaluation
 from lowenergy.data import Splits, to_float
-from lowenergy.params import ClassifierEvaluation, EnergyEvaluation
+from lowenergy.runtimes import loading
 from lowenergy.scoring import accuracy, gallery, generation, micronet, ood, size
+from lowenergy.storage import artifact
 
 CLASSIFIES, DRAWS = ("classifier", "jem"), ("ebm", "jem")
 GRID, NEIGHBOURS = 100, 30  # samples shown
@@ -55,7 +57,7 @@ def measure(
 def _draw_and_detect(
     model: artifact.Model,
     network: nn.Module,
-    scorer: models.Network,
+    scorer: networks.Network,
     reference: str,
     splits: Splits,
     p: EnergyEvaluation,
@@ -68,7 +70,7 @@ def _draw_and_detect(
     generator = torch.Generator(device).manual_seed(seed)
     shape, train, test = splits.input_shape, splits.train.images, splits.test.images
     drawn = generation.draw(energy, shape, p, generator, lambda text: print(f"{path}: {text}", flush=True)).cpu()
-    pictures.write_grid(drawn[:GRID], plots / "samples.png")
+    data.write_grid(drawn[:GRID], plots / "samples.png")
     gallery.write_neighbours(drawn[:NEIGHBOURS], train, plots / "neighbours.png")
     gallery.write_classes(scorer, drawn, splits.classes, plots / "classes.png")
     gallery.write_strip(energy, shape, p, generator, plots / "strip.png")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from torch import nn
 
-from lowenergy import artifact, models
+from lowenergy import networks
+from lowenergy.storage import artifact
 
 
 def measure(network: nn.Module, path: str | Path, teacher: str | Path) -> dict[str, float | int]:
@@ -22,5 +23,5 @@ def measure(network: nn.Module, path: str | Path, teacher: str | Path) -> dict[s
         **split,
         "parameters": parameters,
         "nonzero_parameters": int(sum(w.count_nonzero() for w in network.parameters())),
-        "macs": models.macs(network),
+        "macs": networks.macs(network),
     }

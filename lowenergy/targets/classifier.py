@@ -5,10 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
-from lowenergy import models, training
+from lowenergy.base.params import Classifier, ClassifierTraining, Precision, Retrain, Scorer, ScorerTraining
 from lowenergy.data import Batches, Split, Splits, augment, shrink, to_float
-from lowenergy.params import Classifier, ClassifierTraining, Retrain, Scorer
-from lowenergy.training import Logs, Run, Stateful
+from lowenergy.networks import Network, Spec, build
+from lowenergy.training import Logs, Run, Stateful, fit
+
+WEIGHT_DECAY = 5e-4  # the L2 penalty of nearly every published CIFAR ResNet; digits and MNIST do not feel it
 
 
 def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
@@ -21,20 +23,20 @@ def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
     return float(sum(hits)) / len(split)
 
 
-def train(splits: Splits, p: Classifier | Scorer, run: Run) -> models.Network:
+def train(splits: Splits, p: Classifier | Scorer, run: Run) -> Network:
     """SGD with Nesterov momentum and a one-cycle learning rate, augmented batches, label smoothing.
 
     Small images first (progressive resizing, Howard 2018): a convolutional network learns most of what it learns at a
     quarter of the cost.
     """
-    spec = models.Spec.of(p.architecture, splits.input_shape, outputs=len(splits.classes))
-    network = models.build(spec, seed=run.seed)
+    spec = Spec.of(p.architecture, splits.input_shape, outputs=len(splits.classes))
+    network = build(spec, seed=run.seed)
     _fit(network, splits, p.train, run)
     return network
 
 
 def _fit(
-    network: models.Network, splits: Splits, t: ClassifierTraining, run: Run, retrain: Retrain | None = None
+    network: Network, splits: Splits, t: ClassifierTraining | ScorerTraining, run: Run, retrain: Retrain | None = None
 ) -> None:
     network.to(run.device).to(memory_format=torch.channels_last)
     split, held_out = splits.train.to(run.device), splits.validation.to(run.device)
@@ -42,7 +44,7 @@ def _fit(
     epochs, lr = (retrain.epochs, retrain.lr * t.lr) if retrain else (t.epochs, t.lr)
     scales = [1.0] if retrain else t.image_scales  # it has learnt from small images already
     steps = epochs * batches.per_epoch
-    optimizer = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=t.weight_decay, nesterov=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=WEIGHT_DECAY, nesterov=True)
 
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
         batch = split.take(batches(step).to(run.device))
@@ -54,7 +56,7 @@ def _fit(
             "accuracy": (logits.argmax(1) == batch.labels).float().mean()
         }
 
-    training.fit(
+    fit(
         network,
         loss,
         steps=steps,
@@ -76,14 +78,15 @@ class LabelObjective:
     def __init__(self, teacher: nn.Module, splits: Splits, p: Classifier, run: Run) -> None:
         self.teacher, self.splits, self.p = teacher.to(run.device).eval(), splits, p
         self.state: dict[str, Stateful] = {}
+        self.precision: Precision = p.train.precision
         train = splits.train.to(run.device)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(run.seed))
-        split = train.take(order[: p.probes.images].to(run.device))
+        split = train.take(order.to(run.device))
         self.inputs, self.labels = to_float(split.images), split.labels
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         p, labels = self.p.matching, self.labels[index]
-        images = augment(self.inputs[index], p.crop_padding, p.flip, run.generator)
+        images = augment(self.inputs[index], self.p.train.crop_padding, self.p.train.flip, run.generator)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             wanted, of_teacher = _answer(self.teacher, images)
@@ -97,11 +100,11 @@ class LabelObjective:
             value = value + p.feature_weight * logs["feature_error"]
         return value, logs
 
-    def own_loss(self, network: models.Network, run: Run) -> Tensor:
+    def own_loss(self, network: Network, run: Run) -> Tensor:
         index = torch.randint(len(self.inputs), (128,), generator=run.generator, device=run.device)
         return F.cross_entropy(network(self.inputs[index]), self.labels[index])
 
-    def retrain(self, network: models.Network, p: Retrain, run: Run) -> None:
+    def retrain(self, network: Network, p: Retrain, run: Run) -> None:
         _fit(network, self.splits, self.p.train, run, retrain=p)
 
 

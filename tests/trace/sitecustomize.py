@@ -29,7 +29,7 @@ def trace(folder: Path) -> None:
     sys.path.insert(0, str(root))
     from pydantic import BaseModel
 
-    from lowenergy import files, params
+    from lowenergy.base import files, params
 
     def remember(section: BaseModel, at: str) -> None:
         places[id(section)] = (section, at)  # holding it keeps the id

@@ -6,9 +6,9 @@ gradients through (straight-through), for calibration and QAT. `convert` turns i
 operations on int8 weights, which Inductor runs as int8 kernels. onnxruntime has int8 kernels only for convolutions
 whose outputs are rounded as well; those ranges are found and stored, too, for ONNX files alone.
 
-Of an energy the graph is the explicit one, logits and input gradient, so both directions are rounded. They share the
-int8 weights: with weights W = s q, scale s by output channel, the pullback Wᵀg is qᵀ(s g), so the scale moves to the
-gradient and qᵀ is int8 already.
+Of an energy the graph has logits and input gradient (energies/gradient.py), so both directions are rounded. They share
+the int8 weights: with weights W = s q, scale s by output channel, the pullback Wᵀg is qᵀ(s g), so the scale moves to
+the gradient and qᵀ is int8 already.
 """
 
 import copy
@@ -22,14 +22,15 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import FakeQuantize, MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
-from lowenergy import models
-from lowenergy.artifact import Model
-from lowenergy.encodings import Int8
-from lowenergy.errors import UserError
-from lowenergy.explicit import Explicit
+from lowenergy import networks
+from lowenergy.base.errors import UserError
+from lowenergy.energies.gradient import call, gradient_graph
+from lowenergy.storage.artifact import Model
+from lowenergy.storage.encodings import Int8
 
+aten = torch.ops.aten
 SMALLEST_SCALE = 2.0**-40  # torchao's default, 2^-12, is coarser than a wide layer's weights or an energy's gradients
-ROUNDED = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
+ROUNDED = (aten.conv2d.default, aten.linear.default)
 LOGITS = ("fc", False)  # an energy of hundreds matters to fractions
 
 
@@ -96,7 +97,7 @@ def _layer(node: Node) -> tuple[str, bool]:
     while weight.op != "get_attr":  # through rounding, and in a pullback through scaling, flips and permutations
         steps += weight.op == "call_function"
         weight = weight.args[0]
-    return weight.target.removeprefix("network.").removesuffix(".weight"), steps > 0
+    return weight.target.removesuffix(".weight"), steps > 0
 
 
 def best_scale(weight: Tensor, bits: int) -> Tensor:
@@ -113,36 +114,39 @@ def best_scale(weight: Tensor, bits: int) -> Tensor:
 
 
 def prepare(
-    network: models.Network,
+    network: networks.Network,
     scales: Mapping[str, Tensor],
     bits: int = 8,
     *,
-    explicit: bool = False,
+    gradient: bool = False,
     outputs: bool = False,
 ) -> GraphModule:
-    """Export a network without BatchNorm and insert Rounding modules: weights round, activations still observe.
+    """Trace a network without BatchNorm and insert Rounding modules: weights round, activations still observe.
 
     Args:
         scales: of the int8 weights, (out,), by layer; layers not named here are kept float.
         bits: of the weights.
-        explicit: logits and input gradient of an energy, instead of logits alone.
+        gradient: logits and input gradient of an energy, instead of logits alone.
         outputs: also where onnxruntime rounds.
     Raises:
-        UserError: a layer that cannot be rounded, or one without a pullback, by its name.
+        UserError: a layer that cannot be rounded, by its name.
     """
     from torchao.quantization.pt2e import allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    network = copy.deepcopy(network).to(memory_format=torch.channels_last)
-    layers = models.coded_layers(network)
-    for name, scale in scales.items():
-        layers[name].register_buffer("scale", scale, persistent=False)
-    module = Explicit(network.eval()) if explicit else network.eval()
-    images = torch.zeros(2, *network.spec.input_shape)
-    exported = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    prepared = prepare_pt2e(exported.module(check_guards=False), _Layers(bits, layers.keys() - scales.keys(), outputs))
+    network = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
+    layers, shape = networks.coded_layers(network), network.spec.input_shape
+    if gradient:
+        assert network.spec.head is not None
+        graph = gradient_graph(network, network.spec.head, shape)
+        move_scales(graph, scales)
+    else:
+        batch = ({0: torch.export.Dim("batch")},)
+        exported: Any = torch.export.export(network, (torch.zeros(2, *shape),), dynamic_shapes=batch)
+        graph = exported.module(check_guards=False)
+    prepared = prepare_pt2e(graph, _Layers(bits, layers.keys() - scales.keys(), outputs))
     allow_exported_model_train_eval(prepared)
-    prepared.spec, prepared.explicit = network.spec, explicit
+    prepared.spec, prepared.gradient = network.spec, gradient
     if missed := scales.keys() - {place.layer for place in places(prepared)}:
         raise UserError(
             f"layer {min(missed)}: no plain convolution or fully connected layer, has no int8 form; keep it float"
@@ -153,6 +157,30 @@ def prepare(
         scale = torch.ones(place.channels) if place.pulled else scales[place.layer]
         place.weight.hold(scale, torch.zeros(len(scale), dtype=torch.int))
     return prepared
+
+
+def move_scales(graph: GraphModule, scales: Mapping[str, Tensor]) -> None:
+    """In every pullback, from the weight to the gradient that meets it: (W / s)ᵀ (s g) for Wᵀ g, in place."""
+    for node in [n for n in graph.graph.nodes if n.target in ROUNDED]:
+        layer, pulled = _layer(node)
+        if not pulled or layer not in scales:
+            continue
+        first = node.args[1]
+        while first.args[0].op != "get_attr":
+            first = first.args[0]
+        weight = first.args[0]
+        owner = graph.get_submodule(layer)
+        if not hasattr(owner, "scale"):
+            owner.register_buffer("scale", scales[layer], persistent=False)
+        with graph.graph.inserting_before(first):
+            scale = graph.graph.create_node("get_attr", f"{layer}.scale")
+            scale.meta["val"] = scales[layer]
+            along = call(graph.graph, aten.view.default, scale, [-1, *[1] * (weight.meta["val"].ndim - 1)])
+            first.replace_input_with(weight, call(graph.graph, aten.div.Tensor, weight, along))
+        with graph.graph.inserting_before(node):
+            along = call(graph.graph, aten.view.default, scale, [-1, 1, 1])
+            node.replace_input_with(node.args[0], call(graph.graph, aten.mul.Tensor, node.args[0], along))
+    graph.recompile()
 
 
 @dataclass(frozen=True)
@@ -230,18 +258,18 @@ def rounded(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     return (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().clamp(-levels, levels - 1).to(torch.int8)
 
 
-def restore(model: Model, *, explicit: bool = False, outputs: bool = False) -> GraphModule:
+def restore(model: Model, *, gradient: bool = False, outputs: bool = False) -> GraphModule:
     """The frozen graph of a stored int8 model; see prepare.
 
     Raises:
         ValueError: the file has no range for a place of the graph.
     """
-    network = models.build_with(model.spec, {name: encoded.decode() for name, encoded in model.tensors.items()})
+    network = networks.build_with(model.spec, {name: encoded.decode() for name, encoded in model.tensors.items()})
     scales, bits = {}, 8
     for name, encoded in model.tensors.items():
         if isinstance(encoded, Int8):
             scales[name.removesuffix(".weight")], bits = encoded.scale, encoded.bits
-    prepared = prepare(network, scales, bits, explicit=explicit, outputs=outputs)
+    prepared = prepare(network, scales, bits, gradient=gradient, outputs=outputs)
     try:
         return freeze(prepared, model.activations)
     except KeyError as error:

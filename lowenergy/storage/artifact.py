@@ -16,9 +16,9 @@ import torch
 import zstandard
 from torch import Tensor, nn
 
-from lowenergy import models
-from lowenergy.encodings import Dense, Encoding, from_parts
-from lowenergy.files import FileError, read_safetensors, safetensors_bytes, write_bytes
+from lowenergy import networks
+from lowenergy.base.files import FileError, read_safetensors, safetensors_bytes, write_bytes
+from lowenergy.storage.encodings import Dense, Encoding, from_parts
 
 FORMAT = 1
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "I8": torch.int8, "U8": torch.uint8}
@@ -29,12 +29,12 @@ class Model:
     """A compressed network as it is stored."""
 
     target: str
-    spec: models.Spec
+    spec: networks.Spec
     tensors: Mapping[str, Encoding]  # by the network's own names
     activations: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # static int8: (scale, zero point)
 
 
-def dense(network: models.Network, target: str) -> Model:
+def dense(network: networks.Network, target: str) -> Model:
     """A network stored as it is, float32."""
     return Model(target, network.spec, {name: Dense(value) for name, value in weights(network).items()})
 
@@ -127,7 +127,7 @@ def read(path: str | Path) -> tuple[Model, dict[str, Any]]:
             parts.setdefault(name, {})[part] = _unpacked(tensor, packed[key]) if key in packed else tensor
         encoded = {name: from_parts(found, *kinds.get(name, ("dense", {}))) for name, found in parts.items()}
         activations = {name: (float(s), int(z)) for name, (s, z) in header.get("activations", {}).items()}
-        return Model(header["target"], models.Spec(**header["spec"]), encoded, activations), header
+        return Model(header["target"], networks.Spec(**header["spec"]), encoded, activations), header
     except (KeyError, TypeError, ValueError, RuntimeError, zstandard.ZstdError) as error:
         raise FileError(f"{path}: the content does not fit its header ({error}); make it again") from None
 

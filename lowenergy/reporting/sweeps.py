@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from lowenergy import files
-from lowenergy.errors import UserError
-from lowenergy.figures import axes as new_axes
-from lowenergy.params import METHODS
-from lowenergy.report import QUALITY
+from lowenergy.base import files
+from lowenergy.base.errors import UserError
+from lowenergy.base.figures import axes as new_axes
+from lowenergy.base.params import METHODS
+from lowenergy.reporting.page import QUALITY
 
 TITLES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "fid": "FID", "inception_score": "Inception Score"}
 SETTINGS = (  # what tells cells apart, where it is there; further parameters are kept if they differ

@@ -5,24 +5,25 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lowenergy import artifact, energy, models
-from lowenergy.artifact import Model
-from lowenergy.coded import CodedWeight, attach
-from lowenergy.encodings import Coded
-from lowenergy.energy import Energy, ExplicitEnergy
-from lowenergy.files import FileError
-from lowenergy.params import Precision
+from lowenergy import energies, networks
+from lowenergy.base.files import FileError
+from lowenergy.base.params import Precision
+from lowenergy.energies import Energy, ExplicitEnergy
+from lowenergy.storage import artifact
+from lowenergy.storage.artifact import Model
+from lowenergy.storage.coded import CodedWeight, attach
+from lowenergy.storage.encodings import Coded
 
 
-def dense_network(model: Model) -> models.Network:
+def dense_network(model: Model) -> networks.Network:
     """Every tensor decoded to float32 in the network of the model's spec; activations are not rounded."""
-    return models.build_with(model.spec, {name: encoded.decode() for name, encoded in model.tensors.items()})
+    return networks.build_with(model.spec, {name: encoded.decode() for name, encoded in model.tensors.items()})
 
 
-def coded_network(model: Model) -> models.Network:
+def coded_network(model: Model) -> networks.Network:
     """The network with its product-quantized weights still coded: each layer decodes its own whenever it is used."""
     network = dense_network(model)
-    for name, layer in models.coded_layers(network).items():
+    for name, layer in networks.coded_layers(network).items():
         encoded = model.tensors[f"{name}.weight"]
         if isinstance(encoded, Coded):
             attach(layer, encoded.codebook.float(), CodedWeight(encoded.codes, len(encoded.codebook), encoded.shape))
@@ -32,7 +33,7 @@ def coded_network(model: Model) -> models.Network:
 def network_of(model: Model, *, coded: bool = False) -> nn.Module:
     """The ready network, in evaluation mode, on the CPU."""
     if model.activations:
-        from lowenergy import int8  # torchao takes seconds to import, and no other model needs it
+        from lowenergy.runtimes import int8  # torchao takes seconds to import, and no other model needs it
 
         return int8.restore(model)
     return coded_network(model) if coded else dense_network(model)
@@ -42,18 +43,18 @@ def energy_of(model: Model, network: nn.Module, precision: Precision = "32-true"
     """The energy of a stored EBM or JEM, `network` being what network_of made of it.
 
     Args:
-        precision: of the network, see energy.energy_of; int8 networks bring their own arithmetic, in both directions.
+        precision: of the network, see energies.energy_of; int8 networks bring their own arithmetic, in both directions.
     Raises:
         FileError: the model has no energy.
     """
     if model.spec.head is None:
         raise FileError(f"a {model.target} has no energy to sample from; give an EBM or a JEM")
     if model.activations:
-        from lowenergy import int8
+        from lowenergy.runtimes import int8
 
-        explicit = int8.restore(model, explicit=True)
-        return ExplicitEnergy(network, explicit.to(next(network.parameters()).device), model.spec.head)
-    return energy.energy_of(network.to(memory_format=torch.channels_last), model.spec.head, precision, frozen=True)
+        graph = int8.restore(model, gradient=True)
+        return ExplicitEnergy(network, graph.to(next(network.parameters()).device), model.spec.head)
+    return energies.energy_of(network.to(memory_format=torch.channels_last), model.spec.head, precision, frozen=True)
 
 
 def load(path: str | Path, *, coded: bool = False) -> nn.Module:

@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Node
 
-from lowenergy import files, int8, models
-from lowenergy.artifact import Model, dense
-from lowenergy.encodings import Coded, Constant, Dense, Encoding, Int8, Sparse, pack_bits
-from lowenergy.energy import HEADS
-from lowenergy.explicit import Explicit
-from lowenergy.files import FileError
-from lowenergy.loading import dense_network
-from lowenergy.params import Langevin
+from lowenergy.base import files
+from lowenergy.base.files import FileError
+from lowenergy.base.params import Sampler
+from lowenergy.energies import HEADS
+from lowenergy.energies.gradient import gradient_graph
+from lowenergy.runtimes import int8
+from lowenergy.runtimes.loading import dense_network
+from lowenergy.storage.artifact import Model
+from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, Int8, Sparse, pack_bits
 
 OPSET = 20
 LARGEST_FOLDED = 64  # bytes of a constant that may be computed ahead; more, and coded weights would be unpacked
@@ -88,17 +89,18 @@ class _Stored(nn.Module):
 
 
 class _Decoded(nn.Module):
-    """The network, or its explicit graph, with each tensor decoded from how it is stored."""
+    """The network, or its graph with the gradient, with each tensor decoded from how it is stored."""
 
-    def __init__(self, model: Model, *, explicit: bool) -> None:
+    def __init__(self, model: Model, *, gradient: bool) -> None:
         super().__init__()
-        network = dense_network(model)
-        if explicit and model.spec.norm != "none":
-            network = models.fold_batchnorm(network)  # the explicit graph has no norms
-            model = dense(network, model.target)
-        self.hidden = [Explicit(network) if explicit else network]  # in a list, its own weights stay out of the file
-        self.names = [f"network.{name}" if explicit else name for name in model.tensors]
-        self.stored = nn.ModuleList(_Stored(encoded) for encoded in model.tensors.values())
+        network: nn.Module = dense_network(model)
+        if gradient:
+            assert model.spec.head is not None
+            network = gradient_graph(network, model.spec.head, model.spec.input_shape)
+        self.hidden = [network]  # in a list, its own weights stay out of the file
+        used = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+        self.names = [name for name in model.tensors if name in used]
+        self.stored = nn.ModuleList(_Stored(model.tensors[name]) for name in self.names)
 
     def forward(self, images: Tensor) -> Any:
         state = {name: stored() for name, stored in zip(self.names, self.stored, strict=True)}
@@ -125,11 +127,11 @@ class _Int8(nn.Module):
         return (self.bits() - self.offset).to(torch.int8).view(self.shape)
 
 
-def _int8_graph(model: Model, *, explicit: bool) -> GraphModule:
+def _int8_graph(model: Model, *, gradient: bool) -> GraphModule:
     """The converted graph with the file's integers in it once, where a layer and its pullback both use them."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    graph = convert_pt2e(int8.restore(model, explicit=explicit, outputs=True), fold_quantize=False)
+    graph = convert_pt2e(int8.restore(model, gradient=gradient, outputs=True), fold_quantize=False)
     quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
     stored: dict[str, Node] = {}
     for node in [n for n in graph.graph.nodes if n.target is quantize]:
@@ -138,7 +140,7 @@ def _int8_graph(model: Model, *, explicit: bool) -> GraphModule:
             path.append(path[-1].args[0])
         weight = path[-1].target
         if weight not in stored:
-            encoded = model.tensors[weight.removeprefix("network.")]
+            encoded = model.tensors[weight]
             assert isinstance(encoded, Int8)
             name = f"stored{len(stored)}"
             graph.add_submodule(name, _Int8(encoded))
@@ -175,9 +177,9 @@ class _Energy(nn.Module):
 
 
 class _Step(nn.Module):
-    """Energy, the images after one Langevin step (energy.langevin_chain), logits."""
+    """Energy, the images after one Langevin step (energies/langevin.py), logits."""
 
-    def __init__(self, network: nn.Module, head: str, constants: Langevin) -> None:
+    def __init__(self, network: nn.Module, head: str, constants: Sampler) -> None:
         super().__init__()
         self.network, self.head, self.constants = network, head, constants
 
@@ -197,8 +199,8 @@ def export(model: Model, header: Mapping[str, Any], path: str | Path, *, sampler
         FileError: an energy's file does not say how to sample from it, or a layer has no form in ONNX.
     """
     head = model.spec.head
-    explicit = sampler and head is not None
-    network: nn.Module = (_int8_graph if model.activations else _Decoded)(model, explicit=explicit)
+    gradient = sampler and head is not None
+    network: nn.Module = (_int8_graph if model.activations else _Decoded)(model, gradient=gradient)
     run, names, outputs = network, ["images"], ["logits"]
     if head is not None and not sampler:
         run, outputs = _Energy(network, head), ["energy", "logits"]
@@ -206,7 +208,7 @@ def export(model: Model, header: Mapping[str, Any], path: str | Path, *, sampler
         if not header["provenance"].get("sampler"):
             raise FileError(f"the {model.target}'s file does not say how to sample from it; make it again by its stage")
         constants = {key: value for key, value in header["provenance"]["sampler"].items() if key != "chain_steps"}
-        run = _Step(network, head, Langevin(**constants))
+        run = _Step(network, head, Sampler(**constants))
         names, outputs = ["images", "noise"], ["energy", "next", "logits"]
     images, batch = torch.zeros(2, *model.spec.input_shape), {0: torch.export.Dim("batch")}
     try:

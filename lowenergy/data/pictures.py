@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lowenergy import files
-from lowenergy.data import to_bytes
+from lowenergy.base import files
+from lowenergy.data.images import to_bytes
 
 
 def write_grid(images: Tensor, path: Path, columns: int = 10) -> None:

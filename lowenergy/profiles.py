@@ -7,8 +7,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from lowenergy import files, params
-from lowenergy.params import ParamsError
+from lowenergy.base import files, params
+from lowenergy.base.params import ParamsError
 
 PROFILES, PARAMS = Path("profiles"), Path("params.yaml")
 

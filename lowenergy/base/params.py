@@ -2,26 +2,33 @@
 
 `load()` reads and checks the whole file, so that a typo in the last section stops the first stage. Each stage then
 reads only the sections that dvc.yaml names for it (tests/test_guards.py compares the two).
+
+What several targets share stands once, in the section of their family: `targets: {ebm: energies, jem: energies}`. A
+target's own section is laid over it, so `Params.ebm` has both.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from lowenergy.errors import UserError
+from lowenergy.base.errors import UserError
 
-TARGETS = ("classifier", "ebm", "jem")
+FAMILIES = {"classifier": "classifier", "ebm": "energies", "jem": "energies"}  # target -> section it shares
+TARGETS = tuple(FAMILIES)
 METHODS = ("prune", "quantize", "distill", "pq")
 BRANCHES = ("teacher", *METHODS)
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Times = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+NotNegative = Annotated[float, Field(ge=0, le=1e9)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Times = Annotated[int, Field(ge=0, le=10**9)]
+Epochs = Annotated[int, Field(ge=1, le=10**5)]
+SomeEpochs = Annotated[int, Field(ge=0, le=10**5)]
 Precision = Literal["32-true", "bf16-mixed"]
 
 
@@ -30,7 +37,7 @@ class ParamsError(UserError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -83,11 +90,23 @@ class EnergyArchitecture(Architecture):
         return self
 
 
-class ClassifierTraining(Section):
-    epochs: Count = Field(description="passes over the training images")
+class ScorerTraining(Section):
+    epochs: Epochs = Field(description="passes over the training images")
     batch_size: Count = Field(description="images per step")
     lr: Positive = Field(description="peak of the one-cycle learning rate (SGD with Nesterov momentum 0.9)")
-    weight_decay: NotNegative = Field(description="L2 penalty of the weights")
+    crop_padding: Times = Field(description="random crops after reflecting this many pixels; 0 for none")
+    flip: bool = Field(description="mirror half of the images")
+    precision: Precision = Field(description="of the forward and backward passes")
+
+    # Sharp probabilities, which the Inception Score wants, and features of whole images.
+    label_smoothing: ClassVar[float] = 0.0
+    image_scales: ClassVar[list[float]] = [1.0]
+
+
+class ClassifierTraining(Section):
+    epochs: Epochs = Field(description="passes over the training images")
+    batch_size: Count = Field(description="images per step")
+    lr: Positive = Field(description="peak of the one-cycle learning rate (SGD with Nesterov momentum 0.9)")
     label_smoothing: Fraction = Field(description="label smoothing of the cross-entropy")
     crop_padding: Times = Field(description="random crops after reflecting this many pixels; 0 for none")
     flip: bool = Field(description="mirror half of the images")
@@ -96,26 +115,15 @@ class ClassifierTraining(Section):
         description="progressive resizing: the epochs fall into as many parts, each on images shrunk to this share of "
         "their side; [1.0] for full size throughout",
     )
-    precision: Precision = Field(description="of the forward and backward passes")
+    precision: Precision = Field(description="of the forward and backward passes, in matching as well")
 
 
-class Langevin(Section):
+class Sampler(Section):
     """x <- clamp(x - step_size * clamp(grad E, +-gradient_clamp) + noise * N(0, 1), [-1, 1])."""
 
     step_size: Positive = Field(description="factor of the energy's input gradient in one Langevin step")
     noise: NotNegative = Field(description="standard deviation of the noise in one step; images span [-1, 1]")
     gradient_clamp: Positive = Field(description="each component of the gradient is clamped to +- this")
-
-
-class Guard(Section):
-    """Training that leaves these bounds, or is not finite, goes back to its last healthy state at a lower rate."""
-
-    energy: Positive = Field(description="largest mean |E| of real images and of chains")
-    spread: Fraction = Field(
-        description="smallest spread of the chains against the real images' (standard deviation of a pixel); less is "
-        "collapse"
-    )
-    recoveries: Times = Field(description="so many times; then training stops with an error")
 
 
 class EnergyTraining(Section):
@@ -126,7 +134,7 @@ class EnergyTraining(Section):
     Energy Matching (Balcerak et al. 2025): the flow shapes the way from noise to the data, chains the data's vicinity.
     """
 
-    epochs: Count = Field(description="passes over the training images")
+    epochs: Epochs = Field(description="passes over the training images")
     batch_size: Count = Field(description="real images, and as many chains, per step")
     lr: Positive = Field(description="Adam's learning rate")
     lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(description="factor of the learning rate after each epoch")
@@ -142,15 +150,13 @@ class EnergyTraining(Section):
     fresh_fraction: Annotated[float, Field(ge=0, le=1)] = Field(description="chains restarted from uniform noise")
     chain_steps: Count = Field(description="Langevin steps between two updates of the weights")
     burn_in: Times = Field(description="a chain counts as a sample after so many steps from noise")
-    langevin: Langevin = Field(description="the sampler's constants while training")
     precision: Precision = Field(description="of the forward and backward passes")
-    guard: Guard = Field(description="when training counts as diverged, and what happens then")
+    sampler: Sampler = Field(description="the Langevin step: in training, and written into the model file for later")
 
     @property
-    def sampler(self) -> dict[str, float]:
-        """Constants and length of the chains that this training makes samples: what a model file should say."""
-        life = round(self.chain_steps / self.fresh_fraction) if self.fresh_fraction else self.chain_steps
-        return {**self.langevin.model_dump(), "chain_steps": life}
+    def life(self) -> int:
+        """Langevin steps of a chain, on average: how long the chains are that this training makes samples."""
+        return round(self.chain_steps / self.fresh_fraction) if self.fresh_fraction else self.chain_steps
 
     @model_validator(mode="after")
     def _learns_something(self) -> Self:
@@ -166,19 +172,6 @@ class EnergyTraining(Section):
         return self
 
 
-class JointTraining(EnergyTraining):
-    """JEM (Grathwohl et al. 2020): the same network is classifier p(y|x) and energy -logsumexp(logits)."""
-
-    classification_weight: NotNegative = Field(description="weight of the cross-entropy against the energy loss")
-    label_smoothing: Fraction = Field(description="label smoothing of the cross-entropy")
-
-
-class LabelProbes(Section):
-    """Where a compressed classifier must agree with its teacher."""
-
-    images: Count | None = Field(description="training images to match at; null for all")
-
-
 class LabelMatching(Section):
     """How a compressed classifier is pulled to its teacher (Hinton et al. 2015)."""
 
@@ -189,28 +182,18 @@ class LabelMatching(Section):
     feature_weight: NotNegative = Field(
         description="weight of the error in which images of a batch look alike to the last layer (Tung & Mori 2019)"
     )
-    crop_padding: Times = Field(description="augmentation while matching, as in training")
-    flip: bool = Field(description="augmentation while matching, as in training")
 
 
-class EnergyProbes(Section):
-    """Where a compressed EBM must agree with its teacher: on data, around it, and where sampling goes."""
+class EnergyMatching(Section):
+    """Where a compressed energy must agree with its teacher (on data, around it, where sampling goes), and in what."""
 
-    images: Count = Field(description="training images to match at")
-    noisy: Times = Field(description="training images with noise to match at")
-    noise: NotNegative = Field(description="largest standard deviation of that noise")
+    images: Count = Field(description="training images to match at, and as many with noise")
     chains: Times = Field(description="chains of the teacher, started at uniform noise, to match along")
     chain_steps: Count = Field(description="their length; their start and four evenly spaced states are kept")
     student_chains: Times = Field(
         description="chains of the compressed network itself, each a step further whenever it is matched; 0 for none"
     )
-    langevin: Langevin = Field(description="the chains' constants")
-
-
-class EnergyMatching(Section):
-    """How a compressed EBM is pulled to its teacher: energies (the earlier study's loss) and their input gradients."""
-
-    energy_weight: NotNegative = Field(description="weight of the energies' squared error")
+    energy_weight: NotNegative = Field(description="weight of the energies' squared error (the earlier study's loss)")
     score_weight: NotNegative = Field(
         description="weight of the input gradients' squared error: of what sampling follows"
     )
@@ -222,22 +205,13 @@ class EnergyMatching(Section):
         return self
 
 
-class JointMatching(EnergyMatching):
-    temperature: Positive = Field(description="of teacher's and student's softmax")
-    class_weight: NotNegative = Field(description="weight of the divergence between the class probabilities")
-
-
 class ClassifierEvaluation(Section):
     batch_size: Count = Field(description="images scored at once; does not change the figures")
 
 
-class EnergyEvaluation(ClassifierEvaluation):
-    samples: Annotated[int, Field(ge=100)] = Field(description="images drawn for FID and Inception Score")
+class EnergyEvaluation(Section):
+    samples: Annotated[int, Field(ge=100, le=10**7)] = Field(description="images drawn for FID and Inception Score")
     chain_steps: Count = Field(description="Langevin steps from uniform noise to a sample")
-    langevin: Langevin = Field(description="the sampler's constants")
-    precision: Precision = Field(description="of the networks that sample; energies are always compared in float32")
-    rotation: Annotated[float, Field(gt=0, le=180)] = Field(description="angle of the OOD rotation in degrees")
-    reduction: Annotated[float, Field(gt=0, lt=1)] = Field(description="scale of the OOD size reduction")
 
 
 def _shrinks_only_what_pools(section: Any) -> Any:
@@ -251,15 +225,12 @@ def _shrinks_only_what_pools(section: Any) -> Any:
 
 class Scorer(Section):
     architecture: Architecture = Field(description="the classifier whose features FID and IS look through")
-    train: ClassifierTraining = Field(description="its training")
-
-    _sizes = model_validator(mode="after")(_shrinks_only_what_pools)
+    train: ScorerTraining = Field(description="its training")
 
 
 class Classifier(Section):
     architecture: Architecture = Field(description="the teacher's network")
     train: ClassifierTraining = Field(description="the teacher's training")
-    probes: LabelProbes = Field(description="the images on which compressed classifiers must behave")
     matching: LabelMatching = Field(description="the loss that pulls compressed classifiers to their teacher")
     evaluate: ClassifierEvaluation = Field(description="how every branch is measured")
 
@@ -269,36 +240,29 @@ class Classifier(Section):
 class Ebm(Section):
     architecture: EnergyArchitecture = Field(description="the teacher's network")
     train: EnergyTraining = Field(description="the teacher's training")
-    probes: EnergyProbes = Field(description="the images on which compressed EBMs must behave")
-    matching: EnergyMatching = Field(description="the loss that pulls compressed EBMs to their teacher")
+    matching: EnergyMatching = Field(description="the images and the loss that pull compressed EBMs to their teacher")
     evaluate: EnergyEvaluation = Field(description="how every branch is measured")
 
 
 class Jem(Section):
-    architecture: EnergyArchitecture = Field(description="the teacher's network; head must be logsumexp")
-    train: JointTraining = Field(description="the teacher's training")
-    probes: EnergyProbes = Field(description="the images on which compressed JEMs must behave")
-    matching: JointMatching = Field(description="the loss that pulls compressed JEMs to their teacher")
+    architecture: Architecture = Field(description="the teacher's network; its energy is -logsumexp of its logits")
+    train: EnergyTraining = Field(description="the teacher's training")
+    matching: EnergyMatching = Field(description="the images and the loss that pull compressed JEMs to their teacher")
     evaluate: EnergyEvaluation = Field(description="how every branch is measured")
-
-    @model_validator(mode="after")
-    def _joint_energy(self) -> Self:
-        if self.architecture.head != "logsumexp":
-            raise ValueError(f"jem.architecture.head must be logsumexp, got {self.architecture.head}")
-        return self
 
 
 class Finetune(Section):
-    epochs: Times = Field(description="passes over the matching images; 0 leaves the compressed weights as they are")
+    epochs: SomeEpochs = Field(
+        description="passes over the matching images; 0 leaves the compressed weights as they are"
+    )
     batch_size: Count = Field(description="images per step")
     lr: Positive = Field(description="peak learning rate (Adam, one cycle)")
-    precision: Precision = Field(description="of the forward and backward passes")
 
 
 class Retrain(Section):
     """Training by the target's own loss and constants, those of <target>.train: no teacher is looked at."""
 
-    epochs: Times = Field(description="passes over the training images; 0 for none")
+    epochs: SomeEpochs = Field(description="passes over the training images; 0 for none")
     lr: Positive = Field(description="learning rate, as a share of <target>.train.lr; it falls to 0")
     contrastive_from: Fraction = Field(description="of energies: share of these epochs before chains join in")
     precision: Precision = Field(description="of the forward and backward passes")
@@ -325,7 +289,9 @@ class Prune(Section):
         description="what the amount is a fraction of: weights (of kind structured: channels), or multiply-accumulates "
         "(structured only)"
     )
-    rounds: Count = Field(description="1: one shot; more: prune a little, finetune, prune more, by equal factors")
+    rounds: Annotated[int, Field(ge=1, le=1000)] = Field(
+        description="1: one shot; more: prune a little, finetune, prune more, by equal factors"
+    )
     scan_images: Times = Field(
         description="inputs on which each layer's sensitivity is scanned and plotted; 0 for no scan"
     )
@@ -374,8 +340,7 @@ class Distill(Section):
 class LayerFinetune(Section):
     """Codewords of one layer, right after it is coded (SGD, momentum 0.9, mean gradient of a codeword's blocks)."""
 
-    steps: Times = Field(description="steps per layer; 0 for none")
-    batch_size: Count = Field(description="images per step")
+    steps: Times = Field(description="steps per layer, of finetune.batch_size images; 0 for none")
     lr: Positive = Field(description="learning rate")
 
 
@@ -406,7 +371,9 @@ class Pq(Section):
 
 class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(description="of everything random")
-    targets: list[Literal["classifier", "ebm", "jem"]] = Field(min_length=1, description="what to train and compress")
+    targets: dict[str, str] = Field(
+        min_length=1, description="what to train and compress, and the section that each shares with its family"
+    )
     data: Data = Field(description="the images")
     scorer: Scorer = Field(description="the classifier that only measures")
     classifier: Classifier = Field(description="target classifier")
@@ -435,17 +402,51 @@ class Params(Section):
         return " → ".join(links)
 
     @model_validator(mode="after")
-    def _targets_once(self) -> Self:
-        if len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"targets = {self.targets} names a target twice")
+    def _targets_exist(self) -> Self:
+        for target, family in self.targets.items():
+            if FAMILIES.get(target) != family:
+                known = ", ".join(f"{name}: {section}" for name, section in FAMILIES.items())
+                raise ValueError(f"targets: {{{target}: {family}}} is none of {{{known}}}")
         return self
+
+
+# Where the parameters of format 1 went: old name -> what to do instead.
+MOVED = {
+    "scorer.train.weight_decay": "a constant of lowenergy/targets/classifier.py",
+    "scorer.train.label_smoothing": "always 0",
+    "scorer.train.image_scales": "always [1.0]",
+    "classifier.train.weight_decay": "a constant of lowenergy/targets/classifier.py",
+    "classifier.probes": "always all training images",
+    "classifier.matching.crop_padding": "now classifier.train.crop_padding",
+    "classifier.matching.flip": "now classifier.train.flip",
+    "jem.architecture.head": "always logsumexp",
+    "jem.architecture.logits": "always the number of classes",
+    "jem.train.classification_weight": "a constant of lowenergy/targets/jem.py",
+    "jem.train.label_smoothing": "always 0",
+    "jem.matching.temperature": "a constant of lowenergy/targets/jem.py",
+    "jem.matching.class_weight": "a constant of lowenergy/targets/jem.py",
+    "pq.layer_finetune.batch_size": "now pq.finetune.batch_size",
+    **{f"{part}.precision": "now that of classifier.train; energies are matched in float32" for part in (
+        "prune.finetune", "quantize.finetune", "distill.train", "pq.finetune"
+    )},
+    **{f"{target}.{old}": new for target in ("ebm", "jem") for old, new in {
+        "train.langevin": f"now {target}.train.sampler",
+        "train.guard": "constants of lowenergy/training/energies.py",
+        "probes": "now energies.matching; with noise are as many as images",
+        "evaluate.batch_size": "a constant of lowenergy/energies/langevin.py",
+        "evaluate.langevin": f"now {target}.train.sampler",
+        "evaluate.precision": "always float32",
+        "evaluate.rotation": "a constant of lowenergy/scoring/ood.py",
+        "evaluate.reduction": "a constant of lowenergy/scoring/ood.py",
+    }.items()},
+}  # fmt: skip
 
 
 def _describe(loc: tuple[Any, ...]) -> str:
     """The description of the field at this place of the schema, '' for a place that does not exist."""
     section: Any = Params
     text = ""
-    for key in loc:
+    for key in ("ebm" if key == "energies" else key for key in loc):
         if not (isinstance(section, type) and issubclass(section, BaseModel)) or key not in section.model_fields:
             return ""
         text, section = section.model_fields[key].description or "", section.model_fields[key].annotation
@@ -455,8 +456,10 @@ def _describe(loc: tuple[Any, ...]) -> str:
 def _explain(error: Any) -> str:
     loc, message, value = error["loc"], error["msg"], error["input"]
     field = ".".join(str(key) for key in loc if not (isinstance(key, str) and key.startswith("function-")))
+    if field in MOVED:
+        return f"{field} is no parameter any more: {MOVED[field]}"
     if error["type"] == "extra_forbidden":
-        return f"{field} = {value!r} is not a parameter; see the spelling in the README or in lowenergy/params.py"
+        return f"{field} = {value!r} is not a parameter; `lowenergy params` lists all of them"
     if error["type"] == "missing":
         return f"{field} is missing ({_describe(loc)})"
     if error["type"] == "value_error":
@@ -465,18 +468,50 @@ def _explain(error: Any) -> str:
     return f"{field} = {value!r}: {message[0].lower()}{message[1:]}{means}"
 
 
+def _laid_over(own: Any, shared: Any) -> Any:
+    """A target's own values over those of its family."""
+    if not (isinstance(own, Mapping) and isinstance(shared, Mapping)):
+        return own
+    return {**shared, **{key: _laid_over(value, shared.get(key)) for key, value in own.items()}}
+
+
 def check(values: Any, origin: str = "params.yaml") -> Params:
     """Validate a parsed params file.
 
     Raises:
         ParamsError: one line per problem: file, field, value, what is allowed.
     """
-    if not isinstance(values, dict):
+    if not isinstance(values, Mapping):
         raise ParamsError(f"{origin}: expected sections such as `seed: 0`, found {type(values).__name__}")
+    if isinstance(values.get("targets"), list):
+        wanted = ", ".join(f"{target}: {FAMILIES.get(target, '?')}" for target in values["targets"])
+        raise ParamsError(f"{origin}: targets = {values['targets']} is a list; write targets: {{{wanted}}}")
+    families = set(FAMILIES.values()) - set(TARGETS)
+    whole = {name: section for name, section in values.items() if name not in families}
+    for target, family in FAMILIES.items():
+        if family != target and target in values:
+            whole[target] = _laid_over(values[target], values.get(family, {}))
     try:
-        return Params.model_validate(values)
+        return Params.model_validate(whole)
     except ValidationError as error:
-        raise ParamsError("\n".join(f"{origin}: {_explain(e)}" for e in error.errors())) from None
+        found = dict.fromkeys(_explain(_at_home(e, values)) for e in error.errors())
+        raise ParamsError("\n".join(f"{origin}: {line}" for line in found)) from None
+
+
+def _at_home(error: Any, values: Mapping[str, Any]) -> Any:
+    """An error of what a target shares, said of its family's section where that is where it stands."""
+    target, *rest = error["loc"] or ("",)
+    family = FAMILIES.get(target, target)
+    own, shared = _found(values, (target, *rest)), _found(values, (family, *rest))
+    return {**error, "loc": (family, *rest)} if family != target and not own and shared else error
+
+
+def _found(values: Any, loc: tuple[Any, ...]) -> bool:
+    for key in loc:
+        if not isinstance(values, Mapping) or key not in values:
+            return False
+        values = values[key]
+    return True
 
 
 def load(path: str | Path = "params.yaml") -> Params:

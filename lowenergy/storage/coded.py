@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from lowenergy import models
+from lowenergy import networks
 
 
 class CodedWeight(nn.Module):
@@ -38,7 +38,7 @@ def attach(layer: nn.Module, codebook: Tensor, weight: CodedWeight) -> None:
 
 def coded_weights(network: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter, CodedWeight]]:
     """Name, layer, codebook and coded weight of each layer that `attach` was called on, in forward order."""
-    for name, layer in models.coded_layers(network).items():
+    for name, layer in networks.coded_layers(network).items():
         if parametrize.is_parametrized(layer, "weight"):
             of_weight: Any = layer.parametrizations.weight  # type: ignore[union-attr]
             yield name, layer, of_weight.original, of_weight[0]

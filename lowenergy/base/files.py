@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lowenergy.errors import UserError
+from lowenergy.base.errors import UserError
 
 HEADER = "lowenergy"  # the one metadata key: a JSON object
 

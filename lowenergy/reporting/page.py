@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from lowenergy import files
-from lowenergy.figures import axes as new_axes
-from lowenergy.params import BRANCHES
+from lowenergy.base import files
+from lowenergy.base.figures import axes as new_axes
+from lowenergy.base.params import BRANCHES
 
 TITLES = {
     "classifier": "Classifier",

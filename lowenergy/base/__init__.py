@@ -1,0 +1,6 @@
+"""What everything stands on: errors, params, files, the look of figures."""
+
+from lowenergy.base.errors import UserError
+from lowenergy.base.files import FileError
+
+__all__ = ["FileError", "UserError"]

@@ -1,0 +1,25 @@
+"""A line now and then of how far a stage is, and how long it will take yet."""
+
+import time
+
+EVERY = 5.0  # seconds
+
+
+class Progress:
+    """Counts up to `total` and prints a line every few seconds.
+
+        >>> progress = Progress("ebm/evaluate prune: sampling", total=3000)
+        >>> progress(500)  # that many are done
+    """
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.done = name, total, 0
+        self.started = self.printed = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        self.done += done
+        now = time.monotonic()
+        if now - self.printed > EVERY:
+            left = (now - self.started) / self.done * (self.total - self.done)
+            print(f"{self.name} {self.done / self.total:.0%}, {left:.0f} s left", flush=True)
+            self.printed = now

@@ -1,0 +1,49 @@
+"""From splits to batches: which images, and how they are varied."""
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+
+class Batches:
+    """Which images make up the batch of a step: each epoch in a new order, its last incomplete batch dropped.
+
+    A pure function of (seed, step), so that a resumed run sees the batches it would have seen.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed = count, min(batch_size, count), seed
+        self.per_epoch = count // self.batch_size
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def __call__(self, step: int) -> Tensor:
+        """Indices, (batch_size,), on the CPU."""
+        epoch, batch = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator)
+        return self._order[batch * self.batch_size :][: self.batch_size]
+
+
+def augment(images: Tensor, crop_padding: int, flip: bool, generator: Generator) -> Tensor:
+    """Random crops (after reflecting `crop_padding` pixels) and mirrors of a whole batch at once, (n, c, h, w)."""
+    n, _, height, width = images.shape
+    device = images.device
+    if flip:
+        mirrored = torch.rand(n, 1, 1, 1, generator=generator, device=device) < 0.5
+        images = torch.where(mirrored, images.flip(3), images)
+    if crop_padding:
+        padded = F.pad(images, [crop_padding] * 4, mode="reflect")
+        offset = torch.randint(2 * crop_padding + 1, (2, n, 1, 1, 1), generator=generator, device=device)
+        rows = offset[0] + torch.arange(height, device=device)[:, None]
+        columns = offset[1] + torch.arange(width, device=device)
+        index = (rows * padded.shape[3] + columns).flatten(2).expand(-1, images.shape[1], -1)  # (n, c, h*w)
+        images = padded.flatten(2).gather(2, index).view_as(images)
+    return images
+
+
+def shrink(images: Tensor, scale: float) -> Tensor:
+    """Images, (n, c, h, w), at `scale` of their side."""
+    if scale == 1:
+        return images
+    return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True)

@@ -1,0 +1,29 @@
+"""Energy-based models: the energy and its gradient, sampling, training losses, matching.
+
+`gradient.gradient_graph` is imported where it is used: tracing brings much of torch along.
+"""
+
+from lowenergy.energies.buffer import ReplayBuffer
+from lowenergy.energies.energy import HEADS, Energy, ExplicitEnergy, energy_gradient, energy_of, logits_and_gradient
+from lowenergy.energies.langevin import BATCH, langevin_chain, sample, uniform_noise
+from lowenergy.energies.losses import contrastive_loss, flow_loss
+from lowenergy.energies.matching import EnergyMatch, OwnChains, probe_images
+
+__all__ = [
+    "BATCH",
+    "HEADS",
+    "Energy",
+    "EnergyMatch",
+    "ExplicitEnergy",
+    "OwnChains",
+    "ReplayBuffer",
+    "contrastive_loss",
+    "energy_gradient",
+    "energy_of",
+    "flow_loss",
+    "langevin_chain",
+    "logits_and_gradient",
+    "probe_images",
+    "sample",
+    "uniform_noise",
+]

@@ -1,0 +1,82 @@
+"""Energies: low where data is likely, p(x) ∝ exp(-E(x)), and their input gradients.
+
+The score ∇ log p = -∇E is what sampling follows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lowenergy.base.params import Precision
+
+HEADS: dict[str, Callable[[Tensor], Tensor]] = {  # logits (batch, outputs) -> energies (batch,)
+    "mean": lambda logits: logits.mean(1),
+    "scalar": lambda logits: logits[:, 0],
+    "logsumexp": lambda logits: -logits.logsumexp(1),  # Grathwohl et al. 2020
+}
+
+Energy = Callable[[Tensor], Tensor]
+
+
+def energy_of(network: nn.Module, head: str, precision: Precision = "32-true", *, frozen: bool = False) -> Energy:
+    """The energy that a network defines through its head: images (batch, c, h, w) -> energies (batch,), float32.
+
+    Args:
+        precision: bf16-mixed runs the network under autocast, about twice as fast where the hardware has bfloat16.
+        frozen: the weights take part as constants, so that no step spends time on their gradients.
+    """
+    weights = {name: weight.detach() for name, weight in network.named_parameters()}  # sees later updates in place
+
+    def energy(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            logits = functional_call(network, weights, (images,)) if frozen else network(images)
+        return HEADS[head](logits.float())
+
+    return energy
+
+
+class ExplicitEnergy:
+    """An energy whose input gradient is a graph of its own, as of int8 networks (gradient.py).
+
+    Args:
+        network: images -> logits.
+        graph: images -> logits, input gradients of the energy.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor], graph: Callable[[Tensor], Any], head: str) -> None:
+        self.network, self.graph, self.head = network, graph, head
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return HEADS[self.head](self.network(images))
+
+    def gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            logits, gradient = self.graph(images)
+        return HEADS[self.head](logits), gradient
+
+
+def energy_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies (batch,) and their input gradients (batch, c, h, w), both detached; weights collect no gradient."""
+    if isinstance(energy, ExplicitEnergy):
+        return energy.gradient(images)
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        energies = energy(images)
+        (gradient,) = torch.autograd.grad(energies.sum(), images)
+    return energies.detach(), gradient
+
+
+def logits_and_gradient(network: nn.Module, head: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (batch, outputs) and input gradients of the energy, both differentiable by the weights."""
+    if getattr(network, "gradient", False):  # an int8 graph puts both out
+        logits, gradient = network(images)
+        return logits, gradient
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        logits = network(images)
+        (gradient,) = torch.autograd.grad(HEADS[head](logits).sum(), images, create_graph=create_graph)
+    return logits, gradient

@@ -1,0 +1,59 @@
+"""Sampling: Langevin steps down the energy, from uniform noise."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Generator, Tensor
+
+from lowenergy.base.params import Sampler
+from lowenergy.energies.energy import Energy, energy_gradient
+
+BATCH = 500  # chains at a time: more take memory and no less time
+
+
+def uniform_noise(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Uniform images in [-1, 1], where chains start."""
+    return torch.rand(shape, generator=generator, device=generator.device) * 2 - 1
+
+
+def langevin_chain(
+    energy: Energy, images: Tensor, steps: int, constants: Sampler, generator: Generator
+) -> Iterator[Tensor]:
+    """The `steps` states after `images`, (batch, c, h, w) in [-1, 1], of one chain per image; `images` stays as it is.
+
+    One step is x <- clamp(x - step_size * clamp(∇E(x), ±gradient_clamp) + noise * N(0, 1), [-1, 1]).
+
+    Every state is the same tensor, overwritten by the next step: copy what is to be kept.
+    """
+    images, noise = images.clone(), torch.empty_like(images)
+    for _ in range(steps):
+        _, gradient = energy_gradient(energy, images)
+        gradient.clamp_(-constants.gradient_clamp, constants.gradient_clamp)
+        images.sub_(gradient, alpha=constants.step_size)
+        images.add_(noise.normal_(generator=generator), alpha=constants.noise).clamp_(-1, 1)
+        yield images
+
+
+def sample(
+    energy: Energy,
+    shape: tuple[int, int, int],
+    count: int,
+    *,
+    steps: int,
+    constants: Sampler,
+    generator: Generator,
+    batch_size: int = BATCH,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Draw images from noise, `batch_size` chains at a time so that memory stays bounded.
+
+    Returns:
+        (count, *shape) in [-1, 1], on the generator's device.
+    """
+    samples = torch.empty(count, *shape, device=generator.device)
+    for start in range(0, count, batch_size):
+        images = uniform_noise((min(batch_size, count - start), *shape), generator)
+        for images in langevin_chain(energy, images, steps, constants, generator):  # noqa: B020 keep the last state
+            progress(len(images))
+        samples[start : start + len(images)] = images
+    return samples

@@ -1,0 +1,91 @@
+"""Matching a compressed energy to its teacher's: at which images, and in what."""
+
+import torch
+from torch import Generator, Tensor
+
+from lowenergy.base.params import EnergyMatching, Sampler
+from lowenergy.energies.energy import Energy, energy_gradient
+from lowenergy.energies.langevin import langevin_chain, uniform_noise
+
+NOISE = 0.3  # largest standard deviation of the noise on probes; chains near the data stray less
+
+
+def probe_images(energy: Energy, images: Tensor, p: EnergyMatching, sampler: Sampler, generator: Generator) -> Tensor:
+    """Where a compressed energy must agree with its teacher's: on data, around data, and on the way of the sampler.
+
+    Args:
+        images: (n, c, h, w) real images in [-1, 1], on the generator's device.
+    Returns:
+        (m, c, h, w): p.images real images, as many with noise of random strength, then of p.chains chains of the
+        teacher's their start and four evenly spaced states.
+    """
+    device = images.device
+    order = torch.randperm(len(images), generator=generator, device=device)
+    real = images[order[: p.images]]
+    strength = NOISE * torch.rand(len(real), 1, 1, 1, generator=generator, device=device)
+    noisy = real + strength * torch.randn(real.shape, generator=generator, device=device)
+    kept = {max(1, p.chain_steps * quarter // 4) for quarter in (1, 2, 3, 4)}
+    start = uniform_noise((p.chains, *images.shape[1:]), generator)
+    chains = langevin_chain(energy, start, p.chain_steps, sampler, generator)
+    # The start counts: int8 ranges that have not seen uniform noise clip it, and a clipped activation has no slope.
+    states = [start, *(state.clone() for step, state in enumerate(chains, 1) if step in kept)]
+    return torch.cat([real, noisy.clamp(-1, 1), *states])
+
+
+class OwnChains:
+    """Chains of the network that is being pulled: where its own sampling leads, wrong turns and all.
+
+    Matching on the teacher's way alone says nothing of the places that only the student visits.
+    """
+
+    def __init__(self, p: EnergyMatching, sampler: Sampler, shape: tuple[int, int, int], generator: Generator) -> None:
+        self.p, self.sampler, self.generator = p, sampler, generator
+        self.images = uniform_noise((p.student_chains, *shape), generator)
+
+    def step(self, gradients: Tensor) -> None:
+        """One Langevin step along the last of these gradients; each chain restarts after p.chain_steps on average."""
+        if not len(self.images) or not torch.is_grad_enabled():  # when a loss is only looked at, nothing moves
+            return
+        p, images = self.sampler, self.images
+        downhill = gradients.detach()[-len(images) :].clamp(-p.gradient_clamp, p.gradient_clamp)
+        noise = torch.randn(images.shape, generator=self.generator, device=images.device)
+        moved = (images - p.step_size * downhill + p.noise * noise).clamp_(-1, 1)
+        fresh = (
+            torch.rand(len(images), 1, 1, 1, generator=self.generator, device=images.device) < 1 / self.p.chain_steps
+        )
+        self.images = torch.where(fresh, uniform_noise(tuple(images.shape), self.generator), moved)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"images": self.images}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.images = state["images"]
+
+
+class EnergyMatch:
+    """Squared errors of a student's energies and of its input gradients, each relative to the teacher's spread.
+
+    The gradient is the score that sampling follows: energies alone can agree closely while their slopes do not.
+    """
+
+    def __init__(self, teacher: Energy, images: Tensor, p: EnergyMatching, batch_size: int = 500) -> None:
+        self.teacher, self.p = teacher, p
+        parts = [energy_gradient(teacher, batch) for batch in images.split(batch_size)]
+        self.energies = torch.cat([energies for energies, _ in parts])  # (n,)
+        self.gradients = torch.cat([gradients for _, gradients in parts])  # (n, c, h, w)
+
+    def loss(
+        self, energies: Tensor, gradients: Tensor, index: Tensor, more: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of the student's energies and input gradients at the images with these indices, and then at those of `more`,
+        which the teacher has yet to see."""
+        wanted, slopes = self.energies[index], self.gradients[index]
+        if len(more):
+            found = energy_gradient(self.teacher, more)
+            wanted, slopes = torch.cat([wanted, found[0]]), torch.cat([slopes, found[1]])
+        energy_error = (energies - wanted).square().mean() / self.energies.var()
+        score_error = (gradients - slopes).square().mean() / self.gradients.square().mean()
+        return self.p.energy_weight * energy_error + self.p.score_weight * score_error, {
+            "energy_error": energy_error,
+            "score_error": score_error,
+        }

@@ -1,0 +1,190 @@
+"""Training of energies: the teacher by flow and chains, compressed ones towards it, and those again by themselves."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from lowenergy.base.params import Ebm, EnergyTraining, Jem, Precision, Retrain
+from lowenergy.data import Batches, Split, Splits, to_float, write_grid
+from lowenergy.energies import (
+    HEADS,
+    EnergyMatch,
+    OwnChains,
+    ReplayBuffer,
+    contrastive_loss,
+    energy_of,
+    flow_loss,
+    langevin_chain,
+    logits_and_gradient,
+    probe_images,
+)
+from lowenergy.networks import Network, spec_of
+from lowenergy.storage import dense, save
+from lowenergy.training.loop import DivergedError, Logs, fit
+from lowenergy.training.run import Run
+
+# When training counts as diverged, see guard below. Healthy energies stay in the hundreds, healthy chains above half of
+# the data's spread; both bounds are far from that, because going back costs time.
+LARGEST_ENERGY = 1e5
+SMALLEST_SPREAD = 0.05
+RECOVERIES = 5
+
+Also = Callable[
+    [Tensor, Tensor], tuple[Tensor, Logs]
+]  # (logits of real images, labels) -> a further loss, what to plot
+
+
+def fit_energy(
+    network: Network,
+    data: Split,
+    p: EnergyTraining,
+    run: Run,
+    also: Also | None = None,
+    retrain: Retrain | None = None,
+) -> None:
+    """Train an energy in place by flow regression, persistent contrastive divergence, or both.
+
+    Where chains take part, each step advances some from the replay buffer by p.chain_steps Langevin steps, then lowers
+    the energy of real images against theirs. How chains look shows in .checkpoints/<name>.chains.png.
+
+    Args:
+        also: (logits of the real images, their labels) -> a further loss on the same forward pass (JEM's).
+        retrain: of a trained network that was changed: other epochs, and a rate that falls to 0.
+    Raises:
+        DivergedError: RECOVERIES did not help; the last healthy network is saved beside the checkpoints.
+    """
+    network.to(run.device).to(memory_format=torch.channels_last)
+    data = data.to(run.device)
+    head = network.spec.head
+    assert head is not None, "an energy needs a head"
+    batches = Batches(len(data), p.batch_size, run.own_seed)
+    steps = (retrain or p).epochs * batches.per_epoch
+    chains_from = (retrain or p).contrastive_from * steps if p.flow_weight else 0  # until then there is only the flow
+    precision = (retrain or p).precision
+    buffer = ReplayBuffer(p.buffer_size, network.spec.input_shape, run.generator)
+    optimizer = torch.optim.Adam(network.parameters(), lr=p.lr, betas=(p.beta1, 0.999))
+    schedule = LambdaLR(
+        optimizer,
+        lambda step: retrain.lr * (1 - step / steps) if retrain else p.lr_decay ** (step // batches.per_epoch),
+    )
+    of_constants = energy_of(network, head, frozen=True)
+    pixel_spread = to_float(data.images[:1000]).std(0).mean()
+
+    def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
+        batch = data.take(batches(step).to(run.device))
+        images = to_float(batch.images)
+        images = images + p.data_noise * torch.randn(images.shape, generator=run.generator, device=run.device)
+        chains, sampled = images[:0], torch.zeros(0, dtype=torch.bool, device=run.device)
+        if p.contrastive_weight and step >= chains_from:
+            chains, places = buffer.draw(len(batch), p.fresh_fraction)
+            # On the bare network, here and below: Fabric forbids to differentiate through its wrapper.
+            with run.autocast(precision):
+                *_, chains = langevin_chain(of_constants, chains, p.chain_steps, p.sampler, run.generator)
+            sampled = buffer.put(places, chains, p.chain_steps) >= p.burn_in
+        with run.autocast(precision):
+            logits = wrapped(torch.cat([images, chains])).float()
+        energies = HEADS[head](logits)
+        real, fake = energies[: len(batch)], energies[len(batch) :][sampled]
+        value = torch.zeros((), device=run.device)
+        logs: dict[str, Tensor | float] = {"energy_real": real.mean()}
+        if len(fake) > len(batch) / 4:  # fewer, at the start, say nothing
+            value = p.contrastive_weight * contrastive_loss(real, fake, p.regularization)
+            logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
+        if p.flow_weight:
+            with run.autocast(precision):
+                flow = flow_loss(energy_of(network, head), images, run.generator)
+            value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
+        if also is not None:
+            more, more_logs = also(logits[: len(batch)], batch.labels)
+            value, logs = value + more, logs | dict(more_logs)
+        return value, logs
+
+    def show(_: nn.Module) -> Logs:
+        write_grid(buffer.images[:64].cpu(), run.checkpoint("chains").with_suffix(".png"), columns=16)
+        return {}
+
+    def guard(point: Mapping[str, float]) -> str | None:
+        for key in ("energy_real", "energy_chains"):
+            if abs(point.get(key, 0.0)) > LARGEST_ENERGY:
+                return f"{key} {point[key]:.3g} is beyond {LARGEST_ENERGY:g}"
+        if point.get("spread", 1.0) < SMALLEST_SPREAD:
+            return f"the chains have collapsed: their spread is {point['spread']:.3g} of the data's"
+        return None
+
+    try:
+        fit(
+            network,
+            loss,
+            steps=steps,
+            optimizer=optimizer,
+            schedule=schedule,
+            run=run,
+            part="retrain" if retrain else "fit",
+            gradient_norm=p.gradient_norm,
+            weight_average=p.weight_average,
+            state={"buffer": buffer},
+            measure=show,
+            guard=guard,
+            recoveries=RECOVERIES,
+        )
+    except DivergedError as error:
+        path = run.checkpoint("last-healthy").with_suffix(".safetensors")
+        provenance = {"stage": "teacher", "diverged": True, "sampler": sampler_of(p)}
+        save(dense(network.cpu(), run.name.split("/")[0]), path, provenance)
+        raise DivergedError(f"{error}; the network is in {path}") from None
+    network.to(memory_format=torch.contiguous_format)
+
+
+def sampler_of(p: EnergyTraining) -> dict[str, float]:
+    """Constants and length of the chains that this training makes samples: what a model file says."""
+    return {**p.sampler.model_dump(), "chain_steps": p.life}
+
+
+class EnergyObjective:
+    """Energies and scores as the teacher's, on data, around it, along the teacher's chains and the network's own."""
+
+    # An energy of hundreds matters to fractions, and its slopes even more.
+    precision: Precision = "32-true"
+
+    def __init__(self, teacher: nn.Module, splits: Splits, p: Ebm | Jem, run: Run, also: Also | None = None) -> None:
+        self.teacher, self.splits, self.p, self.also = teacher.to(run.device).eval(), splits, p, also
+        self.head = spec_of(teacher).head or "mean"
+        self.energy = energy_of(self.teacher, self.head)
+        self.generator = torch.Generator(run.device).manual_seed(run.own_seed)
+        self.own = OwnChains(p.matching, p.train.sampler, splits.input_shape, run.generator)
+        self.state = {"own": self.own}
+
+    @cached_property
+    def inputs(self) -> Tensor:  # on demand: the chains take longer than much that needs none
+        images = to_float(self.splits.train.images.to(self.generator.device))
+        return probe_images(self.energy, images, self.p.matching, self.p.train.sampler, self.generator)
+
+    @cached_property
+    def match(self) -> EnergyMatch:
+        return EnergyMatch(self.energy, self.inputs, self.p.matching)
+
+    def matched(self, network: nn.Module, index: Tensor) -> tuple[Tensor, Tensor, Logs]:
+        """Logits at the inputs with these indices; how far energies and scores are from the teacher's."""
+        own = self.own.images
+        logits, gradients = logits_and_gradient(network, self.head, torch.cat([self.inputs[index], own]))
+        loss, logs = self.match.loss(HEADS[self.head](logits), gradients, index, own)
+        self.own.step(gradients)
+        return logits[: len(index)], loss, logs
+
+    def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
+        _, loss, logs = self.matched(network, index)
+        return loss, logs
+
+    def own_loss(self, network: Network, run: Run) -> Tensor:
+        """The flow's, also of an energy trained without flow: it says which weights the slopes need."""
+        split = self.splits.train.to(run.device)
+        batch = split.take(torch.randint(len(split), (128,), generator=run.generator, device=run.device))
+        images = to_float(batch.images)
+        flow = flow_loss(energy_of(network, self.head), images, run.generator)
+        return flow if self.also is None else flow + self.also(network(images), batch.labels)[0]
+
+    def retrain(self, network: Network, p: Retrain, run: Run) -> None:
+        fit_energy(network, self.splits.train, self.p.train, run, also=self.also, retrain=p)

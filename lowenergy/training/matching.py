@@ -1,0 +1,91 @@
+"""Pulling a compressed network to its teacher."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from lowenergy.base.params import Finetune, Precision, Retrain
+from lowenergy.data import Batches
+from lowenergy.networks import Network
+from lowenergy.training.loop import Logs, Stateful, fit
+from lowenergy.training.run import Run
+
+
+class Objective(Protocol):
+    """What a compressed network is pulled towards; each target has its own."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """(n, c, h, w) float32 in [-1, 1]: where the network must behave like its teacher."""
+
+    state: Mapping[str, Stateful]  # what of it changes while a network is pulled
+    precision: Precision  # of the passes through that network
+
+    def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
+        """How far `network` is from the teacher at the inputs with these indices."""
+
+    def own_loss(self, network: Network, run: Run) -> Tensor:
+        """The target's own loss on a random batch of training images."""
+
+    def retrain(self, network: Network, p: Retrain, run: Run) -> None:
+        """Train `network` in place by the target's own loss, without the teacher."""
+
+
+def finetune(
+    network: nn.Module,
+    objective: Objective,
+    p: Finetune,
+    run: Run,
+    part: str = "fit",
+    share: float = 1.0,
+) -> None:
+    """Pull the parameters of `network` to the teacher behind `objective`: Adam, one-cycle learning rate.
+
+    Args:
+        part: see fit.
+        share: of the epochs, where they are spent in parts.
+    """
+    if not p.epochs:
+        network.eval()
+        return
+    batches = Batches(len(objective.inputs), p.batch_size, run.own_seed)
+    steps = round(share * p.epochs * batches.per_epoch)
+    network.to(run.device)
+    optimizer = torch.optim.Adam([w for w in network.parameters() if w.requires_grad], lr=p.lr)
+    schedule = OneCycleLR(optimizer, p.lr, total_steps=steps + 1)
+
+    def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
+        with run.autocast(objective.precision):
+            return objective.loss(wrapped, batches(step).to(run.device), run)
+
+    fit(
+        network,
+        loss,
+        steps=steps,
+        optimizer=optimizer,
+        schedule=schedule,
+        run=run,
+        part=part,
+        state=objective.state,
+    )
+
+
+def mean_loss(network: nn.Module, objective: Objective, index: Tensor, run: Run, batch_size: int = 250) -> float:
+    """The objective's loss at the inputs with these indices; the run's random numbers are left as they were."""
+    state = run.generator.get_state()
+    run.generator.manual_seed(run.seed)  # the same augmentation for every network that is compared
+    with torch.no_grad():
+        total = sum(len(part) * float(objective.loss(network, part, run)[0]) for part in index.split(batch_size))
+    run.generator.set_state(state)
+    return total / len(index)
+
+
+def hold_zeros(network: nn.Module) -> None:
+    """Let no gradient reach the weights that pruning removed: what is zero stays zero in all training to come."""
+    for parameter in network.parameters():
+        kept = parameter.detach() != 0
+        if parameter.ndim > 1 and not kept.all():
+            parameter.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient.device))

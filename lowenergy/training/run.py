@@ -1,0 +1,98 @@
+"""One stage's training: its device, its seed, and the checkpoints from which a killed run goes on.
+
+`torchrun --nproc-per-node N -m stages.teacher ebm` trains data-parallel: every process draws its own batches and
+chains, gradients are averaged, process 0 writes.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+import lowenergy
+from lowenergy.base.params import Precision
+
+
+class Run:
+    """Where one stage's training happens and leaves its traces.
+
+    Args:
+        name: target and branch, such as "ebm/teacher"; curves go to plots/curves/<name>.
+        inputs: whatever decides the outcome (params sections, data, networks); a checkpoint left by a killed run is
+            only taken up again if these and lowenergy's own code are the same.
+    """
+
+    def __init__(self, name: str, seed: int, inputs: Sequence[Any], *, root: str | Path = ".") -> None:
+        self.name, self.seed = name, seed
+        self.curves = Path(root) / "plots" / "curves" / name
+        self.curves.mkdir(parents=True, exist_ok=True)  # an output of the stage, even if nothing is trained
+        self.checkpoints = Path(root) / ".checkpoints"
+        self.fingerprint = _fingerprint([name, seed, *inputs])
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.fabric = Fabric(
+            accelerator="auto",
+            devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),  # set by torchrun
+            num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
+        )
+        self.fabric.launch()
+        self.device = self.fabric.device
+        # Every process draws its own batches and noise.
+        self.own_seed = seed + 7919 * self.fabric.global_rank
+        self.generator = torch.Generator(self.device).manual_seed(self.own_seed)
+        self.recoveries = 0  # how often training diverged and went back
+
+    def autocast(self, precision: Precision) -> torch.autocast:
+        """Not Fabric's, which knows one precision for all of a run: matching and retraining each have their own."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+    def checkpoint(self, part: str) -> Path:
+        return self.checkpoints / f"{self.name}.{part}.pt"
+
+
+def _fingerprint(inputs: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for item in inputs:
+        if isinstance(item, Tensor):
+            digest.update(item.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(item).encode())
+    for source in sorted(Path(lowenergy.__path__[0]).rglob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def keep(run: Run, part: str, content: Mapping[str, Any]) -> None:
+    """Put what a killed run needs to go on into its checkpoint `part`, atomically."""
+    path = run.checkpoint(part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    torch.save({"fingerprint": run.fingerprint, **content}, unfinished)
+    unfinished.replace(path)
+
+
+def kept(run: Run, part: str) -> dict[str, Any] | None:
+    """What a killed run with the same inputs kept in its checkpoint `part`; None without one."""
+    path = run.checkpoint(part)
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=run.device, weights_only=True)
+    except Exception as error:  # a damaged checkpoint costs time, not the run
+        run.fabric.print(f"{run.name}: {path} is unreadable ({error}); starting anew")
+        return None
+    if content["fingerprint"] != run.fingerprint:
+        run.fabric.print(f"{run.name}: {path} belongs to other params, data or code; starting anew")
+        return None
+    return content
+
+
+def finished(run: Run) -> None:
+    """Delete the checkpoints: the stage's output is on disk."""
+    for path in run.checkpoint("*").parent.glob(run.checkpoint("*").name):
+        path.unlink()
