@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lowenergy.base.errors import UserError
-from lowenergy.base.params import TARGETS
+from lowenergy.base.errors import UserError, explained
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -13,8 +12,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(explained(error), file=sys.stderr)
         return 2
     return 0
 
@@ -24,13 +23,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     profile = commands.add_parser("profile", help="write a profile of profiles/ into params.yaml")
-    profile.add_argument("name", help="digits, mnist, cifar100, or pq-punynet, pq-large-blocks on top of one")
+    profile.add_argument("name", help="a file of profiles/; without a name, they are listed", nargs="?")
     profile.set_defaults(run=_profile)
+
+    listing = commands.add_parser("params", help="list every parameter: what it means and may be")
+    listing.add_argument("prefix", nargs="?", default="", help="only those that start so, such as prune")
+    listing.set_defaults(run=_params)
 
     check = commands.add_parser("check", help="check params.yaml against the schema")
     check.set_defaults(run=_check)
 
-    table = commands.add_parser("table", help="print the figures of metrics/")
+    table = commands.add_parser("table", help="print the figures of metrics/: what compression costs, and saves")
+    table.add_argument("--all", action="store_true", help="all figures")
     table.set_defaults(run=_table)
 
     show = commands.add_parser("show", help="print what is in a model file")
@@ -54,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = commands.add_parser("sweep-plot", help="gather the experiments of `dvc exp show` in one table, and draw it")
     sweep.add_argument("tables", nargs="*", type=Path, help="tables that it wrote before, instead of `dvc exp show`")
-    sweep.add_argument("--target", choices=TARGETS, default="ebm", help="default: ebm")
+    sweep.add_argument("--target", default="ebm", help="default: ebm")
     sweep.add_argument("--quality", help="the figure to draw (default: accuracy of a classifier, FID of an energy)")
     sweep.add_argument("--out", type=Path, default=Path("plots/sweep"), help="a directory (default: plots/sweep)")
     sweep.add_argument("--all-commits", action="store_true", help="experiments of all commits, not the current one's")
@@ -78,8 +82,21 @@ def _parser() -> argparse.ArgumentParser:
 def _profile(args: argparse.Namespace) -> None:
     from lowenergy import profiles
 
+    if args.name is None:
+        print(*(f"{name:16} {text}" for name, text in profiles.described()), sep="\n")
+        return
     changed = profiles.apply(args.name)
     print(*changed, f"params.yaml: {len(changed)} values changed", sep="\n")
+
+
+def _params(args: argparse.Namespace) -> None:
+    from lowenergy.base import params
+
+    rows = [row for row in params.listing() if row[0].startswith(args.prefix)]
+    if not rows:
+        raise params.ParamsError(f"no parameter starts with {args.prefix}; `lowenergy params` lists all of them")
+    for name, allowed, meaning in rows:
+        print(f"{name}  ({allowed})\n    {meaning}")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -90,24 +107,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _table(args: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from lowenergy.base import params
-    from lowenergy.reporting import page
+    from lowenergy.reporting import tables
 
     p = params.load()
-    figures = page.collect(list(p.targets))
-    # A pipe or a log has no width of its own; do not squeeze the table into 80 columns there.
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    for target, rows in figures.groupby("target", sort=False):
-        text = page.shown(rows.drop(columns=["target"]).set_index("branch").rename(index=p.chain))
-        table = Table(title=str(target), title_justify="left")
-        for column in ("branch", *text.columns):
-            table.add_column(column.replace(".", "\n"), justify="left" if column == "branch" else "right")
-        for branch, row in zip(text.index, text.to_numpy(), strict=True):
-            table.add_row(str(branch), *map(str, row))
-        console.print(table)
+    tables.show(tables.collect(list(p.targets)), p.chain, everything=args.all)
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -209,30 +213,25 @@ def _sample(args: argparse.Namespace) -> None:
 
     from lowenergy import data
     from lowenergy.base import files
-    from lowenergy.base.files import FileError
-    from lowenergy.base.params import Langevin
-    from lowenergy.data import write_grid
     from lowenergy.energies import sample
-    from lowenergy.runtimes.loading import energy_of, network_of
+    from lowenergy.runtimes import sampling
+    from lowenergy.runtimes.loading import network_of
     from lowenergy.storage import artifact
 
     model, header = artifact.read(args.model)
     if model.spec.head is None:
-        raise FileError(f"{args.model}: a {model.target} has no energy to sample from; give an EBM or a JEM")
-    if "sampler" not in header["provenance"]:
-        raise FileError(f"{args.model}: does not say how to sample from it; make it again by its stage")
-    constants = dict(header["provenance"]["sampler"])
-    chain_steps = int(constants.pop("chain_steps"))
-    steps = args.steps or chain_steps
+        raise files.FileError(f"{args.model}: a {model.target} has no energy to sample from; give an EBM or a JEM")
+    constants = sampling.constants_of(header, args.model)
+    steps = args.steps or int(header["provenance"]["sampler"]["chain_steps"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with Progress() as progress:
         task = progress.add_task(f"{steps} Langevin steps", total=steps * args.n)
         images = sample(
-            energy_of(model, network_of(model).to(device)),
+            sampling.fastest(model, network_of(model).to(device), images=steps * args.n),
             model.spec.input_shape,
             args.n,
             steps=steps,
-            constants=Langevin(**constants),
+            constants=constants,
             generator=torch.Generator(device).manual_seed(args.seed),
             progress=lambda chains: progress.advance(task, chains),
         )
@@ -241,7 +240,7 @@ def _sample(args: argparse.Namespace) -> None:
         np.savez_compressed(archive, images=data.to_bytes(images).cpu().numpy())
         files.write_bytes(args.out, archive.getvalue())
     else:
-        write_grid(images.cpu(), args.out, columns=8)
+        data.write_grid(images.cpu(), args.out, columns=8)
     print(f"{args.out}: {args.n} images")
 
 

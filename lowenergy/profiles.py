@@ -2,6 +2,7 @@
 
 import io
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,16 @@ PROFILES, PARAMS = Path("profiles"), Path("params.yaml")
 
 def names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def described() -> list[tuple[str, str]]:
+    """Each profile and the first sentence of its comment."""
+    found = []
+    for name in names():
+        lines = takewhile(lambda line: line.startswith("#"), (PROFILES / f"{name}.yaml").read_text().splitlines())
+        comment = " ".join(line.lstrip("# ") for line in lines)
+        found.append((name, re.split(r"\. (?=[A-Z])", comment)[0].rstrip(".")))
+    return found
 
 
 def _round_trip() -> YAML:
@@ -31,7 +42,12 @@ def _overlay(values: Any, changes: Any, at: str, changed: list[str]) -> None:
         field = f"{at}{key}"
         if key not in values:
             raise ParamsError(f"{field} is not in params.yaml; see the spelling there")
-        if isinstance(new, dict):
+        if field == "targets":  # which there are is the value
+            if dict(values[key]) != new:
+                changed.append(f"{field}: {', '.join(values[key])} -> {', '.join(new)}")
+                values[key].clear()
+                values[key].update(new)
+        elif isinstance(new, dict):
             _overlay(values[key], new, f"{field}.", changed)
         elif values[key] != new:
             changed.append(f"{field}: {values[key]} -> {new}")

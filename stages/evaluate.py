@@ -1,10 +1,10 @@
 """Measure one branch of one target by its file. DVC stage `evaluate@<target>-<branch>`."""
 
-import sys
 from pathlib import Path
 
 from lowenergy import data
 from lowenergy.base import files, params
+from lowenergy.base.stage import run as run_stage
 from lowenergy.scoring import report_card
 
 
@@ -15,13 +15,14 @@ def main(target: str, branch: str) -> None:
         teacher=f"models/{target}/teacher.safetensors",
         scorer="models/scorer.safetensors",
         reference="models/reference.safetensors",
-        splits=data.load("data/splits.safetensors"),
+        splits=data.load(data.SPLITS),
         p=getattr(p, target).evaluate,
         seed=p.seed,
         plots=Path(f"plots/branches/{target}/{branch}"),
     )
-    files.write_json(f"metrics/{target}/{branch}.json", card)
+    files.write_json(f"metrics/{target}/{branch}.card.json", card)
+    files.write_json(f"metrics/{target}/{branch}.json", report_card.decisive(card))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main)

@@ -2,14 +2,15 @@
 
 from lowenergy import data
 from lowenergy.base import params
+from lowenergy.base.stage import run as run_stage
 
 
 def main() -> None:
     p = params.load()
     splits = data.prepare(p.data, p.seed)
-    data.save(splits, "data/splits.safetensors")
+    data.save(splits, data.SPLITS)
     print(*(f"{name} {len(getattr(splits, name))}" for name in ("train", "validation", "test")), "images")
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

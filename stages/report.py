@@ -1,6 +1,7 @@
 """Gather all figures into one page and one CSV. DVC stage `report`."""
 
 from lowenergy.base import params
+from lowenergy.base.stage import run as run_stage
 from lowenergy.reporting import page
 
 
@@ -10,4 +11,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

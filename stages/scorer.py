@@ -4,6 +4,7 @@ import torch
 
 from lowenergy import data
 from lowenergy.base import files, params
+from lowenergy.base.stage import run as run_stage
 from lowenergy.energies import uniform_noise
 from lowenergy.scoring import accuracy, generation
 from lowenergy.storage import artifact
@@ -15,7 +16,7 @@ REFERENCE = "models/reference.safetensors"
 
 def main() -> None:
     p = params.load()
-    splits = data.load("data/splits.safetensors")
+    splits = data.load(data.SPLITS)
     run = Run("scorer", p.seed, [p.scorer, splits.train.images])
     scorer = classifier.train(splits, p.scorer, run)
     artifact.save(
@@ -38,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,24 @@ class FileError(UserError):
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write beside the target, flush to disk, then rename over it."""
+    """Write beside the target, flush to disk, then rename over it.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is, and half a file is not left behind.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_json(path: str | Path, value: Any) -> None:

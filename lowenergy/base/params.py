@@ -5,22 +5,40 @@ reads only the sections that dvc.yaml names for it (tests/test_guards.py compare
 
 What several targets share stands once, in the section of their family: `targets: {ebm: energies, jem: energies}`. A
 target's own section is laid over it, so `Params.ebm` has both.
+
+A method or target that is added (docs/extending.md) brings the schema of its section with it: class `Params` of its
+module. Sources and networks are known by their files.
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from lowenergy.base.errors import UserError
 
 FAMILIES = {"classifier": "classifier", "ebm": "energies", "jem": "energies"}  # target -> section it shares
-TARGETS = tuple(FAMILIES)
 METHODS = ("prune", "quantize", "distill", "pq")
 BRANCHES = ("teacher", *METHODS)
+PACKAGE = Path(__file__).parents[1]
+
+
+def _known(room: str, name: str) -> str:
+    """A name that is the name of a file of that room, as a validator."""
+    names = sorted(path.stem for path in (PACKAGE / room).glob("*.py") if path.stem not in ("__init__", "blocks"))
+    if name not in names:
+        raise ValueError(f"{name!r} is none of {', '.join(names)}, the files of lowenergy/{room}")
+    return name
+
+
+def _network(name: str) -> str:
+    _known("networks/zoo", name.rstrip("0123456789"))
+    return name
+
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
@@ -41,7 +59,9 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Literal["digits", "mnist", "cifar100", "folder"] = Field(description="where the images come from")
+    source: Annotated[str, AfterValidator(lambda name: _known("data/sources", name))] = Field(
+        description="where the images come from: digits, mnist, cifar100 or folder"
+    )
     root: str = Field(description="torchvision root of mnist and cifar100; missing files are downloaded into it")
     folder: str = Field(description="for source folder: a directory with one sub-directory of images per class")
     image_size: Annotated[int, Field(ge=8, le=512)] | None = Field(
@@ -66,8 +86,8 @@ class Data(Section):
 class Architecture(Section):
     """A backbone by name; channels of the images and number of classes come from the data."""
 
-    name: Literal["resnet18", "resnet10", "resnet20", "resnet8", "cnn", "strided", "compact", "shallow"] = Field(
-        description="the family; see docs/architectures.md"
+    name: Annotated[str, AfterValidator(_network)] = Field(
+        description="resnet18, resnet10, resnet20, resnet8, cnn, strided, compact or shallow; see docs/architectures.md"
     )
     width: Annotated[int, Field(ge=2, le=1024)] = Field(description="channels of the first stage")
     stem: Literal["7x7", "3x3", "3x3-pool"] = Field(
@@ -157,6 +177,11 @@ class EnergyTraining(Section):
     def life(self) -> int:
         """Langevin steps of a chain, on average: how long the chains are that this training makes samples."""
         return round(self.chain_steps / self.fresh_fraction) if self.fresh_fraction else self.chain_steps
+
+    @property
+    def recorded_sampler(self) -> dict[str, float]:
+        """What a model's file says of how to sample from it: the step's constants and how many steps."""
+        return {**self.sampler.model_dump(), "chain_steps": self.life}
 
     @model_validator(mode="after")
     def _learns_something(self) -> Self:
@@ -370,6 +395,8 @@ class Pq(Section):
 
 
 class Params(Section):
+    model_config = ConfigDict(extra="allow")  # sections of added methods and targets, which `check` has checked
+
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(description="of everything random")
     targets: dict[str, str] = Field(
         min_length=1, description="what to train and compress, and the section that each shares with its family"
@@ -401,14 +428,6 @@ class Params(Section):
             links.insert(0, source)
         return " → ".join(links)
 
-    @model_validator(mode="after")
-    def _targets_exist(self) -> Self:
-        for target, family in self.targets.items():
-            if FAMILIES.get(target) != family:
-                known = ", ".join(f"{name}: {section}" for name, section in FAMILIES.items())
-                raise ValueError(f"targets: {{{target}: {family}}} is none of {{{known}}}")
-        return self
-
 
 # Where the parameters of format 1 went: old name -> what to do instead.
 MOVED = {
@@ -436,7 +455,7 @@ MOVED = {
         "evaluate.batch_size": "a constant of lowenergy/energies/langevin.py",
         "evaluate.langevin": f"now {target}.train.sampler",
         "evaluate.precision": "always float32",
-        "evaluate.rotation": "a constant of lowenergy/scoring/ood.py",
+        "evaluate.rotation": "always a quarter turn",
         "evaluate.reduction": "a constant of lowenergy/scoring/ood.py",
     }.items()},
 }  # fmt: skip
@@ -468,6 +487,41 @@ def _explain(error: Any) -> str:
     return f"{field} = {value!r}: {message[0].lower()}{message[1:]}{means}"
 
 
+def listing() -> list[tuple[str, str, str]]:
+    """Every parameter: its dotted name, what it may be, what it means; of what ebm and jem share, `energies`."""
+
+    def of(section: type[BaseModel], at: str) -> list[tuple[str, str, str]]:
+        rows = []
+        for name, field in section.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                rows += of(kind, f"{at}{name}.")
+            else:
+                rows.append((f"{at}{name}", _range(field), field.description or ""))
+        return rows
+
+    return of(Params, "")
+
+
+def _range(field: Any) -> str:
+    """What a field may be, as one would write it: `0 <= int < 10`."""
+    schema = TypeAdapter(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
+    found = schema.json_schema()
+    optional = any(kind.get("type") == "null" for kind in found.get("anyOf", []))
+    found = next((kind for kind in found.get("anyOf", []) if kind.get("type") != "null"), found)
+    if "enum" in found:
+        text = " | ".join(map(str, found["enum"]))
+    else:
+        low = next((f"{found[key]:g} {sign} " for key, sign in LOWER.items() if key in found), "")
+        high = next((f" {sign} {found[key]:g}" for key, sign in UPPER.items() if key in found), "")
+        text = f"{low}{found.get('type', 'value')}{high}"
+    return f"{text} | null" if optional else text
+
+
+LOWER = {"minimum": "<=", "exclusiveMinimum": "<"}
+UPPER = {"maximum": "<=", "exclusiveMaximum": "<"}
+
+
 def _laid_over(own: Any, shared: Any) -> Any:
     """A target's own values over those of its family."""
     if not (isinstance(own, Mapping) and isinstance(shared, Mapping)):
@@ -483,25 +537,53 @@ def check(values: Any, origin: str = "params.yaml") -> Params:
     """
     if not isinstance(values, Mapping):
         raise ParamsError(f"{origin}: expected sections such as `seed: 0`, found {type(values).__name__}")
-    if isinstance(values.get("targets"), list):
-        wanted = ", ".join(f"{target}: {FAMILIES.get(target, '?')}" for target in values["targets"])
-        raise ParamsError(f"{origin}: targets = {values['targets']} is a list; write targets: {{{wanted}}}")
-    families = set(FAMILIES.values()) - set(TARGETS)
-    whole = {name: section for name, section in values.items() if name not in families}
-    for target, family in FAMILIES.items():
+    problems = []
+    targets = values.get("targets")
+    if isinstance(targets, list):  # format 1
+        targets = {str(target): FAMILIES.get(str(target), str(target)) for target in targets}
+        problems.append(f"targets is a list; write targets: {{{', '.join(': '.join(t) for t in targets.items())}}}")
+    families = {**FAMILIES, **targets} if isinstance(targets, Mapping) else FAMILIES
+    shared = {family for target, family in families.items() if family != target}
+    whole = {name: section for name, section in values.items() if name not in shared} | {"targets": targets}
+    for target, family in families.items():
         if family != target and target in values:
             whole[target] = _laid_over(values[target], values.get(family, {}))
+    for name in whole.keys() - Params.model_fields.keys():
+        schema = _schema_of(name)
+        try:
+            if schema is not None:
+                whole[name] = schema.model_validate(whole[name])
+            else:
+                problems.append(f"{name} is no section; `lowenergy params` lists all of them")
+        except ValidationError as error:
+            problems += [_explain({**e, "loc": (name, *e["loc"])}) for e in error.errors()]
     try:
-        return Params.model_validate(whole)
+        checked = Params.model_validate(whole)
     except ValidationError as error:
-        found = dict.fromkeys(_explain(_at_home(e, values)) for e in error.errors())
-        raise ParamsError("\n".join(f"{origin}: {line}" for line in found)) from None
+        problems += [_explain(_at_home(e, values, families)) for e in error.errors()]
+    else:
+        for target, family in checked.targets.items():
+            if family not in values or target not in values or family != FAMILIES.get(target, family):
+                known = ", ".join(f"{name}: {section}" for name, section in FAMILIES.items())
+                problems.append(f"targets: {{{target}: {family}}} names no two sections that go together as {known} do")
+    if problems:
+        raise ParamsError("\n".join(f"{origin}: {line}" for line in dict.fromkeys(problems)))
+    return checked
 
 
-def _at_home(error: Any, values: Mapping[str, Any]) -> Any:
+def _schema_of(name: str) -> type[Section] | None:
+    """Of an added method or target: what its module says."""
+    for room in ("compression", "targets"):
+        if (PACKAGE / room / f"{name}.py").exists():
+            schema: type[Section] = import_module(f"lowenergy.{room}.{name}").Params
+            return schema
+    return None
+
+
+def _at_home(error: Any, values: Mapping[str, Any], families: Mapping[str, str]) -> Any:
     """An error of what a target shares, said of its family's section where that is where it stands."""
     target, *rest = error["loc"] or ("",)
-    family = FAMILIES.get(target, target)
+    family = families.get(target, target)
     own, shared = _found(values, (target, *rest)), _found(values, (family, *rest))
     return {**error, "loc": (family, *rest)} if family != target and not own and shared else error
 

@@ -8,8 +8,8 @@ EVERY = 5.0  # seconds
 class Progress:
     """Counts up to `total` and prints a line every few seconds.
 
-        >>> progress = Progress("ebm/evaluate prune: sampling", total=3000)
-        >>> progress(500)  # that many are done
+    >>> progress = Progress("ebm/evaluate prune: sampling", total=3000)
+    >>> progress(500)  # that many are done
     """
 
     def __init__(self, name: str, total: int) -> None:

@@ -1,19 +1,31 @@
 """Images as one picture."""
 
+import io
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lowenergy.base import files
 from lowenergy.data.images import to_bytes
 
+GAP = 2  # pixels between images
+
 
 def write_grid(images: Tensor, path: Path, columns: int = 10) -> None:
-    """Images (n, c, h, w) in [-1, 1], small ones enlarged to about 32 pixels a side."""
-    from torchvision.io import encode_png
-    from torchvision.utils import make_grid
+    """Images (n, c, h, w) in [-1, 1] as a PNG, small ones enlarged to about 32 pixels a side."""
+    from PIL import Image
 
     scale = max(1, round(32 / images.shape[-1]))
-    enlarged = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    grid = make_grid(enlarged, nrow=columns, padding=2, pad_value=0.0)
-    files.write_bytes(path, encode_png(to_bytes(grid)).numpy().tobytes())
+    images = to_bytes(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    n, channels, height, width = images.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    high, wide = height + GAP, width + GAP
+    sheet = torch.full((channels, GAP + rows * high, GAP + columns * wide), 128, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = GAP + i // columns * high, GAP + i % columns * wide
+        sheet[:, top : top + height, left : left + width] = image
+    out = io.BytesIO()
+    Image.fromarray(sheet.expand(3, -1, -1).permute(1, 2, 0).numpy()).save(out, "PNG")
+    files.write_bytes(path, out.getvalue())

@@ -90,9 +90,8 @@ def _convolution_backward(
         return aten.convolution(g, w, None, stride, padding, dilation, False, [0, 0], groups), None, None
     if list(stride) == [1, 1] and min(back) >= 0:
         return aten.convolution(g, _turned(w, groups), None, [1, 1], back, dilation, False, [0, 0], groups), None, None
-    halves = all(k % 2 and k == kernel[0] and p == k // 2 for k, p in zip(kernel, padding, strict=True))
-    import os
-    if (w.shape[1] <= 3 or not os.environ.get("TR")) and list(stride) == [2, 2] and halves and list(dilation) == [1, 1] and groups == 1:
+    odd = all(k % 2 and k == kernel[0] and p == k // 2 for k, p in zip(kernel, padding, strict=True))
+    if odd and list(stride) == [2, 2] and list(dilation) == [1, 1] and groups == 1:
         return input_gradient(g, w, height, width), None, None
     rest = [
         x.shape[2 + i] - ((g.shape[2 + i] - 1) * stride[i] + kernel[i] * dilation[i] - dilation[i] + 1) for i in (0, 1)

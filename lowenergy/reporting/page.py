@@ -1,4 +1,7 @@
-"""From metrics, curves and grids on disk to one table, one CSV for DVC's plots, one HTML page that opens offline."""
+"""From metrics, curves and pictures on disk to one HTML page that opens offline, and one CSV for DVC's plots.
+
+The first screen answers which model to take; everything else is folded below it.
+"""
 
 import base64
 import html
@@ -12,61 +15,8 @@ import pandas as pd
 
 from lowenergy.base import files
 from lowenergy.base.figures import axes as new_axes
-from lowenergy.base.params import BRANCHES
-
-TITLES = {
-    "classifier": "Classifier",
-    "ebm": "Energy-based model (EBM)",
-    "jem": "Joint energy model (JEM)",
-}
-QUALITY = {"classifier": "accuracy", "ebm": "fid", "jem": "fid"}  # what the size is paid with
-FORMATS = {
-    "accuracy": "{:.2%}",
-    "nll": "{:.3f}",
-    "fid": "{:.2f}",
-    "inception_score": "{:.2f}",
-    "ood_auroc.noise": "{:.3f}",
-    "ood_auroc.rotation": "{:.3f}",
-    "ood_auroc.reduction": "{:.3f}",
-    "recoveries": "{:.0f}",
-    "size_bytes": "{:,.0f}",
-    "compression_ratio": "{:.1f}×",
-    "bits_per_weight": "{:.2f}",
-    "parameters": "{:,.0f}",
-    "nonzero_parameters": "{:,.0f}",
-    "macs": "{:,.0f}",
-    "micronet.storage": "{:,.0f}",
-    "micronet.operations": "{:,.0f}",
-    "micronet.score": "{:.5f}",
-    "micronet.simplified": "{:.5f}",
-}
-
-
-def collect(targets: list[str], root: Path = Path()) -> pd.DataFrame:
-    """metrics/<target>/<branch>.json of these targets, flattened: one row per model, figures it lacks are NaN."""
-    rows = []
-    for target in targets:
-        for branch in BRANCHES:
-            path = root / "metrics" / target / f"{branch}.json"
-            if path.exists():
-                figures = pd.json_normalize(json.loads(path.read_text())).iloc[0].to_dict()
-                rows.append({"target": target, "branch": branch, **figures})
-    if not rows:
-        raise files.FileError("metrics/: no figures of these targets; `dvc repro` makes them")
-    order = [name for name in FORMATS if any(name in row for row in rows)]
-    return pd.DataFrame(rows, columns=["target", "branch", *order])
-
-
-def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The figures of one target as text, columns that it lacks left out."""
-    figures = table.dropna(axis="columns", how="all")
-    return figures.apply(
-        lambda column: (
-            column.map(FORMATS[str(column.name)].format, na_action="ignore").fillna("")
-            if str(column.name) in FORMATS
-            else column
-        )
-    )
+from lowenergy.reporting import front
+from lowenergy.reporting.tables import FIRST, HEADS, TITLES, collect, front_of, quality_of, shown
 
 
 def write(targets: list[str], chain: Callable[[str], str], root: Path = Path()) -> None:
@@ -84,38 +34,52 @@ def write(targets: list[str], chain: Callable[[str], str], root: Path = Path()) 
     files.write_bytes(root / "report.html", _page(table, targets, chain, root).encode())
 
 
-# -- the page ---------------------------------------------------------------------------------------------------------
-
 STYLE = """
-:root { color-scheme: light dark; --line: #8886; --soft: #8882; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
-h1 { margin-bottom: 0 } h2 { border-bottom: 1px solid var(--line); margin-top: 2.5rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--soft); white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top }
-figcaption { font-size: 13px; opacity: .75 } .plot { background: #fff; max-width: 100% }
-.grid { image-rendering: pixelated; width: 20rem }
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #6b7280; --line: #d5d9df; --card: #fff; --page: #f4f5f7;
+  --on: #0b6bcb; --off: #9aa3af }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #9aa3af; --line: #3a414b; --card: #1c2128;
+  --page: #13171c; --on: #5eb0ff; --off: #7b8593 } }
+* { box-sizing: border-box }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
+  max-width: 84rem; padding: 1rem 1.5rem 3rem }
+h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 0 0 .4rem } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
+p { margin: .3rem 0 1rem; color: var(--soft); max-width: 60rem }
+.answers { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)) }
+.card, details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; min-width: 0 }
+details { margin-top: 1rem } summary { cursor: pointer; font-weight: 600 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; width: 100% }
+th, td { padding: .2rem .4rem; text-align: right; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
+th { color: var(--soft); font-weight: 500 } th:first-child, td:first-child { text-align: left }
+.front { width: 100%; font: 11px system-ui, sans-serif } .front text { fill: var(--soft) }
+.front .rule { stroke: var(--line); stroke-width: .6 } .front polyline { fill: none; stroke: var(--on); stroke-width: 1.5 }
+.front .on circle { fill: var(--on) } .front .off circle { fill: var(--off) } .front g text { fill: var(--ink) }
+.front g:hover circle { stroke: var(--ink); stroke-width: 2 } .front g:hover text { font-weight: 700 }
+figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top; max-width: 100% }
+figcaption { font-size: 13px; color: var(--soft) } .plot { background: #fff; max-width: 100%; height: auto; border-radius: .3rem }
+.grid { image-rendering: pixelated; width: 20rem; max-width: 100% }
 """
 
 
 def _page(table: pd.DataFrame, targets: list[str], chain: Callable[[str], str], root: Path) -> str:
-    parts = [
-        "<h1>lowenergy</h1>",
-        "<p>What compression costs: every model measured by the file it is stored in.</p>",
-        _scorer(root),
-    ]
-    for target in targets:
-        rows = table[table.target == target].drop(columns="target").set_index("branch")
-        parts.append(f"<h2>{TITLES[target]}</h2>")
-        named = rows.rename(index=chain)
-        parts.append(f'<div class="scroll">{_html_table(shown(named))}</div>')
-        parts.append(_figure(_pareto(named, QUALITY[target]), "size against quality; the line is the Pareto front"))
-        parts.append(_samples(target, list(rows.index), root))
-        parts.append(_confusion(target, root))
-        parts.append(_sensitivity(target, root))
-        parts.append(_bearing(target, root))
-        parts.append(_curves(target, list(rows.index), root))
+    named = {
+        target: table[table.target == target].drop(columns="target").set_index("branch").rename(index=chain)
+        for target in targets
+    }
+    parts = ["<h1>Which model should I take?</h1>", _scorer(root), '<div class="answers">']
+    parts += [_answer(target, rows) for target, rows in named.items()]
+    parts.append("</div>")
+    for target, rows in named.items():
+        branches = list(table[table.target == target].branch)
+        details = [
+            _html_table(shown(rows).T),
+            _samples(target, branches, root),
+            _confusion(target, root),
+            _sensitivity(target, root),
+            _bearing(target, root),
+            _curves(target, branches, root),
+        ]
+        title = f"{TITLES.get(target, target)}: all figures, pictures, curves"
+        parts.append(f"<details><summary>{title}</summary>{''.join(details)}</details>")
     body = "\n".join(part for part in parts if part)
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>lowenergy report</title>\n'
@@ -124,8 +88,20 @@ def _page(table: pd.DataFrame, targets: list[str], chain: Callable[[str], str], 
     )
 
 
-def _html_table(table: pd.DataFrame) -> str:
-    head = "".join(f"<th>{html.escape(str(c)).replace('.', '.<wbr>')}</th>" for c in ("branch", *table.columns))
+def _answer(target: str, rows: pd.DataFrame) -> str:
+    """One target's chart, and below it the models worth taking, best quality first."""
+    best = front_of(rows)[::-1]
+    columns = [name for name in FIRST if name in best and name not in ("parameters", "macs")]
+    table = _html_table(shown(best[columns]).rename(columns=HEADS), "take")
+    return (
+        f'<section class="card"><h2>{TITLES.get(target, target)}</h2>{front.drawing(rows)}{table}'
+        f"<figcaption>Smaller for less {'FID' if quality_of(rows) == 'fid' else 'error'}: the line is what no smaller "
+        "model matches.</figcaption></section>"
+    )
+
+
+def _html_table(table: pd.DataFrame, corner: str = "") -> str:
+    head = "".join(f"<th>{html.escape(str(c))}</th>" for c in (corner, *table.columns))
     body = "".join(
         f"<tr><td>{html.escape(str(branch))}</td>{''.join(f'<td>{html.escape(str(v))}</td>' for v in row)}</tr>"
         for branch, row in zip(table.index, table.to_numpy(), strict=True)
@@ -182,38 +158,6 @@ def _svg(figure: Any) -> str:
     figure.savefig(out, format="svg", metadata={"Date": None})  # the same page from the same figures
     text = out.getvalue()
     return text[text.index("<svg") :].replace("<svg", '<svg class="plot"', 1)
-
-
-def pareto_front(sizes: list[float], losses: list[float]) -> list[int]:
-    """Indices, by growing size, of the models that no smaller or equal-sized model matches in loss."""
-    best, front = float("inf"), []
-    for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], losses[i])):
-        if losses[i] < best:
-            best = losses[i]
-            front.append(i)
-    return front
-
-
-def _pareto(rows: pd.DataFrame, quality: str) -> str:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
-    figure, axes = new_axes()
-    sizes, values = rows["size_bytes"].tolist(), rows[quality].tolist()
-    front = pareto_front(sizes, [-v if quality == "accuracy" else v for v in values])
-    axes.plot([sizes[i] for i in front], [values[i] for i in front], color="tab:gray", lw=1, zorder=1)
-    for branch, size, value in zip(rows.index, sizes, values, strict=True):
-        axes.scatter(size, value, s=36, zorder=2)
-        axes.annotate(branch, (size, value), textcoords="offset points", xytext=(6, 5))
-    axes.set(
-        xscale="log",
-        xlabel="bytes on disk",
-        ylabel=f"{quality} ({'higher' if quality == 'accuracy' else 'lower'} is better)",
-    )
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(0.25)
-    return _svg(figure)
 
 
 def _confusion(target: str, root: Path) -> str:

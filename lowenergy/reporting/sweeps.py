@@ -14,7 +14,7 @@ from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.base.figures import axes as new_axes
 from lowenergy.base.params import METHODS
-from lowenergy.reporting.page import QUALITY
+from lowenergy.reporting.tables import quality_of
 
 TITLES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "fid": "FID", "inception_score": "Inception Score"}
 SETTINGS = (  # what tells cells apart, where it is there; further parameters are kept if they differ
@@ -63,15 +63,15 @@ def collect(revisions: Iterable[Mapping[str, Any]], target: str) -> pd.DataFrame
     for name, data in _finished(revisions):
         values = {key: value for file in (data["params"] or {}).values() for key, value in _flat(file["data"]).items()}
         for branch in ("teacher", *METHODS):
-            file = (data["metrics"] or {}).get(f"metrics/{target}/{branch}.json", {})
-            if "data" not in file:
+            figures = _figures(data, f"metrics/{target}/{branch}")
+            if not figures:
                 continue
             chain = _chain(branch, values)
             own = {key: _text(value) for key, value in values.items() if key.split(".")[0] in chain}
             rows.append(
                 {"experiment": name, "target": target, "branch": branch, "chain": " → ".join(chain)}
                 | own
-                | _flat(file["data"])
+                | _flat(figures)
             )
     if not rows:
         raise SweepError(f"no experiment has figures of {target}; queue some with `dvc exp run --queue -S ...`")
@@ -81,6 +81,17 @@ def collect(revisions: Iterable[Mapping[str, Any]], target: str) -> pd.DataFrame
     table = table.drop(columns=dull)
     table = table.drop_duplicates(subset=[column for column in table if column != "experiment"])
     return table.sort_values(["chain", *(column for column in of_params if column not in dull)], ignore_index=True)
+
+
+def _figures(data: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """All figures of a model as that revision's commit has them; {} where it has none."""
+    if "data" not in (data["metrics"] or {}).get(f"{path}.json", {}):
+        return {}
+    done = subprocess.run(["git", "show", f"{data['rev']}:{path}.card.json"], capture_output=True, text=True)
+    found: Mapping[str, Any] = (
+        json.loads(done.stdout) if done.returncode == 0 else data["metrics"][f"{path}.json"]["data"]
+    )
+    return found
 
 
 def _finished(revisions: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -134,7 +145,7 @@ def write(table: pd.DataFrame, quality: str | None, directory: Path) -> list[Pat
         SweepError: the table has no such figure.
     """
     target = str(table["target"].iloc[0])
-    quality = quality or QUALITY[target]
+    quality = quality or quality_of(table)
     if quality not in table:
         numbers = [str(column) for column in table.select_dtypes("number")]
         raise SweepError(f"no figure {quality!r} in these experiments; there are {', '.join(numbers)}")

@@ -35,6 +35,7 @@ from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, Int8, 
 
 OPSET = 20
 LARGEST_FOLDED = 64  # bytes of a constant that may be computed ahead; more, and coded weights would be unpacked
+LARGEST_UNPACKED = 2**30  # where the graph is not kept, all of them
 
 
 # -- weights that the graph decodes -----------------------------------------------------------------------------------
@@ -127,11 +128,11 @@ class _Int8(nn.Module):
         return (self.bits() - self.offset).to(torch.int8).view(self.shape)
 
 
-def _int8_graph(model: Model, *, gradient: bool) -> GraphModule:
+def _int8_graph(model: Model, *, gradient: bool, outputs: bool = True) -> GraphModule:
     """The converted graph with the file's integers in it once, where a layer and its pullback both use them."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    graph = convert_pt2e(int8.restore(model, gradient=gradient, outputs=True), fold_quantize=False)
+    graph = convert_pt2e(int8.restore(model, gradient=gradient, outputs=outputs), fold_quantize=False)
     quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
     stored: dict[str, Node] = {}
     for node in [n for n in graph.graph.nodes if n.target is quantize]:
@@ -210,6 +211,27 @@ def export(model: Model, header: Mapping[str, Any], path: str | Path, *, sampler
         constants = {key: value for key, value in header["provenance"]["sampler"].items() if key != "chain_steps"}
         run = _Step(network, head, Sampler(**constants))
         names, outputs = ["images", "noise"], ["energy", "next", "logits"]
+    program = _traced(run, names, outputs, model)
+    if model.target == "ebm":  # its logits mean nothing by themselves
+        program.graph.outputs[:] = [value for value in program.graph.outputs if value.name != "logits"]
+    files.write_bytes(path, _trimmed(program))
+
+
+def gradient_bytes(model: Model) -> bytes:
+    """The energy's gradient graph as ONNX, images -> logits, gradients: for a session of our own, not for a file.
+
+    Weights are decoded; int8 models round their activations where they round in torch, and nowhere else.
+    """
+    assert model.spec.head is not None
+    if model.activations:
+        graph: nn.Module = _int8_graph(model, gradient=True, outputs=False)
+    else:
+        graph = gradient_graph(dense_network(model), model.spec.head, model.spec.input_shape)
+    return _trimmed(_traced(graph, ["images"], ["logits", "gradient"], model), largest_folded=LARGEST_UNPACKED)
+
+
+def _traced(run: nn.Module, names: list[str], outputs: list[str], model: Model) -> Any:
+    """The ONNX form, an onnx_ir.Model, of a module whose inputs are all batches of images."""
     images, batch = torch.zeros(2, *model.spec.input_shape), {0: torch.export.Dim("batch")}
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -227,22 +249,19 @@ def export(model: Model, header: Mapping[str, Any], path: str | Path, *, sampler
     except torch.onnx.errors.OnnxExporterError as error:
         raise FileError(f"{model.spec.name}: no ONNX form: {error}") from None
     assert program is not None
-    if model.target == "ebm":  # its logits mean nothing by themselves
-        program.model.graph.outputs[:] = [value for value in program.model.graph.outputs if value.name != "logits"]
-    files.write_bytes(path, _trimmed(program.model))
+    return program.model
 
 
-def _trimmed(model: Any) -> bytes:
+def _trimmed(model: Any, *, largest_folded: int = LARGEST_FOLDED) -> bytes:
     """The file's bytes without what only the exporter needs: notes on every node, long names, constants in many nodes.
 
     Args:
         model: onnx_ir.Model.
     """
-    import onnx_ir as ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
     from onnxscript.optimizer import optimize_ir
 
-    optimize_ir(model, input_size_limit=LARGEST_FOLDED, output_size_limit=4 * LARGEST_FOLDED)
+    optimize_ir(model, input_size_limit=largest_folded, output_size_limit=4 * largest_folded)
     DeduplicateInitializersPass()(model)
     ClearMetadataAndDocStringPass()(model)
     given = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
@@ -251,4 +270,10 @@ def _trimmed(model: Any) -> bytes:
         value.name, value.type, value.shape = f"{number:x}", None, None
     for node in model.graph:
         node.name = None
-    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return bytes(_proto(model).SerializeToString(deterministic=True))
+
+
+def _proto(model: Any) -> Any:
+    import onnx_ir
+
+    return onnx_ir.to_proto(model)

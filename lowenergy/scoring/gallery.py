@@ -66,21 +66,23 @@ def write_classes(scorer: Network, samples: Tensor, classes: Sequence[str], path
 
 
 def write_energies(energies: Mapping[str, Tensor], path: Path) -> None:
-    """Histograms of the energies, a line for each kind of images; on the left is what the model holds for likely."""
+    """Histograms of the energies, a line for each kind of images; on the left is what the model holds for likely.
+
+    Energies count from the test images' median. Kinds differ by orders of magnitude in spread, so the axis is linear
+    near zero, by the spread of the test images, and logarithmic further out.
+    """
     figure, axes = figures.axes()
-    everything = torch.cat(list(energies.values()))
-    # Kinds differ by orders of magnitude in spread: bins are equal on the scale on which the lines are drawn.
     centre = energies["test"].median()
-    width = (energies["test"] - centre).abs().median().clamp_min(1e-6)
-    scaled = torch.asinh((everything - centre) / width)
-    edges = torch.linspace(float(scaled.min()), float(scaled.max()) + 1e-6, 81)
-    places = (edges[:-1] + edges[1:]) / 2
-    for kind, values in energies.items():
-        counts = torch.histc(torch.asinh((values - centre) / width), 80, float(edges[0]), float(edges[-1]))
-        axes.plot(places.tolist(), (counts / counts.max()).tolist(), lw=1.3, label=kind)
-    ticks = torch.linspace(float(edges[0]), float(edges[-1]), 6)
-    axes.set_xticks(ticks.tolist(), [f"{float(torch.sinh(tick) * width + centre):.4g}" for tick in ticks])
-    axes.set(xlabel="energy (asinh scale)", ylabel="images, against the line's peak")
+    spread = float((energies["test"] - centre).abs().median().clamp_min(1e-6))
+    scaled = {kind: torch.asinh((values - centre) / spread) for kind, values in energies.items()}
+    low, high = (float(f(torch.cat(list(scaled.values())))) for f in (torch.min, torch.max))
+    places = torch.linspace(low, high + 1e-6, 81)
+    middles = torch.sinh((places[:-1] + places[1:]) / 2) * spread
+    for kind, values in scaled.items():
+        counts = torch.histc(values, 80, low, high + 1e-6)
+        axes.plot(middles.tolist(), (counts / counts.max()).tolist(), lw=1.3, label=kind)
+    axes.set_xscale("asinh", linear_width=spread)
+    axes.set(xlabel="energy above the test images' median", ylabel="images, against the line's peak")
     axes.legend()
     _write(figure, path)
 

@@ -9,8 +9,8 @@ below 16 bits anywhere. Decoding a codeword is a table look-up, without arithmet
 import torch
 from torch import Tensor, nn
 
-from lowenergy.runtimes.loading import dense_network
 from lowenergy.networks.zoo.blocks import BasicBlock
+from lowenergy.runtimes.loading import dense_network
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Coded, Dense, Encoding, Int8, Sparse
 

@@ -4,31 +4,30 @@ from collections.abc import Mapping
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from lowenergy.energies import BATCH, Energy, uniform_noise
 
 TRANSFORMS = ("noise", "rotation", "reduction")
-ROTATION, REDUCTION = 90.0, 0.5  # degrees, share of the side: nothing of it occurs in the data
+REDUCTION = 0.5  # share of the side: nothing that small occurs in the data
 
 
 def transformed(images: Tensor, generator: Generator) -> dict[str, Tensor]:
     """The out-of-distribution counterparts of images (n, c, h, w) in [-1, 1], as many of each kind.
 
-    noise: uniform noise; rotation: turned by ROTATION degrees; reduction: shrunk to REDUCTION of their side and framed in black.
+    noise: uniform noise; rotation: a quarter turn; reduction: shrunk to REDUCTION of their side and framed in black.
     """
-    # Imported where they are used, here and below: seconds that a classifier's evaluation need not wait.
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as V
-
-    bilinear = InterpolationMode.BILINEAR
-    size = images.shape[-1]
-    small = max(1, round(REDUCTION * size))
-    shrunk = V.resize(images, [small, small], antialias=True)
-    before, after = (size - small) // 2, size - small - (size - small) // 2
+    height, width = images.shape[2:]
+    low, narrow = max(1, round(REDUCTION * height)), max(1, round(REDUCTION * width))
+    shrunk = F.interpolate(images, (low, narrow), mode="bilinear", antialias=True, align_corners=False)
+    above, left = (height - low) // 2, (width - narrow) // 2
+    turned = images.rot90(dims=(2, 3))
+    if height != width:  # as much of it as fits
+        turned = F.interpolate(turned, (height, width), mode="bilinear", antialias=True, align_corners=False)
     return {
         "noise": uniform_noise(tuple(images.shape), generator),
-        "rotation": V.rotate(images, ROTATION, interpolation=bilinear, fill=-1.0),
-        "reduction": V.pad(shrunk, [before, before, after, after], fill=-1.0),
+        "rotation": turned.contiguous(),
+        "reduction": F.pad(shrunk, [left, width - narrow - left, above, height - low - above], value=-1.0),
     }
 
 
@@ -44,6 +43,7 @@ def energies(energy: Energy, images: Mapping[str, Tensor], generator: Generator)
 
 def auroc(energies: Mapping[str, Tensor]) -> dict[str, float]:
     """AUROC of the energy, test images against each transformed kind; 0.5 is chance, 1 is perfect."""
+    # Imported here: a classifier's evaluation need not wait for it.
     from sklearn.metrics import roc_auc_score
 
     inside = energies["test"]

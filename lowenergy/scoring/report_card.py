@@ -1,4 +1,4 @@
-"""All figures of one model by its target: a classifier answers, an energy draws and detects, a JEM does both."""
+"""All figures of one model by its head: a classifier answers, an energy draws and detects, a JEM does both."""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +6,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowenergy import data, networks
-from lowenergy.base.params import ClassifierEvaluation, EnergyEvaluation
+from lowenergy import data
+from lowenergy.base.params import ClassifierEvaluation, EnergyEvaluation, Sampler
+from lowenergy.base.progress import Progress
 from lowenergy.data import Splits, to_float
-from lowenergy.runtimes import loading
+from lowenergy.energies import sample
+from lowenergy.networks import Network
+from lowenergy.runtimes import loading, sampling
 from lowenergy.scoring import accuracy, gallery, generation, micronet, ood, size
 from lowenergy.storage import artifact
 
-CLASSIFIES, DRAWS = ("classifier", "jem"), ("ebm", "jem")
 GRID, NEIGHBOURS = 100, 30  # samples shown
+BATCH = 500  # images classified at a time
+DECISIVE = ("accuracy", "fid", "size_bytes")  # what one decides by: quality, and what it costs
+
+
+def decisive(card: dict[str, Any]) -> dict[str, Any]:
+    """The few figures that DVC's tables show; the card has all."""
+    return {key: card[key] for key in DECISIVE if key in card}
 
 
 def measure(
@@ -24,7 +33,7 @@ def measure(
     scorer: str,
     reference: str,
     splits: Splits,
-    p: ClassifierEvaluation,
+    p: ClassifierEvaluation | EnergyEvaluation,
     seed: int,
     plots: Path,
 ) -> dict[str, Any]:
@@ -35,21 +44,22 @@ def measure(
         scorer, reference: files of the scorer and of its statistics of the training images.
     """
     model, header = artifact.read(path)
-    network, test = loading.network_of(model), splits.test
+    network, test, head = loading.network_of(model), splits.test, model.spec.head
     plots.mkdir(parents=True, exist_ok=True)
     card: dict[str, Any] = {}
-    if model.target in CLASSIFIES:
-        logits = accuracy.predict(network, test.images, p.batch_size)
+    if head in (None, "logsumexp"):
+        logits = accuracy.predict(network, test.images, getattr(p, "batch_size", BATCH))
         card |= accuracy.measure(logits, test.labels)
         accuracy.write_confusion(logits, test, splits.classes, plots / "confusion.csv")
-    if model.target in DRAWS:
+    if head is not None:
         assert isinstance(p, EnergyEvaluation)
         looked_through = loading.dense_network(artifact.read(scorer)[0])
-        card |= _draw_and_detect(model, network, looked_through, reference, splits, p, seed, plots, path)
+        constants = sampling.constants_of(header, path)
+        card |= _draw_and_detect(model, network, looked_through, reference, splits, constants, p, seed, plots)
         if "recoveries" in header["provenance"]:
             card["recoveries"] = header["provenance"]["recoveries"]
     card |= size.measure(network, path, teacher)
-    if model.target == "classifier":
+    if head is None:
         card["micronet"] = micronet.measure(model, card["macs"])
     return card
 
@@ -57,25 +67,28 @@ def measure(
 def _draw_and_detect(
     model: artifact.Model,
     network: nn.Module,
-    scorer: networks.Network,
+    scorer: Network,
     reference: str,
     splits: Splits,
+    constants: Sampler,
     p: EnergyEvaluation,
     seed: int,
     plots: Path,
-    path: str,
 ) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    energy = loading.energy_of(model, network.to(device), p.precision)
+    energy = sampling.fastest(model, network.to(device), images=p.samples * p.chain_steps)
     generator = torch.Generator(device).manual_seed(seed)
     shape, train, test = splits.input_shape, splits.train.images, splits.test.images
-    drawn = generation.draw(energy, shape, p, generator, lambda text: print(f"{path}: {text}", flush=True)).cpu()
+    progress = Progress(f"{plots.parent.name}/{plots.name}: sampling", p.samples * p.chain_steps)
+    drawn = sample(
+        energy, shape, p.samples, steps=p.chain_steps, constants=constants, generator=generator, progress=progress
+    ).cpu()
     data.write_grid(drawn[:GRID], plots / "samples.png")
     gallery.write_neighbours(drawn[:NEIGHBOURS], train, plots / "neighbours.png")
     gallery.write_classes(scorer, drawn, splits.classes, plots / "classes.png")
-    gallery.write_strip(energy, shape, p, generator, plots / "strip.png")
+    gallery.write_strip(energy, shape, p.chain_steps, constants, generator, plots / "strip.png")
     images = {"train": to_float(train[: len(test)]).to(device), "test": to_float(test).to(device)}
-    energies = ood.energies(loading.energy_of(model, network), images, p, generator)
+    energies = ood.energies(loading.energy_of(model, network), images, generator)
     gallery.write_energies(energies, plots / "energies.png")
     network.cpu()
     return generation.measure(scorer, reference, drawn, seed) | {"ood_auroc": ood.auroc(energies)}

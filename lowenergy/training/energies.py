@@ -22,6 +22,7 @@ from lowenergy.energies import (
     probe_images,
 )
 from lowenergy.networks import Network, spec_of
+from lowenergy.runtimes import sampling
 from lowenergy.storage import dense, save
 from lowenergy.training.loop import DivergedError, Logs, fit
 from lowenergy.training.run import Run
@@ -132,15 +133,10 @@ def fit_energy(
         )
     except DivergedError as error:
         path = run.checkpoint("last-healthy").with_suffix(".safetensors")
-        provenance = {"stage": "teacher", "diverged": True, "sampler": sampler_of(p)}
+        provenance = {"stage": "teacher", "diverged": True, "sampler": p.recorded_sampler}
         save(dense(network.cpu(), run.name.split("/")[0]), path, provenance)
         raise DivergedError(f"{error}; the network is in {path}") from None
     network.to(memory_format=torch.contiguous_format)
-
-
-def sampler_of(p: EnergyTraining) -> dict[str, float]:
-    """Constants and length of the chains that this training makes samples: what a model file says."""
-    return {**p.sampler.model_dump(), "chain_steps": p.life}
 
 
 class EnergyObjective:
@@ -160,7 +156,9 @@ class EnergyObjective:
     @cached_property
     def inputs(self) -> Tensor:  # on demand: the chains take longer than much that needs none
         images = to_float(self.splits.train.images.to(self.generator.device))
-        return probe_images(self.energy, images, self.p.matching, self.p.train.sampler, self.generator)
+        p = self.p.matching
+        of_chains = sampling.fastest(dense(self.teacher, ""), self.teacher, images=p.chains * p.chain_steps)
+        return probe_images(of_chains, images, p, self.p.train.sampler, self.generator)
 
     @cached_property
     def match(self) -> EnergyMatch:

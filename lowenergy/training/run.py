@@ -5,6 +5,7 @@ chains, gradients are averaged, process 0 writes.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 import lowenergy
+from lowenergy.base import files
 from lowenergy.base.params import Precision
 
 
@@ -69,11 +71,9 @@ def _fingerprint(inputs: Sequence[Any]) -> str:
 
 def keep(run: Run, part: str, content: Mapping[str, Any]) -> None:
     """Put what a killed run needs to go on into its checkpoint `part`, atomically."""
-    path = run.checkpoint(part)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    torch.save({"fingerprint": run.fingerprint, **content}, unfinished)
-    unfinished.replace(path)
+    saved = io.BytesIO()
+    torch.save({"fingerprint": run.fingerprint, **content}, saved)
+    files.write_bytes(run.checkpoint(part), saved.getvalue())
 
 
 def kept(run: Run, part: str) -> dict[str, Any] | None:

@@ -1,0 +1,89 @@
+"""Quality against bytes as one drawing that answers a pointer, in the page's own colours, light or dark."""
+
+import html
+import math
+
+import pandas as pd
+
+from lowenergy.reporting.tables import FORMATS, front_of, quality_of
+
+WIDTH, HEIGHT = 400, 250
+LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 40  # margins
+
+
+def drawing(rows: pd.DataFrame) -> str:
+    """An SVG of one target's models; those that no smaller one matches are joined by a line.
+
+    Args:
+        rows: by the name to call each model by; columns size_bytes and accuracy or fid.
+    """
+    quality, sizes = quality_of(rows), rows["size_bytes"]
+    values = rows[quality]
+    across = _Scale(sizes.min(), sizes.max(), LEFT, WIDTH - RIGHT)
+    logarithmic = quality == "fid" and values.min() > 0 and values.max() > 8 * values.min()
+    up = _Scale(values.min(), values.max(), HEIGHT - BOTTOM, TOP, logarithmic)
+    parts = [f'<svg class="front" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{quality} against bytes">']
+    for tick in _ticks(sizes.min(), sizes.max(), True):
+        x = across(tick)
+        parts.append(f'<path class="rule" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_bytes(tick)}</text>')
+    for tick in _ticks(values.min(), values.max(), logarithmic):
+        y = up(tick)
+        label = f"{tick:.4g}" if quality == "fid" else f"{100 * tick:.4g}%"
+        parts.append(f'<path class="rule" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    better = "higher is better" if quality == "accuracy" else "lower is better"
+    name = "FID" if quality == "fid" else quality
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">bytes on disk</text>')
+    parts.append(f'<text x="4" y="{HEIGHT - 6}">{name}, {better}</text>')
+    front = front_of(rows)
+    line = " ".join(
+        f"{across(size):.1f},{up(v):.1f}" for size, v in zip(front["size_bytes"], front[quality], strict=True)
+    )
+    parts.append(f'<polyline points="{line}"/>')
+    taken: list[tuple[float, float]] = []
+    for branch, row in rows.iterrows():
+        x, y = across(row["size_bytes"]), up(row[quality])
+        text = f"{branch}: {FORMATS[quality].format(row[quality])}, {row['size_bytes']:,.0f} bytes"
+        on = "on" if branch in front.index else "off"
+        anchor, dx = ("end", -8) if x > WIDTH * 0.7 else ("start", 8)
+        while any(abs(y - b) < 12 and abs(x - a) < 90 for a, b in taken):
+            y += 12
+        taken.append((x, y))
+        parts.append(
+            f'<g class="{on}"><title>{html.escape(text)}</title><circle cx="{x:.1f}" cy="{up(row[quality]):.1f}" r="5"/>'
+            f'<text x="{x + dx:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{html.escape(str(branch))}</text></g>'
+        )
+    return "".join([*parts, "</svg>"])
+
+
+class _Scale:
+    """From values to places, with a margin of a tenth at either end."""
+
+    def __init__(self, low: float, high: float, start: float, end: float, logarithmic: bool = True) -> None:
+        self.of = math.log10 if logarithmic else float
+        low, high = self.of(low), self.of(high)
+        margin = 0.1 * (high - low) or 0.1
+        self.low, self.high, self.start, self.end = low - margin, high + margin, start, end
+
+    def __call__(self, value: float) -> float:
+        share = (self.of(value) - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
+
+
+def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
+    """Three to six round values between."""
+    if logarithmic:
+        steps = [m * 10.0**e for e in range(-6, 12) for m in (1, 2, 5)]
+        found = [step for step in steps if low * 0.9 <= step <= high * 1.1]
+        return found if len(found) <= 6 else [step for step in found if f"{step:e}"[0] == "1"] or found[::2]
+    span = (high - low) or abs(high) or 1.0
+    step = min((m * 10.0**e for e in range(-8, 9) for m in (1, 2, 5)), key=lambda s: abs(span / s - 4))
+    return [step * i for i in range(math.ceil(low / step - 0.3), math.floor(high / step + 0.3) + 1)]
+
+
+def _bytes(value: float) -> str:
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= factor:
+            return f"{value / factor:g} {unit}"
+    return f"{value:g} B"

@@ -1,0 +1,107 @@
+"""The figures on disk as tables: for the terminal, for the page, for DVC's plots."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from lowenergy.base import files
+from lowenergy.base.params import BRANCHES
+
+TITLES = {
+    "classifier": "Classifier",
+    "ebm": "Energy-based model (EBM)",
+    "jem": "Joint energy model (JEM)",
+}
+FORMATS = {
+    "accuracy": "{:.2%}",
+    "nll": "{:.3f}",
+    "fid": "{:.2f}",
+    "inception_score": "{:.2f}",
+    "ood_auroc.noise": "{:.3f}",
+    "ood_auroc.rotation": "{:.3f}",
+    "ood_auroc.reduction": "{:.3f}",
+    "recoveries": "{:.0f}",
+    "size_bytes": "{:,.0f}",
+    "compression_ratio": "{:.1f}×",
+    "bits_per_weight": "{:.2f}",
+    "parameters": "{:,.0f}",
+    "nonzero_parameters": "{:,.0f}",
+    "macs": "{:,.0f}",
+    "micronet.storage": "{:,.0f}",
+    "micronet.operations": "{:,.0f}",
+    "micronet.score": "{:.5f}",
+    "micronet.simplified": "{:.5f}",
+}
+HEADS = {"accuracy": "accuracy", "fid": "FID", "size_bytes": "bytes", "compression_ratio": "ratio", "macs": "MACs"}
+FIRST = ["accuracy", "fid", "size_bytes", "compression_ratio", "parameters", "macs"]  # what one looks at first
+
+
+def collect(targets: list[str], root: Path = Path()) -> pd.DataFrame:
+    """metrics/<target>/<branch>.card.json of these targets, flattened: a row per model, figures it lacks are NaN."""
+    rows = []
+    for target in targets:
+        found = {path.name.removesuffix(".card.json"): path for path in (root / "metrics" / target).glob("*.card.json")}
+        for branch in sorted(found, key=lambda name: (*BRANCHES, name).index(name)):  # added ones come last
+            figures = pd.json_normalize(json.loads(found[branch].read_text())).iloc[0].to_dict()
+            rows.append({"target": target, "branch": branch, **figures})
+    if not rows:
+        raise files.FileError("metrics/: no figures of these targets; `dvc repro` makes them")
+    order = [name for name in FORMATS if any(name in row for row in rows)]
+    return pd.DataFrame(rows, columns=["target", "branch", *order])
+
+
+def quality_of(rows: pd.DataFrame) -> str:
+    """What the size is paid with: an energy's samples, a classifier's answers."""
+    return "fid" if "fid" in rows and rows["fid"].notna().any() else "accuracy"
+
+
+def shown(rows: pd.DataFrame, everything: bool = True) -> pd.DataFrame:
+    """The figures of one target as text, columns that it lacks left out."""
+    figures = rows.dropna(axis="columns", how="all")
+    figures = figures[[name for name in figures if name in (FORMATS if everything else FIRST)]]
+    return figures.apply(lambda column: column.map(FORMATS[str(column.name)].format, na_action="ignore").fillna(""))
+
+
+def show(table: pd.DataFrame, chain: Callable[[str], str], *, everything: bool = False) -> None:
+    """Print a table per target, a row per branch; with `everything`, a row per figure.
+
+    Args:
+        chain: branch -> how it came about, to call it by.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    # A pipe or a log has no width of its own.
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    for target, rows in table.groupby("target", sort=False):
+        text = shown(rows.set_index("branch").rename(index=chain), everything)
+        if everything:
+            text = text.T
+        sheet = Table(title=TITLES.get(str(target), str(target)), title_justify="left", box=box.SIMPLE_HEAD)
+        sheet.add_column("" if everything else "branch")
+        for column in text.columns:
+            sheet.add_column(HEADS.get(str(column), str(column)), justify="right")
+        for name, row in zip(text.index, text.to_numpy(), strict=True):
+            sheet.add_row(str(name), *map(str, row))
+        console.print(sheet)
+
+
+def pareto_front(sizes: list[float], losses: list[float]) -> list[int]:
+    """Indices, by growing size, of the models that no smaller or equal-sized model matches in loss."""
+    best, front = float("inf"), []
+    for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], losses[i])):
+        if losses[i] < best:
+            best = losses[i]
+            front.append(i)
+    return front
+
+
+def front_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one target that are on the front of quality against bytes, smallest first."""
+    quality = quality_of(rows)
+    losses = [-v if quality == "accuracy" else v for v in rows[quality]]
+    return rows.iloc[pareto_front(rows["size_bytes"].tolist(), losses)]

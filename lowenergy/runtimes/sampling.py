@@ -1,0 +1,88 @@
+"""Sampling by the fastest way at hand: the energy's gradient graph in onnxruntime where that pays, autograd where not.
+
+Which one is decided by the amount of work, never by a clock, and onnxruntime computes a fixed number of images at a
+time on one thread each: a model's samples are the same bytes every time, on however many threads.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowenergy import networks
+from lowenergy.base.files import FileError
+from lowenergy.base.params import Sampler
+from lowenergy.energies import Energy, ExplicitEnergy
+from lowenergy.runtimes import loading
+from lowenergy.storage.artifact import Model
+
+# Multiply-accumulates, of both directions and all images and steps, from which the graph's export, which takes some
+# four seconds, is made up for: one core does ten to twenty billion a second, and onnxruntime saves a fifth to a third
+# of the time; of an int8 model, whose rounding torch simulates slowly, half.
+WORTH_EXPORTING = 1e12
+WORTH_EXPORTING_INT8 = 1e11
+CHUNK = 32  # images to a thread at a time: enough for the kernels, few enough for the cache
+
+
+def constants_of(header: Mapping[str, Any], path: str | Path) -> Sampler:
+    """The Langevin step's constants as the model's file says.
+
+    Raises:
+        FileError: it says nothing.
+    """
+    found = header["provenance"].get("sampler")
+    if found is None:
+        raise FileError(f"{path}: does not say how to sample from it; make it again by its stage")
+    return Sampler(**{key: value for key, value in found.items() if key != "chain_steps"})
+
+
+def fastest(model: Model, network: nn.Module, *, images: int) -> Energy:
+    """The energy of a stored EBM or JEM, for chains that ask for its gradient at so many images in all.
+
+    Args:
+        network: what loading.network_of made of the model, on the device that is to be used.
+    Raises:
+        FileError: the model has no energy.
+    """
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    enough = WORTH_EXPORTING_INT8 if model.activations else WORTH_EXPORTING
+    # The gradient's way is about twice as long as the energy's.
+    if on_cpu and model.spec.head is not None and 3 * networks.macs(network) * images >= enough:
+        return in_onnxruntime(model, network)
+    return loading.energy_of(model, network)
+
+
+def in_onnxruntime(model: Model, network: nn.Module) -> ExplicitEnergy:
+    """The energy whose gradients onnxruntime computes; int8 models round as they do elsewhere, in both directions."""
+    from lowenergy.runtimes import to_onnx  # brings torchao along
+
+    assert model.spec.head is not None
+    return ExplicitEnergy(network, _Session(to_onnx.gradient_bytes(model)), model.spec.head)
+
+
+class _Session:
+    """A gradient graph in onnxruntime: images (batch, c, h, w) -> logits (batch, outputs), gradients (batch, c, h, w)."""
+
+    def __init__(self, graph: bytes) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3  # it warns of each constant that it folds
+        # Rounded in float: int8 kernels of processors without VNNI saturate their sums, and draw other images.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.threads = ThreadPoolExecutor(torch.get_num_threads())
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if len(images) <= CHUNK:
+            return self._run(images)
+        parts = list(self.threads.map(self._run, images.split(CHUNK)))
+        return torch.cat([logits for logits, _ in parts]), torch.cat([gradient for _, gradient in parts])
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, gradient = self.session.run(None, {"images": images.contiguous().numpy()})
+        return torch.from_numpy(logits), torch.from_numpy(gradient)
