@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from lowenergy import data, energies, networks, training
+from lowenergy import data, energies, networks
 from lowenergy.base import params
 from lowenergy.base.params import Ebm
 from lowenergy.runtimes import loading
 from lowenergy.scoring import generation
 from lowenergy.storage import artifact
 from lowenergy.targets import ebm
-from lowenergy.training import Run
+from lowenergy.training import Run, loop
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,8 +39,9 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 def recipes(epochs: list[int]) -> dict[str, Ebm]:
     ours = params.load().ebm
-    study = YAML(typ="safe").load(Path("profiles/mnist-study.yaml"))["ebm"]
-    study = Ebm.model_validate(merged(ours.model_dump(), {k: v for k, v in study.items() if k != "architecture"}))
+    profile = YAML(typ="safe").load(Path("profiles/mnist-study.yaml"))
+    changes = merged(ours.model_dump(), profile["energies"])
+    study = Ebm.model_validate(merged(changes, {k: v for k, v in profile["ebm"].items() if k != "architecture"}))
     found = {"energy matching": ours, "persistent contrastive divergence": study}
     return {
         name: p.model_copy(update={"train": p.train.model_copy(update={"epochs": count})})
@@ -58,10 +59,10 @@ def train(p: Ebm, splits: data.Splits, every: float) -> list[tuple[float, int, d
         weights = {key.removeprefix("module."): value for key, value in of.items() if key != "n_averaged"}
         copies.append((time.monotonic() - began, content["step"], weights))
 
-    kept, training.keep, training.CHECKPOINT_SECONDS = training.keep, keep, every
+    kept, loop.keep, loop.CHECKPOINT_SECONDS = loop.keep, keep, every  # type: ignore[assignment]
     with TemporaryDirectory() as root:
         ebm.train(splits, p, Run("ebm/teacher", 0, [], root=root))
-    training.keep = kept
+    loop.keep = kept
     return copies
 
 
@@ -78,12 +79,18 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "objective" else "right")
     for name, p in recipes(args.epochs).items():
         spec = networks.Spec.of(p.architecture, splits.input_shape, p.architecture.logits)
-        draw = p.evaluate.model_copy(update={"samples": args.samples})
         for seconds, step, weights in train(p, splits, args.every):
             network = networks.build_with(spec, weights)
             of_images = energies.energy_of(network, p.architecture.head, frozen=True)
             generator = torch.Generator().manual_seed(0)
-            drawn = generation.draw(of_images, splits.input_shape, draw, generator, lambda text: None)
+            drawn = energies.sample(
+                of_images,
+                splits.input_shape,
+                args.samples,
+                steps=p.evaluate.chain_steps,
+                constants=p.train.sampler,
+                generator=generator,
+            )
             found = generation.measure(scorer, "models/reference.safetensors", drawn, 0)
             figures = (f"{seconds / 60:.1f}", f"{step:,}", f"{found['fid']:.2f}", f"{found['inception_score']:.2f}")
             table.add_row(name, *figures)

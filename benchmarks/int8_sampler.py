@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Generator, Tensor
 
 from lowenergy import energies
-from lowenergy.base.params import Langevin
+from lowenergy.base.params import Sampler
 from lowenergy.energies import Energy, ExplicitEnergy
 from lowenergy.runtimes import int8, loading, to_onnx
 from lowenergy.scoring import generation
@@ -31,7 +31,7 @@ BATCH = 100
 def int8_share(model: artifact.Model) -> tuple[float, float]:
     """Share of the multiplications that int8 kernels do, forward and in the gradient."""
     total, rounded = [0, 0], [0, 0]
-    for pulled, is_rounded, count in int8.multiplications(int8.restore(model, explicit=True)):
+    for pulled, is_rounded, count in int8.multiplications(int8.restore(model, gradient=True)):
         total[pulled] += count
         rounded[pulled] += count * is_rounded
     return rounded[0] / total[0], rounded[1] / total[1]
@@ -71,14 +71,14 @@ def main() -> None:
     args = parser.parse_args()
     (exact, _), (model, header) = artifact.read(args.teacher), artifact.read(args.quantized)
     assert model.spec.head is not None and model.activations, "give the float32 energy and the int8 one"
-    constants = Langevin(**{k: v for k, v in header["provenance"]["sampler"].items() if k != "chain_steps"})
+    constants = Sampler(**{k: v for k, v in header["provenance"]["sampler"].items() if k != "chain_steps"})
     console = Console(width=120)
 
     forward, gradient = int8_share(model)
     console.print(f"multiplications in int8: {forward:.1%} of the energy's, {gradient:.1%} of its gradient's")
     network = loading.network_of(model)
     simulated = loading.energy_of(model, network)
-    graph = int8.compiled(int8.restore(model, explicit=True))
+    graph = int8.compiled(int8.restore(model, gradient=True))
     kernels = ExplicitEnergy(lambda images: graph(images)[0], graph, model.spec.head)
     of_teacher = loading.energy_of(exact, loading.network_of(exact))
 

@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lowenergy import energies
-from lowenergy.base.params import Langevin
+from lowenergy.base.params import Sampler
 from lowenergy.energies import Energy, ExplicitEnergy
-from lowenergy.energies.gradient import Explicit
+from lowenergy.energies.gradient import gradient_graph
 from lowenergy.runtimes import int8, loading, to_onnx
 from lowenergy.storage import artifact
 
 WAYS = {False: ("eager", "compiled", "onnxruntime"), True: ("int8 Inductor", "int8 onnxruntime")}
-CONSTANTS = Langevin(step_size=0.05, noise=0.015, gradient_clamp=5.0)
+CONSTANTS = Sampler(step_size=0.05, noise=0.015, gradient_clamp=5.0)
 
 
 def forward(path: Path, way: str, threads: int) -> Callable[[torch.Tensor], Any]:
@@ -55,10 +55,11 @@ def step(path: Path, way: str, threads: int) -> Callable[[torch.Tensor], Any]:
     assert model.spec.head is not None, f"{path} has no energy"
     of_images: Energy
     if way == "int8 Inductor":
-        graph = int8.compiled(int8.restore(model, explicit=True))
+        graph = int8.compiled(int8.restore(model, gradient=True))
         of_images = ExplicitEnergy(lambda images: graph(images)[0], graph, model.spec.head)
     elif way == "compiled":
-        graph = int8.frozen(Explicit(loading.dense_network(model)).to(memory_format=torch.channels_last))
+        network = loading.dense_network(model).to(memory_format=torch.channels_last)
+        graph = int8.frozen(gradient_graph(network, model.spec.head, model.spec.input_shape))
         of_images = ExplicitEnergy(lambda images: graph(images)[0], graph, model.spec.head)
     else:
         precision = "bf16-mixed" if way == "bf16" else "32-true"

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from lowenergy import data, energies
 from lowenergy.base import params
-from lowenergy.base.params import EnergyEvaluation, Langevin
+from lowenergy.base.params import EnergyEvaluation, Sampler
 from lowenergy.energies import ExplicitEnergy
 from lowenergy.runtimes import int8, loading, to_onnx
 from lowenergy.scoring import generation
@@ -47,13 +47,13 @@ def difference(model: artifact.Model, header: dict[str, Any], path: Path, images
         return f"{float(np.abs(found - logits.numpy()).max() / logits.std()):.1g}"
     of_images = loading.energy_of(model, network)
     if model.activations:
-        of_images = ExplicitEnergy(network, int8.restore(model, explicit=True, outputs=True), model.spec.head)
+        of_images = ExplicitEnergy(network, int8.restore(model, gradient=True, outputs=True), model.spec.head)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    energies, gradient = energies.energy_gradient(of_images, images)
-    c = Langevin(**{key: v for key, v in header["provenance"]["sampler"].items() if key != "chain_steps"})
+    wanted_energies, gradient = energies.energy_gradient(of_images, images)
+    c = Sampler(**{key: v for key, v in header["provenance"]["sampler"].items() if key != "chain_steps"})
     wanted = images - c.step_size * gradient.clamp(-c.gradient_clamp, c.gradient_clamp) + c.noise * noise
     found, moved = session.run(["energy", "next"], {"images": images.numpy(), "noise": noise.numpy()})
-    of_energy = np.abs(found - energies.numpy()).max() / float(energies.std())
+    of_energy = np.abs(found - wanted_energies.numpy()).max() / float(wanted_energies.std())
     return f"{of_energy:.1g}, {np.abs(moved - wanted.clamp(-1, 1).numpy()).max():.1g}"
 
 

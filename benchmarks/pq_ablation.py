@@ -9,6 +9,7 @@ rows that have it. Rows already in the file are kept, so that a killed run goes 
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,13 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=1330000, help="bytes of the rows with a price of bits")
     args = parser.parse_args()
     p, splits = params.load(), data.load("data/splits.safetensors")
-    of_target = p.classifier.model_copy(
-        update={"probes": p.classifier.probes.model_copy(update={"images": args.images})}
-    )
+    fewer = replace(splits, train=splits.train.take(torch.arange(args.images)))
     size = Path(TEACHER).stat().st_size
     done = pd.read_csv(args.out).to_dict("records") if args.out.exists() else []
 
     def measured(path: str | Path) -> float:
         network = network_of(artifact.read(path)[0]).to(memory_format=torch.channels_last)
-        bf16 = p.pq.finetune.precision == "bf16-mixed"
+        bf16 = p.classifier.train.precision == "bf16-mixed"
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = accuracy.predict(network, splits.test.images, 250)
         return accuracy.measure(logits.float(), splits.test.labels)["accuracy"]
@@ -85,7 +84,7 @@ def main() -> None:
             continue
         section = changed(p.pq, changes)
         run = Run("classifier/ablation", p.seed, [name, section], root=args.out.parent)
-        objective = targets.get("classifier").objective(load(TEACHER), splits, of_target, run)
+        objective = targets.get("classifier").objective(load(TEACHER), fewer, p.classifier, run)
         start = time.perf_counter()
         model = pq.compress(load(TEACHER), "classifier", objective, section, run)  # type: ignore[arg-type]
         seconds = round(time.perf_counter() - start)

@@ -22,12 +22,12 @@ from torchebm.core import BaseModel
 from torchebm.samplers import LangevinDynamics
 
 from lowenergy import energies, networks
-from lowenergy.base.params import Langevin
+from lowenergy.base.params import Sampler
 from lowenergy.runtimes import loading
 from lowenergy.storage import artifact
 
 SPEC = networks.Spec("strided", 16, "3x3", "swish", "none", channels=1, image_size=28, outputs=10, head="mean")
-CONSTANTS = Langevin(step_size=0.05, noise=0.015, gradient_clamp=5.0)
+CONSTANTS = Sampler(step_size=0.05, noise=0.015, gradient_clamp=5.0)
 
 Sampler = Callable[[Tensor, int], Tensor]  # (images, steps) -> images
 

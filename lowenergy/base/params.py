@@ -505,7 +505,8 @@ def listing() -> list[tuple[str, str, str]]:
 
 def _range(field: Any) -> str:
     """What a field may be, as one would write it: `0 <= int < 10`."""
-    schema = TypeAdapter(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
+    kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    schema = TypeAdapter(kind)
     found = schema.json_schema()
     optional = any(kind.get("type") == "null" for kind in found.get("anyOf", []))
     found = next((kind for kind in found.get("anyOf", []) if kind.get("type") != "null"), found)

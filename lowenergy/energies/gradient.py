@@ -1,9 +1,9 @@
 """An energy's logits and input gradient as one graph of plain operations, for any network: traced, not written.
 
-Sampling needs ∇E(x), and autograd computes it where no exporter, quantizer or other runtime can follow. `gradient_graph`
-traces what autograd does, so that the gradient becomes operations like those of the forward pass. Backward passes
-that are one opaque operation to torch are decomposed; of a convolution it is a convolution with the same weights,
-flipped, so that whatever makes convolutions small and fast works for both directions.
+Sampling needs ∇E(x), and autograd computes it where no exporter, quantizer or other runtime can follow.
+`gradient_graph` traces what autograd does, so that the gradient becomes operations like those of the forward pass.
+Backward passes that are one opaque operation to torch are decomposed; of a convolution it is a convolution with the
+same weights, flipped, so that whatever makes convolutions small and fast works for both directions.
 """
 
 from contextlib import nullcontext
@@ -51,7 +51,7 @@ def gradient_graph(network: nn.Module, head: str, input_shape: tuple[int, int, i
         return logits, gradient
 
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    batch = StatelessSymbolicContext([DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * 3], constraint_sizes=[None] * 4)
+    batch: Any = StatelessSymbolicContext([DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * 3], constraint_sizes=[None] * 4)
     images = fake.from_tensor(torch.zeros(2, *input_shape), symbolic_context=batch)
     weights = {name: fake.from_tensor(value, static_shapes=True) for name, value in state.items()}
     try:
@@ -113,7 +113,7 @@ def _max_pool_backward(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return flat.scatter_add(2, winners.flatten(2), g.flatten(2)).view(x.shape)
 
 
-PLAIN = {
+PLAIN: Any = {
     **get_decompositions(
         [
             aten.silu_backward, aten.gelu_backward, aten.elu_backward, aten.leaky_relu_backward,

@@ -51,7 +51,8 @@ def drawing(rows: pd.DataFrame) -> str:
             y += 12
         taken.append((x, y))
         parts.append(
-            f'<g class="{on}"><title>{html.escape(text)}</title><circle cx="{x:.1f}" cy="{up(row[quality]):.1f}" r="5"/>'
+            f'<g class="{on}"><title>{html.escape(text)}</title>'
+            f'<circle cx="{x:.1f}" cy="{up(row[quality]):.1f}" r="5"/>'
             f'<text x="{x + dx:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{html.escape(str(branch))}</text></g>'
         )
     return "".join([*parts, "</svg>"])

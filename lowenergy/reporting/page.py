@@ -42,20 +42,24 @@ STYLE = """
 * { box-sizing: border-box }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
   max-width: 84rem; padding: 1rem 1.5rem 3rem }
-h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 0 0 .4rem } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
+h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 0 0 .4rem }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
 p { margin: .3rem 0 1rem; color: var(--soft); max-width: 60rem }
 .answers { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)) }
-.card, details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; min-width: 0 }
+.card, details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  padding: .8rem 1rem; min-width: 0 }
 details { margin-top: 1rem } summary { cursor: pointer; font-weight: 600 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; width: 100% }
 th, td { padding: .2rem .4rem; text-align: right; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
 th { color: var(--soft); font-weight: 500 } th:first-child, td:first-child { text-align: left }
 .front { width: 100%; font: 11px system-ui, sans-serif } .front text { fill: var(--soft) }
-.front .rule { stroke: var(--line); stroke-width: .6 } .front polyline { fill: none; stroke: var(--on); stroke-width: 1.5 }
+.front .rule { stroke: var(--line); stroke-width: .6 }
+.front polyline { fill: none; stroke: var(--on); stroke-width: 1.5 }
 .front .on circle { fill: var(--on) } .front .off circle { fill: var(--off) } .front g text { fill: var(--ink) }
 .front g:hover circle { stroke: var(--ink); stroke-width: 2 } .front g:hover text { font-weight: 700 }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top; max-width: 100% }
-figcaption { font-size: 13px; color: var(--soft) } .plot { background: #fff; max-width: 100%; height: auto; border-radius: .3rem }
+figcaption { font-size: 13px; color: var(--soft) }
+.plot { background: #fff; max-width: 100%; height: auto; border-radius: .3rem }
 .grid { image-rendering: pixelated; width: 20rem; max-width: 100% }
 """
 

@@ -64,7 +64,7 @@ def in_onnxruntime(model: Model, network: nn.Module) -> ExplicitEnergy:
 
 
 class _Session:
-    """A gradient graph in onnxruntime: images (batch, c, h, w) -> logits (batch, outputs), gradients (batch, c, h, w)."""
+    """A gradient graph in onnxruntime: images (n, c, h, w) -> logits (n, outputs), gradients (n, c, h, w)."""
 
     def __init__(self, graph: bytes) -> None:
         import onnxruntime

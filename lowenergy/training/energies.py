@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +158,9 @@ class EnergyObjective:
     def inputs(self) -> Tensor:  # on demand: the chains take longer than much that needs none
         images = to_float(self.splits.train.images.to(self.generator.device))
         p = self.p.matching
-        of_chains = sampling.fastest(dense(self.teacher, ""), self.teacher, images=p.chains * p.chain_steps)
+        of_chains = sampling.fastest(
+            dense(cast(Network, self.teacher), ""), self.teacher, images=p.chains * p.chain_steps
+        )
         return probe_images(of_chains, images, p, self.p.train.sampler, self.generator)
 
     @cached_property
