@@ -59,7 +59,7 @@ def train(p: Ebm, splits: data.Splits, every: float) -> list[tuple[float, int, d
         weights = {key.removeprefix("module."): value for key, value in of.items() if key != "n_averaged"}
         copies.append((time.monotonic() - began, content["step"], weights))
 
-    kept, loop.keep, loop.CHECKPOINT_SECONDS = loop.keep, keep, every  # type: ignore[assignment]
+    kept, loop.keep, loop.CHECKPOINT_SECONDS = loop.keep, keep, every
     with TemporaryDirectory() as root:
         ebm.train(splits, p, Run("ebm/teacher", 0, [], root=root))
     loop.keep = kept

@@ -53,7 +53,7 @@ def onnx_samples(model: artifact.Model, header: dict, start: Tensor, steps: int,
     return torch.cat(drawn)
 
 
-def torch_samples(of_images: Energy, start: Tensor, steps: int, constants: Langevin, generator: Generator) -> Tensor:
+def torch_samples(of_images: Energy, start: Tensor, steps: int, constants: Sampler, generator: Generator) -> Tensor:
     drawn = []
     for images in start.split(BATCH):
         *_, last = energies.langevin_chain(of_images, images, steps, constants, generator)

@@ -15,32 +15,26 @@ from ruamel.yaml import YAML
 from lowenergy import data
 from lowenergy.base import params
 
+TARGETS = tuple(params.FAMILIES)
+
 ROOT = Path(__file__).parents[1]
 SMALL = {  # every stage does its real work, briefly
-    "targets": ["classifier", "ebm"],
+    "targets": {"classifier": "classifier", "ebm": "energies"},
     "scorer.train.epochs": 4,
     "classifier.architecture.width": 16,
     "classifier.train.epochs": 4,
+    "energies.train.chain_steps": 5,
+    "energies.train.burn_in": 5,
+    "energies.train.buffer_size": 256,
+    "energies.matching.images": 100,
+    "energies.matching.chains": 20,
+    "energies.matching.chain_steps": 8,
     "ebm.train.epochs": 2,
-    "ebm.train.chain_steps": 5,
-    "ebm.train.burn_in": 5,
     "ebm.train.contrastive_from": 0.2,
-    "ebm.train.buffer_size": 256,
-    "ebm.probes.images": 100,
-    "ebm.probes.noisy": 100,
-    "ebm.probes.chains": 20,
-    "ebm.probes.chain_steps": 8,
     "ebm.evaluate.samples": 200,
     "ebm.evaluate.chain_steps": 10,
     "jem.train.epochs": 2,
-    "jem.train.chain_steps": 5,
-    "jem.train.burn_in": 5,
     "jem.train.contrastive_from": 0.2,
-    "jem.train.buffer_size": 256,
-    "jem.probes.images": 100,
-    "jem.probes.noisy": 100,
-    "jem.probes.chains": 20,
-    "jem.probes.chain_steps": 8,
     "jem.evaluate.samples": 200,
     "jem.evaluate.chain_steps": 10,
     "prune.finetune.epochs": 1,
@@ -74,8 +68,13 @@ def values() -> Any:
 
 
 @pytest.fixture(scope="session")
-def small(values: Any) -> params.Params:
-    return params.check(with_changes(values, SMALL))
+def small_values(values: Any) -> Any:
+    return with_changes(values, SMALL)
+
+
+@pytest.fixture(scope="session")
+def small(small_values: Any) -> params.Params:
+    return params.check(small_values)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from torchvision.io import decode_png, read_file
 
 from lowenergy import cli, data
 from lowenergy.base import params
+from lowenergy.reporting import page
 from lowenergy.scoring import report_card
 
 
@@ -24,7 +25,19 @@ def inside(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
 def test_table(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["table"]) == 0
     text = capsys.readouterr().out
-    assert "classifier" in text and "distill" in text and "inception_score" in text
+    assert "Classifier" in text and "distill" in text and "FID" in text and "inception_score" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert cli.main(["table", "--all"]) == 0
+    everything = capsys.readouterr().out
+    assert "inception_score" in everything and max(map(len, everything.splitlines())) <= 100
+
+
+def test_profiles_and_parameters_are_listed(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["profile"]) == 0
+    assert "mnist-tiny" in capsys.readouterr().out
+    assert cli.main(["params", "prune.am"]) == 0
+    assert "prune.amount  (0 < number < 1)\n    fraction to remove" in capsys.readouterr().out
+    assert cli.main(["params", "nothing"]) == 2
 
 
 def test_check(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +54,7 @@ def test_show(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
 def test_score_is_what_the_evaluation_measured(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["score", "models/classifier/pq.safetensors"]) == 0
     text = capsys.readouterr().out
-    kept = json.loads((inside.path / "metrics/classifier/pq.json").read_text())
+    kept = json.loads((inside.path / "metrics/classifier/pq.card.json").read_text())
     assert f"{kept['size_bytes']:,} bytes, 359 test images of digits" in text
     assert f"accuracy {kept['accuracy']:.4f}" in text and f"nll {kept['nll']:.4f}" in text
     assert kept["codes_bytes"] + kept["codebooks_bytes"] + kept["other_bytes"] == kept["size_bytes"]
@@ -92,10 +105,10 @@ def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFix
 
 
 def test_report_is_written_from_what_is_on_disk(inside: Clone) -> None:
-    page, pareto = (inside.path / name for name in ("report.html", "plots/pareto.csv"))
-    before = page.read_bytes(), pareto.read_bytes()
+    report, pareto = (inside.path / name for name in ("report.html", "plots/pareto.csv"))
+    before = report.read_bytes(), pareto.read_bytes()
     page.write(["classifier", "ebm"], params.load().chain)
-    assert (page.read_bytes(), pareto.read_bytes()) == before
+    assert (report.read_bytes(), pareto.read_bytes()) == before
 
 
 @pytest.mark.parametrize("model", ["classifier/quantize", "ebm/pq"])
@@ -113,7 +126,7 @@ def test_measuring_again_gives_the_same_figures(
         seed=small.seed,
         plots=tmp_path,
     )
-    assert card == json.loads((inside.path / f"metrics/{model}.json").read_text())
+    assert card == json.loads((inside.path / f"metrics/{model}.card.json").read_text())
     pictures = {f"{name}.png" for name in ("samples", "strip", "neighbours", "classes", "energies")}
     assert {path.name for path in tmp_path.iterdir()} == ({"confusion.csv"} if target == "classifier" else pictures)
     for path in tmp_path.iterdir():

@@ -10,13 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TARGETS
 from test_compression import METHODS, compress, teacher  # noqa: F401 a fixture
 
 from lowenergy import data, networks
 from lowenergy.base import params
 from lowenergy.base.errors import UserError
-from lowenergy.base.params import Langevin
+from lowenergy.base.params import Sampler
 from lowenergy.cli import main
 from lowenergy.energies import ExplicitEnergy, energy_gradient, langevin_chain
 from lowenergy.runtimes import int8, to_onnx
@@ -35,7 +35,7 @@ def session_of(path: Path, *, int8_kernels: bool = True) -> onnxruntime.Inferenc
 
 
 @pytest.mark.parametrize("method", ["teacher", *METHODS])
-@pytest.mark.parametrize("target", params.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_same_outputs(
     compress: Any,  # noqa: F811
     method: str,
@@ -58,7 +58,7 @@ def test_same_outputs(
     found = session.run(["energy", "next"], {"images": images.numpy(), "noise": noise.numpy()})
     of_images = energy_of(model, network)
     if model.activations:
-        of_images = ExplicitEnergy(network, int8.restore(model, explicit=True, outputs=True), model.spec.head)
+        of_images = ExplicitEnergy(network, int8.restore(model, gradient=True, outputs=True), model.spec.head)
     energies, gradient = energy_gradient(of_images, images)
     wanted = (images - 0.05 * gradient.clamp(-5, 5) + 0.015 * noise).clamp(-1, 1)
     torch.testing.assert_close(torch.from_numpy(found[0]), energies, rtol=1e-3, atol=1e-3)
@@ -112,7 +112,7 @@ def test_int8_kernels_run_in_both_directions(compress: Any, tmp_path: Path) -> N
 def test_sampling_in_onnxruntime_is_the_same_chain(compress: Any, tmp_path: Path) -> None:  # noqa: F811
     model = compress("prune", "ebm")
     to_onnx.export(model, HEADER, tmp_path / "model.onnx")
-    session, constants = session_of(tmp_path / "model.onnx"), Langevin(**SAMPLER)
+    session, constants = session_of(tmp_path / "model.onnx"), Sampler(**SAMPLER)
     start = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     energy = energy_of(model, network_of(model))
     *_, wanted = langevin_chain(energy, start, 20, constants, torch.Generator().manual_seed(2))
@@ -123,7 +123,7 @@ def test_sampling_in_onnxruntime_is_the_same_chain(compress: Any, tmp_path: Path
     np.testing.assert_allclose(images, wanted.numpy(), atol=1e-3)
 
 
-@pytest.mark.parametrize("target", params.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_example_of_the_docs_runs(compress: Any, target: str, tmp_path: Path) -> None:  # noqa: F811
     artifact.save(compress("quantize", target), tmp_path / "model.safetensors", HEADER["provenance"])
     assert main(["export", str(tmp_path / "model.safetensors")]) == 0

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from lowenergy import energies, networks
 from lowenergy.base import params
-from lowenergy.base.params import EnergyMatching, EnergyProbes, Langevin
+from lowenergy.base.params import EnergyMatching, Sampler
 from lowenergy.energies import (
     EnergyMatch,
     OwnChains,
@@ -25,7 +25,12 @@ from lowenergy.energies import (
 SPEC = networks.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10, head="mean")
 
 
-def langevin_step(energy: energies.Energy, images: Tensor, constants: Langevin, generator: Generator) -> Tensor:
+@pytest.fixture
+def matching(small: params.Params) -> EnergyMatching:
+    return small.ebm.matching
+
+
+def langevin_step(energy: energies.Energy, images: Tensor, constants: Sampler, generator: Generator) -> Tensor:
     (state,) = langevin_chain(energy, images, 1, constants, generator)
     return state
 
@@ -44,7 +49,7 @@ def test_heads() -> None:
 
 def test_one_langevin_step_is_the_formula(generator: Generator) -> None:
     images = torch.rand(3, 1, 2, 2, generator=generator) * 2 - 1
-    constants = Langevin(step_size=0.1, noise=0.05, gradient_clamp=0.7)
+    constants = Sampler(step_size=0.1, noise=0.05, gradient_clamp=0.7)
     noise = torch.randn(images.shape, generator=Generator().manual_seed(7))
     expected = (images - 0.1 * (2 * (images - 0.25)).clamp(-0.7, 0.7) + 0.05 * noise).clamp(-1, 1)
     before = images.clone()
@@ -58,16 +63,16 @@ def test_chains_stay_in_range_and_within_the_clamped_step(
 ) -> None:
     generator = Generator().manual_seed(seed)
     images = energies.uniform_noise((4, 1, 3, 3), generator)
-    still = Langevin(step_size=step_size, noise=0.0, gradient_clamp=clamp)
+    still = Sampler(step_size=step_size, noise=0.0, gradient_clamp=clamp)
     moved = langevin_step(quadratic, images, still, generator)
     assert (moved - images).abs().max() <= step_size * clamp + 1e-4
-    noisy = Langevin(step_size=step_size, noise=noise, gradient_clamp=clamp)
+    noisy = Sampler(step_size=step_size, noise=noise, gradient_clamp=clamp)
     assert langevin_step(quadratic, images, noisy, generator).abs().max() <= 1
 
 
 def test_long_chains_reach_the_energys_distribution(generator: Generator) -> None:
     """With E = k/2 (x - m)² and x <- x - a ∇E + s N(0,1), the stationary variance is s² / (1 - (1 - a k)²)."""
-    constants = Langevin(step_size=0.05, noise=0.05, gradient_clamp=100.0)
+    constants = Sampler(step_size=0.05, noise=0.05, gradient_clamp=100.0)
     samples = sample(quadratic, (1, 4, 4), 2000, steps=100, constants=constants, generator=generator, batch_size=700)
     assert samples.shape == (2000, 1, 4, 4)
     variance = 0.05**2 / (1 - (1 - 0.05 * 2) ** 2)
@@ -77,13 +82,13 @@ def test_long_chains_reach_the_energys_distribution(generator: Generator) -> Non
 
 def test_sampling_leaves_no_gradient_behind(generator: Generator) -> None:
     network = networks.build(SPEC, seed=0)
-    constants = Langevin(step_size=1.0, noise=0.01, gradient_clamp=0.1)
+    constants = Sampler(step_size=1.0, noise=0.01, gradient_clamp=0.1)
     sample(energy_of(network, "mean"), (1, 8, 8), 4, steps=3, constants=constants, generator=generator)
     assert all(w.grad is None and w.requires_grad for w in network.parameters())
 
 
 def test_the_number_of_chain_states(generator: Generator) -> None:
-    constants = Langevin(step_size=1.0, noise=0.01, gradient_clamp=0.1)
+    constants = Sampler(step_size=1.0, noise=0.01, gradient_clamp=0.1)
     start = torch.zeros(2, 1, 4, 4)
     states = [state.clone() for state in langevin_chain(quadratic, start, 5, constants, generator)]
     assert len(states) == 5
@@ -145,10 +150,9 @@ def test_contrastive_loss_lowers_data_and_raises_chains() -> None:
     assert energies.contrastive_loss(real, fake, regularization=0.1).item() == pytest.approx(0.2)
 
 
-def test_matching_is_zero_for_the_teacher_and_sees_slopes(generator: Generator) -> None:
+def test_matching_is_zero_for_the_teacher_and_sees_slopes(matching: EnergyMatching, generator: Generator) -> None:
     teacher, images = networks.build(SPEC, seed=0).eval(), torch.rand(20, 1, 8, 8, generator=generator)
-    p = EnergyMatching(energy_weight=1.0, score_weight=1.0)
-    match = EnergyMatch(energy_of(teacher, "mean"), images, p, batch_size=7)
+    match = EnergyMatch(energy_of(teacher, "mean"), images, matching, batch_size=7)
     index = torch.arange(20)
     energies, gradients = energy_gradient(energy_of(teacher, "mean"), images)
     assert match.loss(energies, gradients, index, images[:0])[0].item() < 1e-10
@@ -165,10 +169,10 @@ def test_matching_is_zero_for_the_teacher_and_sees_slopes(generator: Generator) 
     assert match.loss(energies, gradients, torch.arange(3), images[9:])[0].item() < 1e-10
 
 
-def test_the_networks_own_chains_descend_and_restart(generator: Generator) -> None:
-    constants = Langevin(step_size=0.1, noise=0.0, gradient_clamp=100.0)
-    p = EnergyProbes(images=1, noisy=0, noise=0.0, chains=0, chain_steps=50, student_chains=200, langevin=constants)
-    own = OwnChains(p, (1, 2, 2), generator)
+def test_the_networks_own_chains_descend_and_restart(matching: EnergyMatching, generator: Generator) -> None:
+    constants = Sampler(step_size=0.1, noise=0.0, gradient_clamp=100.0)
+    p = matching.model_copy(update={"chain_steps": 50, "student_chains": 200})
+    own = OwnChains(p, constants, (1, 2, 2), generator)
     at_rest = []
     for _ in range(100):
         gradients = energy_gradient(quadratic, torch.cat([torch.ones(5, 1, 2, 2), own.images]))[1]
@@ -180,16 +184,16 @@ def test_the_networks_own_chains_descend_and_restart(generator: Generator) -> No
         at_rest.append(float((own.images - 0.25).abs().amax((1, 2, 3)).lt(0.05).float().mean()))
     assert at_rest[0] < 0.1 and 0.5 < sum(at_rest[50:]) / 50 < 0.95  # some are always on their way
     kept = {name: value.clone() for name, value in own.state_dict().items()}
-    again = OwnChains(p, (1, 2, 2), generator)
+    again = OwnChains(p, constants, (1, 2, 2), generator)
     again.load_state_dict(kept)
     assert torch.equal(again.images, own.images)
 
 
 def test_probes_are_real_noisy_and_chains(small: params.Params, generator: Generator) -> None:
-    p = small.ebm.probes
+    p = small.ebm.matching
     images = torch.rand(150, 1, 4, 4, generator=generator)
-    probes = energies.probe_images(quadratic, images, p, generator)
-    assert len(probes) == p.images + p.noisy + 5 * p.chains
+    probes = energies.probe_images(quadratic, images, p, small.ebm.train.sampler, generator)
+    assert len(probes) == 2 * p.images + 5 * p.chains
     assert probes.abs().max() <= 1
     known = {tuple(image.flatten().tolist()) for image in images}
     assert all(tuple(probe.flatten().tolist()) in known for probe in probes[: p.images])

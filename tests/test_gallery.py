@@ -42,9 +42,9 @@ def test_a_copy_is_shown_above_its_original(splits: data.Splits, tmp_path: Path)
 
 
 def test_a_strip_starts_at_noise_and_ends_at_the_chains_end(small: params.Params, tmp_path: Path) -> None:
-    p = small.ebm.evaluate.model_copy(update={"chain_steps": 60})
     downhill = lambda x: 3 * (x - 0.5).square().flatten(1).sum(1)  # noqa: E731
-    gallery.write_strip(downhill, (1, 8, 8), p, torch.Generator().manual_seed(0), tmp_path / "strip.png", chains=2)
+    generator = torch.Generator().manual_seed(0)
+    gallery.write_strip(downhill, (1, 8, 8), 60, small.ebm.train.sampler, generator, tmp_path / "strip.png")
     spread = [tile(tmp_path / "strip.png", 0, column).float().std() for column in range(gallery.STATES)]
     assert spread[0] > 50 > 10 > spread[-1]
     assert abs(tile(tmp_path / "strip.png", 1, gallery.STATES - 1).float().mean() - 191) < 6  # 0.5 of [-1, 1]

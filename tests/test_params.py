@@ -13,7 +13,10 @@ from lowenergy.base.params import ParamsError
 
 
 def test_shipped_params_are_valid() -> None:
-    assert params.load(ROOT / "params.yaml").targets == ["classifier", "ebm", "jem"]
+    p = params.load(ROOT / "params.yaml")
+    assert p.targets == {"classifier": "classifier", "ebm": "energies", "jem": "energies"}
+    assert p.ebm.train.sampler == p.jem.train.sampler  # said once
+    assert p.ebm.train.lr != p.jem.train.lr
 
 
 @pytest.mark.parametrize(
@@ -23,14 +26,22 @@ def test_shipped_params_are_valid() -> None:
         ({"prune.amount": "lots"}, "prune.amount = 'lots': input should be a valid number"),
         ({"ebm.train.epochs": 0}, "ebm.train.epochs = 0: input should be greater than or equal to 1"),
         ({"ebm.train.epochs": 2.5}, "ebm.train.epochs = 2.5: input should be a valid integer"),
-        ({"data.source": "imagenet"}, "data.source = 'imagenet': input should be 'digits', 'mnist', 'cifar100'"),
+        (
+            {"data.source": "imagenet"},
+            "data.source: 'imagenet' is none of cifar100, digits, folder, mnist, the files of",
+        ),
+        ({"scorer.architecture.name": "vgg16"}, "scorer.architecture.name: 'vgg' is none of cnn, compact, resnet"),
+        ({"ebm.train.epochs": 10**21}, f"ebm.train.epochs = {10**21}: input should be less than or equal to 100000"),
+        ({"ebm.train.lr": float("nan")}, "ebm.train.lr = nan: input should be a finite number"),
+        ({"energies.train.sampler.step_size": float("inf")}, "energies.train.sampler.step_size = inf: input should be"),
+        ({"energies.matching.images": 0}, "energies.matching.images = 0: input should be greater than or equal to 1"),
         ({"data.source": "folder"}, "data.image_size must be given for source folder"),
-        ({"targets": []}, "targets = []: list should have at least 1 item"),
-        ({"targets": ["gan"]}, "targets.0 = 'gan': input should be 'classifier', 'ebm' or 'jem'"),
-        ({"targets": ["ebm", "ebm"]}, "names a target twice"),
+        ({"targets": {}}, "targets = {}: dictionary should have at least 1 item"),
+        ({"targets": {"gan": "energies"}}, "targets: {gan: energies} names no two sections that go together as"),
+        ({"targets": {"ebm": "classifier"}}, "targets: {ebm: classifier} names no two sections that go together as"),
+        ({"targets": ["ebm"]}, "targets is a list; write targets: {ebm: energies}"),
         ({"pq.source": "quantize"}, "pq.source = 'quantize': input should be 'teacher', 'prune' or 'distill'"),
         ({"prune.source": "distill", "distill.source": "prune"}, "prune <- distill <- prune is a circle"),
-        ({"jem.architecture.head": "mean"}, "jem.architecture.head must be logsumexp, got mean"),
         ({"ebm.architecture.head": "scalar"}, "head scalar needs logits = 1, got 10"),
         ({"classifier.train.flip": "yes"}, "classifier.train.flip = 'yes': input should be a valid boolean"),
         (
@@ -47,8 +58,8 @@ def test_shipped_params_are_valid() -> None:
         ),
         ({"prune.amount_of": "macs"}, "prune: prune.amount_of = macs needs kind structured and allocation ranked"),
         (
-            {"ebm.matching.energy_weight": 0.0, "ebm.matching.score_weight": 0.0},
-            "ebm.matching: energy_weight and score_weight are both 0",
+            {"energies.matching.energy_weight": 0.0, "energies.matching.score_weight": 0.0},
+            "energies.matching: energy_weight and score_weight are both 0",
         ),
         ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
     ],
@@ -67,6 +78,33 @@ def test_unknown_and_missing_keys_are_refused(values: Any) -> None:
         params.check(changed)
     assert "prune.ammount = 0.7 is not a parameter" in str(error.value)
     assert "prune.amount is missing (fraction to remove)" in str(error.value)
+
+
+def test_old_files_are_told_what_moved_where(values: Any) -> None:
+    changed = with_changes(values, {})
+    changed["ebm"]["train"]["langevin"] = changed["energies"]["train"].pop("sampler")
+    changed["ebm"]["probes"] = {"images": 5}
+    changed["pq"]["finetune"]["precision"] = "32-true"
+    changed["extra"] = {}
+    with pytest.raises(ParamsError) as error:
+        params.check(changed)
+    for line in (
+        "ebm.train.langevin is no parameter any more: now ebm.train.sampler",
+        "ebm.probes is no parameter any more: now energies.matching",
+        "pq.finetune.precision is no parameter any more: now that of classifier.train",
+        "extra is no section; `lowenergy params` lists all of them",
+    ):
+        assert f"params.yaml: {line}" in str(error.value)
+
+
+def test_params_yaml_is_no_longer_than_a_person_reads(values: Any) -> None:
+    def leaves(value: Any) -> int:
+        return sum(map(leaves, value.values())) if isinstance(value, dict) else 1
+
+    assert leaves(values) <= 150
+    listed = {name for name, _, _ in params.listing()}
+    assert {"pq.budget_bytes", "ebm.train.sampler.noise", "data.source"} <= listed
+    assert {name: allowed for name, allowed, _ in params.listing()}["prune.amount"] == "0 < number < 1"
 
 
 def test_all_problems_are_reported_at_once(values: Any) -> None:

@@ -20,6 +20,7 @@ from lowenergy.base import params
 from lowenergy.base.errors import UserError
 from lowenergy.compression import pq
 from lowenergy.compression.codebooks import Metric, blocks_of, input_moments, learn
+from lowenergy.data.sources import digits
 from lowenergy.storage import artifact
 from lowenergy.storage.coded import coded_weights
 from lowenergy.storage.encodings import Coded, entropy
@@ -135,16 +136,16 @@ def network(norm: str = "batch") -> networks.Network:
         for name, value in net.named_parameters():
             if "norm" in name:
                 value.add_(0.3 * random(len(value), seed=len(name)))
-    pq.refresh_batchnorm(net, data.to_float(data._digits()[0].images[:500]))
+    pq.refresh_batchnorm(net, data.to_float(digits.read(None)[0].images[:500]))
     return net.eval()
 
 
 @pytest.fixture
-def setting(small: params.Params, splits: data.Splits, tmp_path: Path) -> Any:
+def setting(small_values: Any, splits: data.Splits, tmp_path: Path) -> Any:
     """(changes) -> what pq.compress takes, on an untrained classifier."""
 
     def make(changes: dict[str, Any] | None = None, root: Path = tmp_path) -> tuple[Any, ...]:
-        p = params.check(with_changes(small.model_dump(), {f"pq.{k}": v for k, v in (changes or {}).items()}))
+        p = params.check(with_changes(small_values, {f"pq.{k}": v for k, v in (changes or {}).items()}))
         run = Run("classifier/pq", 0, [p.pq], root=root)
         net = network()
         objective = targets.get("classifier").objective(copy.deepcopy(net), splits, p.classifier, run)
@@ -294,12 +295,12 @@ pq.compress(net, "classifier", objective, p.pq, run)
 
 
 def test_a_killed_run_goes_on_at_the_layer_reached_with_the_same_bytes(
-    setting: Any, small: params.Params, tmp_path: Path, capfd: Any
+    setting: Any, small_values: Any, tmp_path: Path, capfd: Any
 ) -> None:
     from ruamel.yaml import YAML
 
     changes = {"layer_finetune.steps": 2, "budget_bytes": 20000}
-    values = with_changes(small.model_dump(), {f"pq.{k}": v for k, v in changes.items()})
+    values = with_changes(small_values, {f"pq.{k}": v for k, v in changes.items()})
     YAML(typ="safe").dump(values, tmp_path / "params.yaml")
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr

@@ -11,9 +11,8 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 from lowenergy import data, networks
-from lowenergy.base import params
 from lowenergy.energies import Energy
-from lowenergy.reporting.page import collect, pareto_front, shown
+from lowenergy.reporting.tables import collect, pareto_front, shown
 from lowenergy.runtimes.loading import network_of
 from lowenergy.scoring import accuracy, generation, micronet, ood, size
 from lowenergy.storage import artifact
@@ -36,7 +35,25 @@ def test_fid_is_the_formula(scorer: networks.Network, splits: data.Splits, tmp_p
         a, b = (scorer.features(data.to_float(x)).double().numpy() for x in (real, fake))
     ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
-    assert measured["fid"] == pytest.approx(expected, rel=0.02)
+    assert measured["fid"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_both_figures_are_torchmetrics(scorer: networks.Network, splits: data.Splits, tmp_path: Path) -> None:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.inception import InceptionScore
+
+    real, fake = (data.to_float(split.images) for split in (splits.train, splits.test))
+    generation.write_reference(scorer, splits.train.images, tmp_path / "reference")
+    measured = generation.measure(scorer, tmp_path / "reference", fake, seed=3)
+    scorer.features.num_features = scorer.fc.in_features
+    fid, inception = FrechetInceptionDistance(feature=scorer.features), InceptionScore(feature=scorer)
+    with torch.no_grad():
+        fid.update(real, real=True)
+        fid.update(fake, real=False)
+        inception.update(fake)
+        torch.manual_seed(3)  # of the splits of the Inception Score
+        assert measured["fid"] == pytest.approx(float(fid.compute()), rel=1e-4)
+        assert measured["inception_score"] == pytest.approx(float(inception.compute()[0]), rel=1e-5)
 
 
 def test_fid_of_the_reference_itself_is_zero_and_noise_is_far(
@@ -52,13 +69,14 @@ def test_fid_of_the_reference_itself_is_zero_and_noise_is_far(
 
 
 def test_inception_score_of_sure_and_even_answers_is_the_number_of_classes(tmp_path: Path) -> None:
-    class Sure(networks.Network):
+    class Sure(nn.Module):
         """Says the class that the first pixel encodes."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 100 * nn.functional.one_hot((x[:, 0, 0, 0] * 5 + 4.5).round().long(), 10).float()
 
-    scorer = Sure(SPEC).eval()
+    scorer = networks.build(SPEC, seed=0).eval()
+    scorer.features, scorer.fc = Sure(), nn.Identity()
     images = torch.zeros(1000, 1, 8, 8)
     images[:, 0, 0, 0] = (torch.arange(1000) % 10 - 4.5) / 5
     generation.write_reference(scorer, data.to_bytes(images), tmp_path / "reference")
@@ -66,21 +84,21 @@ def test_inception_score_of_sure_and_even_answers_is_the_number_of_classes(tmp_p
     assert 9.0 < score <= 10.0  # splits of 100 are not perfectly even
 
 
-def test_ood_tells_what_the_energy_knows(small: params.Params, splits: data.Splits) -> None:
+def test_ood_tells_what_the_energy_knows(splits: data.Splits) -> None:
     images = data.to_float(splits.test.images)
     generator = torch.Generator().manual_seed(0)
 
     def measured(energy: Energy) -> dict[str, float]:
-        return ood.auroc(ood.energies(energy, {"test": images}, small.ebm.evaluate, generator))
+        return ood.auroc(ood.energies(energy, {"test": images}, generator))
 
     assert measured(lambda x: x[:, 0, :, 0].sum(1))["noise"] > 0.99  # digits have black edges
     indifferent = measured(lambda x: torch.zeros(len(x)))
     assert indifferent == {"noise": 0.5, "rotation": 0.5, "reduction": 0.5}
 
 
-def test_ood_transforms_are_what_they_are_called(small: params.Params, splits: data.Splits) -> None:
+def test_ood_transforms_are_what_they_are_called(splits: data.Splits) -> None:
     images = data.to_float(splits.test.images[:50])
-    made = ood.transformed(images, small.ebm.evaluate, torch.Generator().manual_seed(0))
+    made = ood.transformed(images, torch.Generator().manual_seed(0))
     torch.testing.assert_close(made["rotation"], images.rot90(1, (2, 3)), rtol=0, atol=1e-4)
     assert (made["reduction"][:, :, 0] == -1).all() and (made["reduction"][:, :, 3:5] > -1).any()
     assert made["noise"].std() == pytest.approx(3**-0.5, rel=0.05)
@@ -185,8 +203,8 @@ def test_pareto_front() -> None:
 def test_table_shows_each_figure_in_its_unit(tmp_path: Path) -> None:
     folder = tmp_path / "metrics" / "ebm"
     folder.mkdir(parents=True)
-    (folder / "pq.json").write_text('{"fid": 3.14159, "ood_auroc": {"noise": 1.0}, "size_bytes": 12345}')
-    text = shown(collect(["ebm"], tmp_path)).iloc[0].to_dict()
-    assert text == {
-        "target": "ebm", "branch": "pq", "fid": "3.14", "ood_auroc.noise": "1.000", "size_bytes": "12,345",
-    }  # fmt: skip
+    (folder / "pq.card.json").write_text('{"fid": 3.14159, "ood_auroc": {"noise": 1.0}, "size_bytes": 12345}')
+    rows = collect(["ebm"], tmp_path)
+    assert rows[["target", "branch"]].iloc[0].tolist() == ["ebm", "pq"]
+    assert shown(rows).iloc[0].to_dict() == {"fid": "3.14", "ood_auroc.noise": "1.000", "size_bytes": "12,345"}
+    assert list(shown(rows, everything=False)) == ["fid", "size_bytes"]

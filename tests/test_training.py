@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, with_changes
+from conftest import ROOT, TARGETS, with_changes
+from ruamel.yaml import YAML
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -15,7 +16,8 @@ from lowenergy import cli, data, targets, training
 from lowenergy.base import params
 from lowenergy.runtimes.loading import load
 from lowenergy.storage import artifact
-from lowenergy.training import DivergedError, Run
+from lowenergy.training import DivergedError, Run, loop
+from lowenergy.training import energies as of_energies
 
 KILLED = """
 import sys, torch
@@ -23,14 +25,15 @@ from lowenergy import data
 from lowenergy.base import params
 from lowenergy import targets
 from lowenergy import training
+from lowenergy.training import loop
 from lowenergy.base.params import check
 from ruamel.yaml import YAML
 
 target, root, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 p = check(YAML(typ="safe").load(open(f"{root}/params.yaml")))
 splits = data.prepare(p.data, p.seed)
-training.CHECKPOINT_SECONDS = 0.0
-keep = training.keep
+loop.CHECKPOINT_SECONDS = 0.0
+keep = loop.keep
 
 def keep_and_die(run, part, content):
     keep(run, part, content)
@@ -38,13 +41,13 @@ def keep_and_die(run, part, content):
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
 
-training.keep = keep_and_die
+loop.keep = keep_and_die
 run = training.Run(f"{target}/teacher", p.seed, [], root=root)
 targets.get(target).train(splits, getattr(p, target), run)
 """
 
 
-@pytest.mark.parametrize("target", params.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_teachers_learn(target: str, small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
     run = Run(f"{target}/teacher", 0, [], root=tmp_path)
     network = targets.get(target).train(splits, getattr(small, target), run)
@@ -62,11 +65,9 @@ def test_teachers_learn(target: str, small: params.Params, splits: data.Splits, 
 
 @pytest.mark.parametrize("target", ["classifier", "jem"])
 def test_kill_and_resume_give_the_same_bytes(
-    target: str, small: params.Params, splits: data.Splits, tmp_path: Path, values: Any, capfd: Any
+    target: str, small: params.Params, splits: data.Splits, tmp_path: Path, small_values: Any, capfd: Any
 ) -> None:
-    from ruamel.yaml import YAML
-
-    YAML(typ="safe").dump(small.model_dump(), tmp_path / "params.yaml")
+    YAML(typ="safe").dump(small_values, tmp_path / "params.yaml")
     command = [sys.executable, "-c", KILLED, target, str(tmp_path), "20"]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
@@ -86,7 +87,7 @@ def test_kill_and_resume_give_the_same_bytes(
 def test_foreign_and_damaged_checkpoints_are_not_taken_up(
     small: params.Params, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     first = Run("classifier/teacher", 0, ["these params"], root=tmp_path)
     targets.get("classifier").train(splits, small.classifier, first)
     for run, reason in ((Run("classifier/teacher", 0, ["others"], root=tmp_path), "belongs to other params"),):
@@ -98,10 +99,10 @@ def test_foreign_and_damaged_checkpoints_are_not_taken_up(
 
 
 def test_divergence_without_end_stops_with_the_last_healthy_model(
-    small: params.Params, splits: data.Splits, tmp_path: Path
+    small_values: Any, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"ebm.train.lr": 1e30, "ebm.train.gradient_norm": None, "ebm.train.guard.recoveries": 2}
-    absurd = params.check(with_changes(small.model_dump(), changes))
+    monkeypatch.setattr(of_energies, "RECOVERIES", 2)
+    absurd = params.check(with_changes(small_values, {"ebm.train.lr": 1e9, "energies.train.gradient_norm": None}))
     run = Run("ebm/teacher", 0, [], root=tmp_path)
     with pytest.raises(DivergedError, match=r"ebm/teacher: step \d+: .* for the 3. time; .* Lower the learning rate"):
         targets.get("ebm").train(splits, absurd.ebm, run)
@@ -112,18 +113,19 @@ def test_divergence_without_end_stops_with_the_last_healthy_model(
     assert cli.main(["sample", str(saved), "--n", "2", "--steps", "2", "--out", str(tmp_path / "grid.png")]) == 0
 
 
-def test_the_guard_watches_energies(small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
-    narrow = params.check(
-        with_changes(small.model_dump(), {"ebm.train.guard.energy": 1e-6, "ebm.train.guard.recoveries": 0})
-    )
+def test_the_guard_watches_energies(
+    small: params.Params, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_energies, "RECOVERIES", 0)
+    monkeypatch.setattr(of_energies, "LARGEST_ENERGY", 1e-6)
     with pytest.raises(DivergedError, match=r"energy_\w+ \S+ is beyond 1e-06"):
-        targets.get("ebm").train(splits, narrow.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
+        targets.get("ebm").train(splits, small.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
 
 
 def test_the_guard_watches_chains(
     small: params.Params, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.energy, "langevin_chain", lambda of, images, *rest: [torch.zeros_like(images)])
+    monkeypatch.setattr(of_energies, "langevin_chain", lambda of, images, *rest: [torch.zeros_like(images)])
     with pytest.raises(DivergedError, match=r"the chains have collapsed: their spread is 0 of the data's, for the 6"):
         targets.get("ebm").train(splits, small.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
 
@@ -165,8 +167,8 @@ def test_a_run_killed_after_recovering_ends_the_same(
     kill_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = slope(Run("a/b", 0, [], root=tmp_path / "uninterrupted"))
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    keep, kept = training.keep, []
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    keep, kept = loop.keep, []
 
     def keep_and_die(run: Run, part: str, content: Any) -> None:
         keep(run, part, content)
@@ -174,7 +176,7 @@ def test_a_run_killed_after_recovering_ends_the_same(
         if len(kept) == kill_at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "keep", keep_and_die)
+    monkeypatch.setattr(loop, "keep", keep_and_die)
     with pytest.raises(KeyboardInterrupt):
         slope(Run("a/b", 0, [], root=tmp_path))
     resumed = slope(Run("a/b", 0, [], root=tmp_path))

@@ -544,6 +544,11 @@ def check(values: Any, origin: str = "params.yaml") -> Params:
         targets = {str(target): FAMILIES.get(str(target), str(target)) for target in targets}
         problems.append(f"targets is a list; write targets: {{{', '.join(': '.join(t) for t in targets.items())}}}")
     families = {**FAMILIES, **targets} if isinstance(targets, Mapping) else FAMILIES
+    for target, family in families.items():
+        if family != FAMILIES.get(target, family) or not {target, family} <= values.keys() | FAMILIES.keys():
+            known = ", ".join(f"{name}: {section}" for name, section in FAMILIES.items())
+            problems.append(f"targets: {{{target}: {family}}} names no two sections that go together as {known} do")
+            families = FAMILIES
     shared = {family for target, family in families.items() if family != target}
     whole = {name: section for name, section in values.items() if name not in shared} | {"targets": targets}
     for target, family in families.items():
@@ -562,11 +567,6 @@ def check(values: Any, origin: str = "params.yaml") -> Params:
         checked = Params.model_validate(whole)
     except ValidationError as error:
         problems += [_explain(_at_home(e, values, families)) for e in error.errors()]
-    else:
-        for target, family in checked.targets.items():
-            if family not in values or target not in values or family != FAMILIES.get(target, family):
-                known = ", ".join(f"{name}: {section}" for name, section in FAMILIES.items())
-                problems.append(f"targets: {{{target}: {family}}} names no two sections that go together as {known} do")
     if problems:
         raise ParamsError("\n".join(f"{origin}: {line}" for line in dict.fromkeys(problems)))
     return checked

@@ -66,6 +66,8 @@ def gradient_graph(network: nn.Module, head: str, input_shape: tuple[int, int, i
     graph.owning_module = None  # until it has the parameters that it will name
     _own_parameters(graph, list(state))
     for node in list(graph.nodes):
+        if node.target is aten.view.default:  # which would hold for the memory layout of this moment only
+            node.target = aten.reshape.default
         _as_layer(graph, node)
     graph.eliminate_dead_code()
     used = {node.target for node in graph.nodes if node.op == "get_attr"}
