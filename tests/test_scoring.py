@@ -7,7 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.linalg import sqrtm
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from lowenergy import data, networks
@@ -94,6 +97,19 @@ def test_ood_tells_what_the_energy_knows(splits: data.Splits) -> None:
     assert measured(lambda x: x[:, 0, :, 0].sum(1))["noise"] > 0.99  # digits have black edges
     indifferent = measured(lambda x: torch.zeros(len(x)))
     assert indifferent == {"noise": 0.5, "rotation": 0.5, "reduction": 0.5}
+
+
+@given(seed=st.integers(0, 2**31), levels=st.integers(1, 50))
+def test_auroc_is_scikit_learns(seed: int, levels: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    energies = {
+        kind: torch.randint(levels, (int(torch.randint(2, 40, (), generator=generator)),), generator=generator).float()
+        for kind in ("test", *ood.TRANSFORMS)
+    }
+    for kind, found in ood.auroc(energies).items():
+        both = torch.cat([energies["test"], energies[kind]])
+        wanted = roc_auc_score((torch.arange(len(both)) >= len(energies["test"])).numpy(), both.numpy())
+        assert found == pytest.approx(wanted)
 
 
 def test_ood_transforms_are_what_they_are_called(splits: data.Splits) -> None:

@@ -1,5 +1,6 @@
 """The loop: it learns, it resumes to the same bytes, it says when it diverges."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -182,3 +183,24 @@ def test_a_run_killed_after_recovering_ends_the_same(
     resumed = slope(Run("a/b", 0, [], root=tmp_path))
     assert torch.equal(resumed.weight, wanted.weight)
     assert torch.equal(resumed.bias, wanted.bias)
+
+
+def test_odd_numbers_of_channels_are_trained_on_one_thread() -> None:
+    """What structured pruning leaves; with channels last, oneDNN ended the process here."""
+    code = """
+import torch
+from lowenergy.networks import training_format
+torch.manual_seed(0)
+make = lambda i, o, k, s: torch.nn.Conv2d(i, o, k, s, k // 2)
+network = torch.nn.Sequential(make(1, 6, 3, 1), make(6, 9, 3, 2), make(9, 13, 3, 2), make(13, 21, 1, 1))
+network.to(memory_format=training_format(network))
+for _ in range(5):
+    network(torch.randn(64, 1, 8, 8)).square().mean().backward()
+print(training_format(network))
+"""
+    here = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=here, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "contiguous" in done.stdout

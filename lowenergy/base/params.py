@@ -549,7 +549,7 @@ def check(values: Any, origin: str = "params.yaml") -> Params:
             known = ", ".join(f"{name}: {section}" for name, section in FAMILIES.items())
             problems.append(f"targets: {{{target}: {family}}} names no two sections that go together as {known} do")
             families = FAMILIES
-    shared = {family for target, family in families.items() if family != target}
+    shared = set(families.values()) - Params.model_fields.keys()
     whole = {name: section for name, section in values.items() if name not in shared} | {"targets": targets}
     for target, family in families.items():
         if family != target and target in values:

@@ -34,6 +34,13 @@ def coded_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     return {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
 
 
+def training_format(network: nn.Module) -> torch.memory_format:
+    """How tensors should lie in memory: channels last, which is faster, but not with the odd numbers of channels that
+    structured pruning leaves. There oneDNN's backward pass ends the process (torch 2.15, one thread, no AVX-512)."""
+    channels = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
+    return torch.contiguous_format if any(count % 8 for count in channels) else torch.channels_last
+
+
 def macs(network: nn.Module) -> int:
     """Multiply-accumulates per image, counted while it runs once; zeros multiply too."""
     counter = FlopCounterMode(display=False)

@@ -23,7 +23,7 @@ from lowenergy.storage.artifact import Model
 # four seconds, is made up for: one core does ten to twenty billion a second, and onnxruntime saves a fifth to a third
 # of the time; of an int8 model, whose rounding torch simulates slowly, half.
 WORTH_EXPORTING = 1e12
-WORTH_EXPORTING_INT8 = 1e11
+WORTH_EXPORTING_INT8 = 5e11
 CHUNK = 32  # images to a thread at a time: enough for the kernels, few enough for the cache
 
 

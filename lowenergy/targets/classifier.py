@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy.base.params import Classifier, ClassifierTraining, Precision, Retrain, Scorer, ScorerTraining
 from lowenergy.data import Batches, Split, Splits, augment, shrink, to_float
-from lowenergy.networks import Network, Spec, build
+from lowenergy.networks import Network, Spec, build, training_format
 from lowenergy.training import Logs, Run, Stateful, fit
 
 WEIGHT_DECAY = 5e-4  # the L2 penalty of nearly every published CIFAR ResNet; digits and MNIST do not feel it
@@ -38,7 +38,7 @@ def train(splits: Splits, p: Classifier | Scorer, run: Run) -> Network:
 def _fit(
     network: Network, splits: Splits, t: ClassifierTraining | ScorerTraining, run: Run, retrain: Retrain | None = None
 ) -> None:
-    network.to(run.device).to(memory_format=torch.channels_last)
+    network.to(run.device).to(memory_format=training_format(network))
     split, held_out = splits.train.to(run.device), splits.validation.to(run.device)
     batches = Batches(len(split), t.batch_size, run.own_seed)
     epochs, lr = (retrain.epochs, retrain.lr * t.lr) if retrain else (t.epochs, t.lr)

@@ -22,7 +22,7 @@ from lowenergy.energies import (
     logits_and_gradient,
     probe_images,
 )
-from lowenergy.networks import Network, spec_of
+from lowenergy.networks import Network, spec_of, training_format
 from lowenergy.runtimes import sampling
 from lowenergy.storage import dense, save
 from lowenergy.training.loop import DivergedError, Logs, fit
@@ -58,7 +58,7 @@ def fit_energy(
     Raises:
         DivergedError: RECOVERIES did not help; the last healthy network is saved beside the checkpoints.
     """
-    network.to(run.device).to(memory_format=torch.channels_last)
+    network.to(run.device).to(memory_format=training_format(network))
     data = data.to(run.device)
     head = network.spec.head
     assert head is not None, "an energy needs a head"
