@@ -15,7 +15,7 @@ test: setup
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term
 
 setup: .venv/ready
 

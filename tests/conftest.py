@@ -87,6 +87,14 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a pipeline go to one worker, which runs it once."""
+    for item in items:
+        for pipeline in ("clone", "extended"):
+            if pipeline in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(pipeline))
+
+
 class Clone:
     """A scratch clone of the working tree with its own git and DVC history."""
 

@@ -46,9 +46,10 @@ def drawing(rows: pd.DataFrame) -> str:
         x, y = across(row["size_bytes"]), up(row[quality])
         text = f"{branch}: {FORMATS[quality].format(row[quality])}, {row['size_bytes']:,.0f} bytes"
         on = "on" if branch in front.index else "off"
-        anchor, dx = ("end", -8) if x > WIDTH * 0.7 else ("start", 8)
-        while any(abs(y - b) < 12 and abs(x - a) < 90 for a, b in taken):
-            y += 12
+        anchor, dx = ("end", -4) if x > WIDTH * 0.7 else ("start", 4)
+        y -= 12  # above the point, clear of the line
+        while any(abs(y - b) < 12 and abs(x - a) < 70 for a, b in taken):
+            y += 24 if y < TOP + 12 else -12
         taken.append((x, y))
         parts.append(
             f'<g class="{on}"><title>{html.escape(text)}</title>'

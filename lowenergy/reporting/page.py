@@ -16,7 +16,7 @@ import pandas as pd
 from lowenergy.base import files
 from lowenergy.base.figures import axes as new_axes
 from lowenergy.reporting import front
-from lowenergy.reporting.tables import FIRST, HEADS, TITLES, collect, front_of, quality_of, shown
+from lowenergy.reporting.tables import FIRST, HEADS, TITLES, collect, front_of, shown
 
 
 def write(targets: list[str], chain: Callable[[str], str], root: Path = Path()) -> None:
@@ -99,8 +99,8 @@ def _answer(target: str, rows: pd.DataFrame) -> str:
     table = _html_table(shown(best[columns]).rename(columns=HEADS), "take")
     return (
         f'<section class="card"><h2>{TITLES.get(target, target)}</h2>{front.drawing(rows)}{table}'
-        f"<figcaption>Smaller for less {'FID' if quality_of(rows) == 'fid' else 'error'}: the line is what no smaller "
-        "model matches.</figcaption></section>"
+        "<figcaption>On the line: models that no smaller one matches. Point at one for its figures.</figcaption>"
+        "</section>"
     )
 
 
@@ -198,6 +198,7 @@ def _sensitivity(target: str, root: Path) -> str:
     axes.barh(table["layer"], table["added_loss"], color=colors)
     axes.invert_yaxis()
     axes.set_xlabel("added to the matching loss (orange: kept float)")
+    axes.locator_params(axis="x", nbins=5)
     return "<h3>What rounding each layer alone costs</h3>" + _figure(_svg(figure), "quantize")
 
 

@@ -1,6 +1,7 @@
 """What figures do not show: samples, how they come about, what they resemble; which energies data has. All PNG."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lowenergy.data import write_grid
 from lowenergy.energies import Energy, langevin_chain, uniform_noise
 from lowenergy.networks import Network
 
+BINS = 50  # of a histogram
 CHAINS = 8  # in a strip
 STATES = 10  # of each of them, start and end among them
 
@@ -76,15 +78,30 @@ def write_energies(energies: Mapping[str, Tensor], path: Path) -> None:
     spread = float((energies["test"] - centre).abs().median().clamp_min(1e-6))
     scaled = {kind: torch.asinh((values - centre) / spread) for kind, values in energies.items()}
     low, high = (float(f(torch.cat(list(scaled.values())))) for f in (torch.min, torch.max))
-    places = torch.linspace(low, high + 1e-6, 81)
-    middles = torch.sinh((places[:-1] + places[1:]) / 2) * spread
+    places = torch.linspace(low, high + 1e-6, BINS + 1)
     for kind, values in scaled.items():
-        counts = torch.histc(values, 80, low, high + 1e-6)
+        counts = torch.histc(values, BINS, low, high + 1e-6)
+        middles = (places[:-1] + places[1:]) / 2
         axes.plot(middles.tolist(), (counts / counts.max()).tolist(), lw=1.3, label=kind)
-    axes.set_xscale("asinh", linear_width=spread)
+    ticks = _round_values(spread, low, high)
+    axes.set_xticks([math.asinh(tick / spread) for tick in ticks], [f"{tick:g}" for tick in ticks])
     axes.set(xlabel="energy above the test images' median", ylabel="images, against the line's peak")
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(energies), frameon=False, handlelength=1)
     _write(figure, path)
+
+
+def _round_values(spread: float, low: float, high: float) -> list[float]:
+    """0 and round values to either side, from about `spread` on, not too close on an axis of asinh(value / spread)."""
+    steps = [m * 10.0**e for e in range(-6, 9) for m in (1, 3) if m * 10.0**e > 0.7 * spread]
+    found = [0.0]
+    for sign, end in ((1, high), (-1, -low)):
+        last = 0.0
+        for step in steps:
+            place = math.asinh(step / spread)
+            if place <= end and place - last > (high - low) / 9:
+                found.append(sign * step)
+                last = place
+    return sorted(found)
 
 
 def _write(figure: Any, path: Path) -> None:

@@ -1,8 +1,4 @@
-"""One stage's training: its device, its seed, and the checkpoints from which a killed run goes on.
-
-`torchrun --nproc-per-node N -m stages.teacher ebm` trains data-parallel: every process draws its own batches and
-chains, gradients are averaged, process 0 writes.
-"""
+"""One stage's training: its device, its seed, and the checkpoints from which a killed run goes on."""
 
 import hashlib
 import io
