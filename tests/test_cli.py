@@ -1,7 +1,11 @@
 """The `lowenergy` command, and the README's commands."""
 
+import errno
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +42,54 @@ def test_profiles_and_parameters_are_listed(inside: Clone, capsys: pytest.Captur
     assert cli.main(["params", "prune.am"]) == 0
     assert "prune.amount  (0 < number < 1)\n    fraction to remove" in capsys.readouterr().out
     assert cli.main(["params", "nothing"]) == 2
+
+
+def test_a_kept_table_of_a_sweep_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = ROOT / "docs" / "sweeps"
+    assert cli.main(["sweep-plot", str(kept / "ebm.csv"), "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in kept.iterdir()}
+    for chart in ("ebm-amount.svg", "ebm-ratio.svg"):
+        assert "after retraining" in (tmp_path / "ebm-amount.svg").read_text() or chart != "ebm-amount.svg"
+        assert (tmp_path / chart).stat().st_size > 10_000
+    assert (tmp_path / "ebm.csv").read_bytes() == (kept / "ebm.csv").read_bytes()
+    assert cli.main(["sweep-plot", str(kept / "ebm.csv"), "--out", str(tmp_path), "--quality", "charm"]) == 2
+    assert "no figure 'charm' in these experiments" in capsys.readouterr().err
+    assert cli.main(["sweep-plot", str(kept / "ebm.csv"), "--target", "jem"]) == 2
+    assert "no rows of target jem" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_one_line_and_loses_nothing(
+    inside: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model.onnx"
+    out.write_bytes(b"what was there")
+    for number, word in (
+        (errno.ENOSPC, "No space left on device; free some space"),
+        (errno.EACCES, "Permission denied"),
+    ):
+
+        def fail(file: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fail)
+        assert cli.main(["export", "models/ebm/prune.safetensors", "--out", str(out)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith(f"{out}: {word}") and line.endswith("Nothing that was there is lost")
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"what was there"]
+
+
+def test_a_stage_without_space_says_so() -> None:
+    """A real full disk of its own is not to be had here: the stage writes to one that always is."""
+    code = """
+import sys
+from lowenergy.base import stage
+def main():
+    open("/dev/full", "wb", buffering=0).write(b"x")
+stage.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "No space left on device; free some space and run again" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_check(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ def declared(clone: Clone) -> dict[str, Any]:
 
 
 def leaves(value: Any, at: str) -> set[str]:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and at != "targets":  # which there are is the value
         return {leaf for key, part in value.items() for leaf in leaves(part, f"{at}.{key}")}
     return {at}
 
@@ -62,6 +62,7 @@ def test_code_deps_are_the_modules_imported(clone: Clone) -> None:
 # They say where things are, and do nothing.
 OF_NO_CONSEQUENCE = {
     "lowenergy/__init__.py",
+    "lowenergy/runtimes/__init__.py",
     "lowenergy/scoring/__init__.py",
     "lowenergy/compression/__init__.py",
     "lowenergy/targets/__init__.py",

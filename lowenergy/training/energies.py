@@ -23,7 +23,6 @@ from lowenergy.energies import (
     probe_images,
 )
 from lowenergy.networks import Network, spec_of, training_format
-from lowenergy.runtimes import sampling
 from lowenergy.storage import dense, save
 from lowenergy.training.loop import DivergedError, Logs, fit
 from lowenergy.training.run import Run
@@ -156,6 +155,8 @@ class EnergyObjective:
 
     @cached_property
     def inputs(self) -> Tensor:  # on demand: the chains take longer than much that needs none
+        from lowenergy.runtimes import sampling  # here, for the teacher's training must not depend on it
+
         images = to_float(self.splits.train.images.to(self.generator.device))
         p = self.p.matching
         of_chains = sampling.fastest(
