@@ -3,17 +3,24 @@
 import hashlib
 import io
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 import lowenergy
 from lowenergy.base import files
 from lowenergy.base.params import Precision
+
+# Fabric imports the whole of torchmetrics where it is installed, seconds with all that it brings, to learn its version.
+_hidden = sys.modules.setdefault("torchmetrics", None) is None  # type: ignore[arg-type]
+from lightning_fabric import Fabric  # noqa: E402
+
+if _hidden:
+    del sys.modules["torchmetrics"]
 
 
 class Run:
