@@ -262,24 +262,24 @@ class Classifier(Section):
     _sizes = model_validator(mode="after")(_shrinks_only_what_pools)
 
 
-class Ebm(Section):
+class EnergyTarget(Section):
+    """What ebm and jem have in common, wherever it stands in the file."""
+
+    train: EnergyTraining = Field(description="the teacher's training")
+    matching: EnergyMatching = Field(description="the images and the loss that pull compressed ones to their teacher")
+    evaluate: EnergyEvaluation = Field(description="how every branch is measured")
+
+
+class Ebm(EnergyTarget):
     architecture: EnergyArchitecture = Field(description="the teacher's network")
-    train: EnergyTraining = Field(description="the teacher's training")
-    matching: EnergyMatching = Field(description="the images and the loss that pull compressed EBMs to their teacher")
-    evaluate: EnergyEvaluation = Field(description="how every branch is measured")
 
 
-class Jem(Section):
+class Jem(EnergyTarget):
     architecture: Architecture = Field(description="the teacher's network; its energy is -logsumexp of its logits")
-    train: EnergyTraining = Field(description="the teacher's training")
-    matching: EnergyMatching = Field(description="the images and the loss that pull compressed JEMs to their teacher")
-    evaluate: EnergyEvaluation = Field(description="how every branch is measured")
 
 
 class Finetune(Section):
-    epochs: SomeEpochs = Field(
-        description="passes over the matching images; 0 leaves the compressed weights as they are"
-    )
+    epochs: SomeEpochs = Field(description="passes over the matching images; 0 leaves the compressed weights alone")
     batch_size: Count = Field(description="images per step")
     lr: Positive = Field(description="peak learning rate (Adam, one cycle)")
 

@@ -61,16 +61,7 @@ def finetune(
         with run.autocast(objective.precision):
             return objective.loss(wrapped, batches(step).to(run.device), run)
 
-    fit(
-        network,
-        loss,
-        steps=steps,
-        optimizer=optimizer,
-        schedule=schedule,
-        run=run,
-        part=part,
-        state=objective.state,
-    )
+    fit(network, loss, steps=steps, optimizer=optimizer, schedule=schedule, run=run, part=part, state=objective.state)
 
 
 def mean_loss(network: nn.Module, objective: Objective, index: Tensor, run: Run, batch_size: int = 250) -> float:
