@@ -22,6 +22,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lowenergy", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    run = commands.add_parser("run", help="`dvc repro` with independent stages side by side, here or on a cluster")
+    run.add_argument("stages", nargs="*", help="stages, with those that they need (default: all)")
+    run.add_argument("--jobs", type=int, help="stages at a time (default: 2, or half as many as there are cores)")
+    run.add_argument("--address", help="of a Dask scheduler whose workers run the stages, such as tcp://node1:8786")
+    run.add_argument("--force", action="store_true", help="run stages that have not changed, too")
+    run.add_argument("--keep-going", action="store_true", help="after a failure, go on with what does not need it")
+    run.add_argument("--dry", action="store_true", help="say what would run")
+    run.set_defaults(run=_run)
+
     profile = commands.add_parser("profile", help="write a profile of profiles/ into params.yaml")
     profile.add_argument("name", help="a file of profiles/; without a name, they are listed", nargs="?")
     profile.set_defaults(run=_profile)
@@ -77,6 +86,25 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(run=_sample)
     return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    try:
+        import distributed  # noqa: F401
+    except ImportError:
+        raise UserError("`lowenergy run` needs Dask: pip install 'lowenergy[cluster]'") from None
+    from lowenergy.running import pipeline
+
+    if args.jobs is not None and args.jobs < 1:
+        raise pipeline.RunError(f"--jobs {args.jobs}: give at least 1")
+    pipeline.run(
+        args.stages,
+        jobs=args.jobs,
+        address=args.address,
+        force=args.force,
+        keep_going=args.keep_going,
+        dry=args.dry,
+    )
 
 
 def _profile(args: argparse.Namespace) -> None:

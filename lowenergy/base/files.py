@@ -5,13 +5,12 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lowenergy.base.errors import UserError
+
+if TYPE_CHECKING:  # torch is imported where tensors are, so that what has none starts at once
+    from torch import Tensor
 
 HEADER = "lowenergy"  # the one metadata key: a JSON object
 
@@ -45,24 +44,28 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+def write_safetensors(path: str | Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> None:
     """Tensors and a JSON header in one safetensors file, written atomically."""
     write_bytes(path, safetensors_bytes(tensors, header))
 
 
-def safetensors_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
+def safetensors_bytes(tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> bytes:
     """Tensors and a JSON header as the content of a safetensors file; the same input gives the same bytes."""
+    from safetensors.torch import save
+
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     return save(contiguous, {HEADER: text})
 
 
-def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_safetensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """The tensors and the JSON header of a file written by write_safetensors.
 
     Raises:
         FileError: missing, truncated, or without the header.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER])

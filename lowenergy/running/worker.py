@@ -1,0 +1,174 @@
+"""What a Dask worker does: run one stage in its copy of the workspace, and tell of it."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed import Worker, get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from lowenergy.running.workspace import Input, Snapshot, Workspace, die_with_parent
+
+TOPIC = "lowenergy"
+TAIL = 40  # lines of its output that a failed stage shows
+LEAST_FREE = 2**24  # bytes; a stage that fails on a disk with less has failed for want of it
+
+
+class StageError(RuntimeError):
+    """A stage's command has failed; the message ends with what it printed last."""
+
+
+class NodeFullError(RuntimeError):
+    """The disk of this worker is full; another may have room."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage to run."""
+
+    name: str
+    snapshot: str
+    inputs: tuple[Input, ...]
+    uncached: tuple[str, ...]  # outputs to send back
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Done:
+    entry: dict[str, Any]  # for dvc.lock
+    files: dict[str, bytes]  # uncached outputs
+    log: str
+    worker: str
+
+
+class Project(WorkerPlugin):
+    """A snapshot on its way to every worker, those that join later too, and the workspace that each makes of it."""
+
+    idempotent = True
+
+    def __init__(self, snap: Snapshot, *, cache: str | None, checkpoints: str | None, config: str) -> None:
+        """
+        Args:
+            cache: DVC's cache on this machine, shared by its workers; None: each machine its own, and a remote.
+            checkpoints: folder of the workspace that is run; None: one for each machine.
+            config: the project's local DVC configuration.
+        """
+        self.name = f"lowenergy-{snap.name}"
+        self.snap, self.cache, self.checkpoints, self.config = snap, cache, checkpoints, config
+        self.remote = cache is None
+        self.process: subprocess.Popen[str] | None = None
+
+    def setup(self, worker: Worker) -> None:
+        own = Path(worker.local_directory)
+        cache = self.cache or str(own.parent / "lowenergy-cache")
+        self.checkpoints = self.checkpoints or str(own.parent / "lowenergy-checkpoints")
+        self.config = _with(self.config, cache=cache)
+        self.place = own / self.name
+
+    def workspace(self) -> Workspace:
+        assert self.checkpoints is not None
+        return Workspace(self.place, self.snap, self.config, Path(self.checkpoints))
+
+    def teardown(self, worker: Worker) -> None:
+        if self.process is not None:
+            end(self.process)
+
+
+def _with(config: str, *, cache: str) -> str:
+    """DVC's local configuration with this cache, and without git, which a copy does not have."""
+    from configobj import ConfigObj
+
+    parsed = ConfigObj(config.splitlines())
+    parsed.setdefault("core", {})["no_scm"] = "true"
+    parsed.setdefault("cache", {})["dir"] = cache
+    return "\n".join(parsed.write()) + "\n"
+
+
+def execute(task: Task) -> Done:
+    """Run a stage in this worker's workspace.
+
+    Raises:
+        StageError: its command failed.
+        NodeFullError: this worker's disk is full.
+    """
+    worker = get_worker()
+    project = worker.plugins[f"lowenergy-{task.snapshot}"]
+    assert isinstance(project, Project)
+    lines: list[str] = []
+
+    def run(stage: Any) -> None:
+        def tell(line: str) -> None:
+            worker.log_event(TOPIC, {"stage": task.name, "line": line})
+
+        lines.extend(command(stage, task.environment, tell, lambda process: setattr(project, "process", process)))
+
+    try:
+        workspace = project.workspace()
+        entry = workspace.run(task.name, task.inputs, run, remote=project.remote)
+        files = {path: (workspace.place / path).read_bytes() for path in task.uncached}
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NodeFullError(f"{worker.address}: {error.strerror}") from None
+        raise
+    except StageError as error:
+        if os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(project.place).free < LEAST_FREE:
+            raise NodeFullError(f"{worker.address}: disk full; {error}") from None
+        raise
+    return Done(entry, files, "\n".join(lines), str(worker.name))
+
+
+def command(
+    stage: Any,
+    environment: dict[str, str],
+    tell: Callable[[str], None],
+    started: Callable[[subprocess.Popen[str] | None], None],
+) -> list[str]:
+    """Run the command of a DVC stage as DVC would; the lines that it printed.
+
+    Raises:
+        StageError: it failed.
+    """
+    from dvc.stage.run import _enforce_cmd_list, _make_cmd, get_executable, prepare_kwargs
+
+    lines: deque[str] = deque(maxlen=10_000)
+    settings = prepare_kwargs(stage, run_env=environment)
+    for text in _enforce_cmd_list(stage.cmd):
+        process = subprocess.Popen(
+            _make_cmd(get_executable(), text),
+            **settings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            preexec_fn=die_with_parent,
+        )
+        started(process)
+        assert process.stdout is not None
+        told = 0.0
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if time.monotonic() - told > 1 and line.strip():
+                tell(line.strip())
+                told = time.monotonic()
+        code = process.wait()
+        started(None)
+        if code:
+            tail = "\n".join(list(lines)[-TAIL:])
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            raise StageError(f"`{text}` ended with {how}\n{tail}")
+    return list(lines)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a stage and what it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,400 @@
+"""`lowenergy run` with real Dask workers, DVC and S3: what DVC says afterwards, and what is left after faults."""
+
+import os
+import shutil
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from conftest import ROOT
+
+LOWENERGY = [sys.executable, "-m", "lowenergy.cli"]
+TOY = """
+stages:
+  root:
+    cmd: mkdir -p out && cp local/secret out/root
+    outs: [out/root]
+    meta: {where: here}
+  mid:
+    matrix: {i: [0, 1, 2, 3]}
+    cmd: python work.py ${item.i}
+    deps: [out/root, work.py]
+    params: [amount]
+    outs: ["out/mid${item.i}"]
+    metrics: ["m${item.i}.json": {cache: false}]
+  end:
+    cmd: cat m0.json m1.json out/mid3 > out/end
+    deps: [m0.json, m1.json, out/mid3]
+    outs: [out/end]
+"""
+# Counts to `amount`, a checkpoint each time; says in `ran` (outside of any workspace) that it was started, and where.
+WORK = """
+import os, sys, time
+from pathlib import Path
+i, checkpoint = sys.argv[1], Path(f".checkpoints/{sys.argv[1]}")
+amount = int(Path("params.yaml").read_text().split(":")[1])
+with open(os.environ["RAN"], "a") as ran:
+    ran.write(f"{i} from {checkpoint.read_text() if checkpoint.exists() else 0}\\n")
+checkpoint.parent.mkdir(exist_ok=True)
+Path("out").mkdir(exist_ok=True)
+for step in range(int(checkpoint.read_text()) if checkpoint.exists() else 0, amount):
+    print(f"step {step}", flush=True)
+    time.sleep(0.1)
+    checkpoint.write_text(str(step + 1))
+if i == os.environ.get("BAD"):
+    sys.exit("this one is bad")
+if os.environ.get("FULL"):
+    with open("/dev/full", "w") as disk:
+        disk.write("x" * 10**6)
+Path(f"out/mid{i}").write_text(Path("out/root").read_text() + i)
+Path(f"m{i}.json").write_text('{"i": ' + i + "}\\n")
+checkpoint.unlink()
+"""
+
+
+class Toy:
+    """A small project under git and DVC in a folder of its own."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.ran = place, place.parent / f"{place.name}.ran"
+        self.environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "ignore",
+            "RAN": str(self.ran),
+        }
+
+    @classmethod
+    def make(cls, place: Path, *, amount: int = 3) -> "Toy":
+        toy = cls(place)
+        (place / "local").mkdir(parents=True)
+        (place / "local" / "secret").write_text("only here ")
+        (place / ".gitignore").write_text("/out\n/local\n.checkpoints\n")
+        (place / "dvc.yaml").write_text(TOY)
+        (place / "work.py").write_text(WORK)
+        (place / "params.yaml").write_text(f"amount: {amount}\n")
+        toy("git", "init", "-q")
+        toy("dvc", "init", "-q")
+        toy("dvc", "config", "core.analytics", "false")
+        toy("git", "add", "--all")
+        toy("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "start")
+        return toy
+
+    def __call__(self, *command: str, code: int = 0, **environment: str) -> str:
+        done = subprocess.run(
+            command,
+            cwd=self.place,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def run(self, *arguments: str, code: int = 0, **environment: str) -> str:
+        return self(*LOWENERGY, "run", *arguments, code=code, **environment)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*LOWENERGY, "run", *arguments],
+            cwd=self.place,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def started(self) -> list[str]:
+        return self.ran.read_text().splitlines() if self.ran.exists() else []
+
+    def is_clean(self) -> bool:
+        assert "up to date" in self("dvc", "status")
+        return "Running stage" not in self("dvc", "repro")
+
+
+def serial(toy: Toy, place: Path) -> bytes:
+    """dvc.lock of the same project after a plain `dvc repro`."""
+    shutil.copytree(toy.place, place, ignore=shutil.ignore_patterns("out", "dvc.lock", "*.json", "cache", "tmp"))
+    other = Toy(place)
+    other("dvc", "repro")
+    return (place / "dvc.lock").read_bytes()
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def steps_of(toy: Toy) -> list[psutil.Process]:
+    """Processes that do the work of a stage."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if "work.py" in command and process.environ().get("RAN") == str(toy.ran):
+                found.append(process)
+    return found
+
+
+def workers_of(process: psutil.Process | subprocess.Popen[str]) -> list[psutil.Process]:
+    """Dask's worker processes below a run: those that have a stage below them."""
+    return [p.parent() for p in psutil.Process(process.pid).children(recursive=True) if "work.py" in p.cmdline()]
+
+
+def test_is_what_dvc_repro_would_have_left(tmp_path: Path) -> None:
+    toy = Toy.make(tmp_path / "toy")
+    output = toy.run("--jobs", "2")
+    assert "6 done" in output and "step 0" in output
+    assert (toy.place / "dvc.lock").read_bytes() == serial(toy, tmp_path / "serial")
+    assert (toy.place / "m2.json").read_bytes() == (tmp_path / "serial" / "m2.json").read_bytes()
+    assert (toy.place / "out/end").read_text() == '{"i": 0}\n{"i": 1}\nonly here 3'
+    assert toy.is_clean()
+    assert "6 unchanged" in toy.run()
+
+    for name in ("out", "m0.json", "dvc.lock"):  # outputs go, the cache stays, uncached metrics too
+        path = toy.place / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = toy.started()
+    assert "5 cached" in toy.run()
+    assert toy.started() == before
+    assert toy.is_clean()
+
+    (toy.place / "params.yaml").write_text("amount: 2\n")
+    assert "5 of 6 stages changed" in toy.run("--dry")
+    assert toy.started() == before
+    assert "1 done, 1 unchanged" in toy.run("mid@2")
+    assert "5 done" not in toy.run("--force", "mid@2") and len(toy.started()) == len(before) + 2
+    toy.run()
+    assert toy.is_clean()
+
+
+def test_a_bad_stage_ends_its_dependents_only(tmp_path: Path) -> None:
+    toy = Toy.make(tmp_path / "toy")
+    output = toy.run("--jobs", "2", "--keep-going", code=2, BAD="0")
+    assert "failed mid@0" in output and "this one is bad" in output and "skipped end" in output
+    assert "4 done, 1 failed, 1 skipped" in output
+    assert "this one is bad" in (toy.place / ".dvc/tmp/lowenergy/logs/mid@0.log").read_text()
+    assert "2 done, 4 unchanged" in toy.run()
+    assert toy.is_clean()
+    for arguments in (["nothing"], ["--jobs", "0"], ["--address", "tcp://127.0.0.1:9"]):
+        assert len(toy.run(*arguments, code=2).splitlines()) == 1
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    toy = Toy.make(tmp_path / "toy", amount=100)
+    run = toy.start("--jobs", "2")
+    try:
+        until(lambda: len(steps_of(toy)) == 2)
+        assert "another run is under way" in toy.run(code=2)
+        assert "lock" in toy("dvc", "repro", code=255).lower()
+    finally:
+        run.send_signal(signal.SIGINT)
+        run.wait(60)
+    until(lambda: not steps_of(toy))
+    assert run.returncode != 0
+    assert "out/root" in (toy.place / "dvc.lock").read_text()
+    assert "mid@" not in (toy.place / "dvc.lock").read_text()
+
+    (toy.place / "params.yaml").write_text("amount: 1\n")
+    toy.run()
+    assert any("from " in line and not line.endswith("from 0") for line in toy.started())  # goes on where it was
+    assert toy.is_clean()
+
+
+def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
+    toy = Toy.make(tmp_path / "toy", amount=30)
+    run = toy.start("--jobs", "2")
+    until(lambda: len(workers_of(run)) == 2 and len(list((toy.place / ".checkpoints").glob("?"))) == 2)
+    victim = workers_of(run)[0]
+    work = victim.children()[0]
+    victim.kill()
+    until(lambda: not work.is_running() or work.status() == psutil.STATUS_ZOMBIE)  # its stage ends with it
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, output
+    assert len(toy.started()) == 5  # one twice
+    assert any(not line.endswith("from 0") for line in toy.started())
+    assert (toy.place / "dvc.lock").read_bytes() == serial(toy, tmp_path / "serial")
+    assert toy.is_clean()
+
+
+# -- several machines: workers that share nothing but a bucket ---------------------------------------------------------
+
+
+class Gate(socketserver.ThreadingTCPServer):
+    """A port in front of the S3 server that can be closed for a while."""
+
+    allow_reuse_address = daemon_threads = True
+    open = True
+
+    def __init__(self, behind: int) -> None:
+        gate = self
+
+        class Connection(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                if not gate.open:
+                    return
+                with socket.create_connection(("127.0.0.1", behind)) as server:
+                    threading.Thread(target=pump, args=(server, self.request), daemon=True).start()
+                    pump(self.request, server)
+
+        super().__init__(("127.0.0.1", 0), Connection)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while received := source.recv(65536):
+            sink.sendall(received)
+        sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Gate]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    yield Gate(server.get_host_and_port()[1])
+    server.stop()
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class Cluster:
+    """A Dask scheduler and workers, processes with folders of their own."""
+
+    def __init__(self, place: Path, environment: dict[str, str]) -> None:
+        self.place, self.environment = place, environment | KEYS
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{port}"
+        self.processes = [self._dask("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")]
+
+    def worker(self, name: str, **environment: str) -> subprocess.Popen[bytes]:
+        folder = self.place / name
+        folder.mkdir(parents=True)
+        arguments = [
+            "--nthreads",
+            "1",
+            "--no-nanny",
+            "--no-dashboard",
+            "--local-directory",
+            str(folder),
+            "--name",
+            name,
+        ]
+        self.processes.append(self._dask("worker", self.address, *arguments, **environment))
+        return self.processes[-1]
+
+    def _dask(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:]],
+            env=self.environment | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.place,
+        )
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def project(tmp_path: Path, s3: Gate) -> Iterator[tuple[Toy, Cluster]]:
+    """A project whose remote is a bucket, and a cluster without workers yet."""
+    import boto3
+
+    bucket = f"b{time.time_ns()}"
+    session = boto3.Session("test", "test", region_name="us-east-1")
+    session.client("s3", endpoint_url=s3.url).create_bucket(Bucket=bucket)
+    toy = Toy.make(tmp_path / "toy", amount=10)
+    toy("dvc", "remote", "add", "--default", "bucket", f"s3://{bucket}/dvc")
+    toy("dvc", "remote", "modify", "bucket", "endpointurl", s3.url)
+    toy.environment |= KEYS
+    (tmp_path / "nodes").mkdir()
+    cluster = Cluster(tmp_path / "nodes", toy.environment)
+    yield toy, cluster
+    cluster.stop()
+    s3.open = True
+
+
+def test_machines_share_only_a_remote(tmp_path: Path, project: tuple[Toy, Cluster], s3: Gate) -> None:
+    toy, cluster = project
+    cluster.worker("one")
+    cluster.worker("two")
+    output = toy.run("--address", cluster.address)
+    assert "6 done" in output
+    assert (toy.place / "dvc.lock").read_bytes() == serial(toy, tmp_path / "serial")
+    assert toy.is_clean()
+    for name in ("one", "two"):
+        assert list((cluster.place / name).rglob("files/md5/*/*")), f"{name} did nothing"
+
+    # A colleague's clone, another cache: all of it is on the remote, and nothing runs.
+    elsewhere = Toy(tmp_path / "elsewhere")
+    elsewhere.environment |= KEYS
+    skipped = shutil.ignore_patterns("out", "dvc.lock", "m?.json", "cache", "tmp")
+    shutil.copytree(toy.place, elsewhere.place, ignore=skipped)
+    shutil.copytree(
+        toy.place / "out", elsewhere.place / "out", ignore=lambda *_: ["mid0", "mid1", "mid2", "mid3", "end"]
+    )
+    assert "1 done, 5 cached" in elsewhere.run("--address", cluster.address)
+    assert elsewhere.started() == []
+    assert elsewhere.is_clean()
+
+
+def test_the_remote_may_be_away_for_a_while(project: tuple[Toy, Cluster], s3: Gate) -> None:
+    toy, cluster = project
+    cluster.worker("one")
+    run = toy.start("--address", cluster.address)
+    until(lambda: steps_of(toy))
+    s3.open = False
+    time.sleep(15)
+    s3.open = True
+    output, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, output
+    assert len(toy.started()) == 4
+    assert toy.is_clean()
+
+
+def test_a_lost_host_and_a_full_disk(tmp_path: Path, project: tuple[Toy, Cluster]) -> None:
+    toy, cluster = project
+    (toy.place / "params.yaml").write_text("amount: 25\n")
+    lost = [cluster.worker(f"lost{i}") for i in range(3)]
+    run = toy.start("--address", cluster.address)
+    until(lambda: len(steps_of(toy)) == 3)
+    cluster.worker("full", FULL="1")
+    for worker in lost:
+        worker.kill()
+    until(lambda: len(steps_of(toy)) == 1)
+    cluster.worker("good")
+    output, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, output
+    assert (toy.place / "dvc.lock").read_bytes() == serial(toy, tmp_path / "serial")
+    assert toy.is_clean()
+
+
+def test_dvc_yaml_says_where_stages_run() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert {name for name, stage in stages.items() if stage.get("meta")} == {"prepare"}
