@@ -78,7 +78,7 @@ def main() -> None:
     for column in ("objective", "minutes", "updates", "FID", "IS"):
         table.add_column(column, justify="left" if column == "objective" else "right")
     for name, p in recipes(args.epochs).items():
-        spec = networks.Spec.of(p.architecture, splits.input_shape, p.architecture.logits)
+        spec = networks.Spec.of(p.architecture, splits.input_shape, p.architecture.logits or 1)
         for seconds, step, weights in train(p, splits, args.every):
             network = networks.build_with(spec, weights)
             of_images = energies.energy_of(network, p.architecture.head, frozen=True)

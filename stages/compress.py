@@ -1,6 +1,7 @@
 """Compress one target's source model by one method. DVC stages `prune`, `quantize`, `distill` and `pq` `@<target>`."""
 
 from importlib import import_module
+from pathlib import Path
 
 from lowenergy import data, targets
 from lowenergy.base import params
@@ -15,12 +16,15 @@ def main(method: str, target: str) -> None:
     section, of_target = getattr(p, method), getattr(p, target)
     source = f"models/{target}/{section.source}.safetensors"
     splits = data.load(data.SPLITS)
-    run = Run(f"{target}/{method}", p.seed, [section, of_target, splits.train.images, artifact.sha256(source)])
+    inputs = [section, of_target, splits.train.images, artifact.sha256(source), Path(p.networks)]
+    run = Run(f"{target}/{method}", p.seed, inputs)
     # Loaded twice: the method changes one, the other stays the teacher that it is pulled towards.
-    objective = targets.get(target).objective(load(source), splits, of_target, run)
+    objective = targets.get(target).objective(load(source, trust=p.trusted), splits, of_target, run)
     compress = import_module(f"lowenergy.compression.{method}").compress
-    model = compress(load(source), target, objective, section, run)
-    inherited = {key: value for key, value in artifact.read(source)[1]["provenance"].items() if key == "sampler"}
+    model = compress(load(source, trust=p.trusted), target, objective, section, run)
+    inherited = {
+        key: value for key, value in artifact.read(source, trust=None)[1]["provenance"].items() if key == "sampler"
+    }
     provenance = inherited | {
         "stage": method,
         "data": splits.source,

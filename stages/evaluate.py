@@ -19,6 +19,7 @@ def main(target: str, branch: str) -> None:
         p=getattr(p, target).evaluate,
         seed=p.seed,
         plots=Path(f"plots/branches/{target}/{branch}"),
+        trust=p.trusted,
     )
     files.write_json(f"metrics/{target}/{branch}.card.json", card)
     files.write_json(f"metrics/{target}/{branch}.json", report_card.decisive(card))

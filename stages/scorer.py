@@ -1,5 +1,7 @@
 """Train the classifier that FID and Inception Score look through. DVC stage `scorer`."""
 
+from pathlib import Path
+
 import torch
 
 from lowenergy import data
@@ -17,7 +19,7 @@ REFERENCE = "models/reference.safetensors"
 def main() -> None:
     p = params.load()
     splits = data.load(data.SPLITS)
-    run = Run("scorer", p.seed, [p.scorer, splits.train.images])
+    run = Run("scorer", p.seed, [p.scorer, splits.train.images, Path(p.networks)])
     scorer = classifier.train(splits, p.scorer, run)
     artifact.save(
         artifact.dense(scorer, "scorer"), "models/scorer.safetensors", {"data": splits.source, "seed": p.seed}

@@ -1,5 +1,7 @@
 """Train the uncompressed model of one target. DVC stage `teacher@<target>`."""
 
+from pathlib import Path
+
 from lowenergy import data, targets
 from lowenergy.base import params
 from lowenergy.base.stage import run as run_stage
@@ -11,7 +13,7 @@ def main(target: str) -> None:
     p = params.load()
     section = getattr(p, target)
     splits = data.load(data.SPLITS)
-    inputs = [section.architecture, section.train, splits.train.images]
+    inputs = [section.architecture, section.train, splits.train.images, Path(p.networks)]
     run = Run(f"{target}/teacher", p.seed, inputs)
     teacher = targets.get(target).train(splits, section, run)
     provenance = {"stage": "teacher", "data": splits.source, "seed": p.seed}

@@ -79,7 +79,7 @@ def small(small_values: Any) -> params.Params:
 
 @pytest.fixture(scope="session")
 def splits(small: params.Params) -> data.Splits:
-    return data.prepare(small.data, seed=0)
+    return data.prepare(small.data, seed=0).read()
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def pictures(tmp_path: Path) -> Path:
 def test_a_folder_of_own_images(values: Any, pictures: Path, channels: int) -> None:
     prepared = data.prepare(
         section(values, source="folder", folder=str(pictures), image_size=16, channels=channels), seed=0
-    )
+    ).read()
     assert prepared.classes == ["dark", "light"]
     assert prepared.train.images.shape[1:] == (channels, 16, 16)
     means = [prepared.train.images[prepared.train.labels == label].float().mean() for label in (0, 1)]
@@ -97,7 +97,7 @@ def test_a_folder_of_own_images(values: Any, pictures: Path, channels: int) -> N
 def test_bad_folders_are_refused(values: Any, pictures: Path) -> None:
     def message(**changes: Any) -> str:
         with pytest.raises(DataError) as error:
-            data.prepare(section(values, source="folder", image_size=16, **changes), seed=0)
+            data.prepare(section(values, source="folder", image_size=16, **changes), seed=0).read()
         return str(error.value)
 
     assert "no such directory" in message(folder=str(pictures / "none"))

@@ -289,7 +289,7 @@ def keep_and_die(run, part, content):
         os.kill(os.getpid(), signal.SIGKILL)
 
 training.keep = keep_and_die
-objective = targets.get("classifier").objective(test_pq.network(), data.prepare(p.data, 0), p.classifier, run)
+objective = targets.get("classifier").objective(test_pq.network(), data.prepare(p.data, 0).read(), p.classifier, run)
 pq.compress(net, "classifier", objective, p.pq, run)
 """
 

@@ -32,7 +32,7 @@ from ruamel.yaml import YAML
 
 target, root, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 p = check(YAML(typ="safe").load(open(f"{root}/params.yaml")))
-splits = data.prepare(p.data, p.seed)
+splits = data.prepare(p.data, p.seed).read()
 loop.CHECKPOINT_SECONDS = 0.0
 keep = loop.keep
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,19 +25,31 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; what was there before still is, and half a file is not left behind.
     """
+    write_pieces(path, [content])
+
+
+def write_pieces(path: str | Path, pieces: Iterable[bytes]) -> None:
+    """write_bytes of what need not be in memory at once; an error of whoever makes the pieces leaves no trace either.
+
+    Raises:
+        OSError: see write_bytes.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
-            file.write(content)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 def write_json(path: str | Path, value: Any) -> None:

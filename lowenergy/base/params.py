@@ -35,9 +35,24 @@ def _known(room: str, name: str) -> str:
     return name
 
 
+def is_import_path(name: str) -> bool:
+    """torchvision.models.resnet18, mynets.py:Net: not one of the zoo."""
+    return "." in name or ":" in name
+
+
 def _network(name: str) -> str:
-    _known("networks/zoo", name.rstrip("0123456789"))
+    if not is_import_path(name):
+        try:
+            _known("networks/zoo", name.rstrip("0123456789"))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}, and no import path such as torchvision.models.resnet18 or mynets.py:Net"
+            ) from None
     return name
+
+
+def _source(name: str) -> str:
+    return name if name.startswith("torchvision.datasets.") else _known("data/sources", name)
 
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -59,8 +74,9 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Annotated[str, AfterValidator(lambda name: _known("data/sources", name))] = Field(
-        description="where the images come from: digits, mnist, cifar100 or folder"
+    source: Annotated[str, AfterValidator(_source)] = Field(
+        description="where the images come from: digits, mnist, cifar100, folder, or a data set of torchvision such as "
+        "torchvision.datasets.FashionMNIST"
     )
     root: str = Field(description="torchvision root of mnist and cifar100; missing files are downloaded into it")
     folder: str = Field(description="for source folder: a directory with one sub-directory of images per class")
@@ -75,6 +91,29 @@ class Data(Section):
     limit: Annotated[int, Field(ge=100)] | None = Field(
         description="keep at most this many training and as many test images; null keeps all"
     )
+    mean: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(
+        default=None,
+        description="of each channel, of pixels from 0 to 1, for networks that want images less this, over data.std; "
+        "null for pixels from -1 to 1. Kept in the model files",
+    )
+    std: list[Annotated[float, Field(gt=0, le=10)]] | None = Field(
+        default=None, description="of each channel; see data.mean"
+    )
+    classes: list[str] | None = Field(
+        default=None,
+        description="names of the classes in the order of the network's outputs; null for the source's own",
+    )
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]] | None:
+        return None if self.mean is None or self.std is None else (self.mean, self.std)
+
+    @model_validator(mode="after")
+    def _normalises_every_channel(self) -> Self:
+        given = [len(values) for values in (self.mean, self.std) if values is not None]
+        if given and given != [self.channels] * 2:
+            raise ValueError(f"data.mean and data.std: give both, {self.channels} values each, or neither")
+        return self
 
     @model_validator(mode="after")
     def _folder_needs_a_size(self) -> Self:
@@ -84,34 +123,62 @@ class Data(Section):
 
 
 class Architecture(Section):
-    """A backbone by name; channels of the images and number of classes come from the data."""
+    """A network by name; channels of the images and number of classes come from the data."""
 
     name: Annotated[str, AfterValidator(_network)] = Field(
-        description="resnet18, resnet10, resnet20, resnet8, cnn, strided, compact or shallow; see docs/architectures.md"
+        description="resnet18, resnet10, resnet20, resnet8, cnn, strided, compact or shallow (docs/architectures.md), "
+        "or an import path such as torchvision.models.resnet18 or mynets.py:Net (docs/networks.md)"
     )
-    width: Annotated[int, Field(ge=2, le=1024)] = Field(description="channels of the first stage")
-    stem: Literal["7x7", "3x3", "3x3-pool"] = Field(
-        description="7x7: stride 2 and max-pool (ImageNet); 3x3: full resolution; 3x3-pool: max-pool after it"
+    width: Annotated[int, Field(ge=2, le=1024)] | None = Field(
+        default=None, description="channels of the first stage; this and the next three of the zoo's networks only"
     )
-    activation: Literal["relu", "swish", "gelu", "elu", "leaky_relu"] = Field(description="the non-linearity")
-    norm: Literal["batch", "none"] = Field(description="batch: BatchNorm after each convolution; none: biases")
+    stem: Literal["7x7", "3x3", "3x3-pool"] | None = Field(
+        default=None,
+        description="7x7: stride 2 and max-pool (ImageNet); 3x3: full resolution; 3x3-pool: max-pool after it",
+    )
+    activation: Literal["relu", "swish", "gelu", "elu", "leaky_relu"] | None = Field(
+        default=None, description="the non-linearity"
+    )
+    norm: Literal["batch", "none"] | None = Field(
+        default=None, description="batch: BatchNorm after each convolution; none: biases"
+    )
+    arguments: dict[str, Any] = Field(default={}, description="of an import path's constructor: {num_classes: 10}")
+    weights: str | None = Field(
+        default=None, description="safetensors file or state dict to start from; with train.epochs 0 it is the teacher"
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        own = {"width": self.width, "stem": self.stem, "activation": self.activation, "norm": self.norm}
+        missing = [name for name, value in own.items() if value is None]
+        if missing and not is_import_path(self.name):
+            raise ValueError(f"{', '.join(missing)} missing: {self.name} is one of the zoo, which wants them")
+        if self.arguments and not is_import_path(self.name):
+            raise ValueError(f"arguments are for import paths; {self.name} is one of the zoo")
+        return self
 
 
 class EnergyArchitecture(Architecture):
     head: Literal["mean", "scalar", "logsumexp"] = Field(
         description="the energy E(x): mean of the logits, the single logit, or -logsumexp of the logits (JEM)"
     )
-    logits: Count = Field(description="outputs of the last layer; 1 for head scalar, the number of classes for a JEM")
+    logits: Count | None = Field(
+        default=None, description="outputs of the last layer; 1 for head scalar; of an import path as many as it has"
+    )
 
     @model_validator(mode="after")
-    def _scalar_has_one_logit(self) -> Self:
+    def _has_logits(self) -> Self:
+        if is_import_path(self.name):
+            return self
+        if self.logits is None:
+            raise ValueError(f"logits missing: {self.name} is one of the zoo, which wants their number")
         if self.head == "scalar" and self.logits != 1:
             raise ValueError(f"head scalar needs logits = 1, got {self.logits}")
         return self
 
 
 class ScorerTraining(Section):
-    epochs: Epochs = Field(description="passes over the training images")
+    epochs: SomeEpochs = Field(description="passes over the training images; 0 with architecture.weights only")
     batch_size: Count = Field(description="images per step")
     lr: Positive = Field(description="peak of the one-cycle learning rate (SGD with Nesterov momentum 0.9)")
     crop_padding: Times = Field(description="random crops after reflecting this many pixels; 0 for none")
@@ -124,7 +191,7 @@ class ScorerTraining(Section):
 
 
 class ClassifierTraining(Section):
-    epochs: Epochs = Field(description="passes over the training images")
+    epochs: SomeEpochs = Field(description="passes over the training images; 0 with architecture.weights only")
     batch_size: Count = Field(description="images per step")
     lr: Positive = Field(description="peak of the one-cycle learning rate (SGD with Nesterov momentum 0.9)")
     label_smoothing: Fraction = Field(description="label smoothing of the cross-entropy")
@@ -154,7 +221,7 @@ class EnergyTraining(Section):
     Energy Matching (Balcerak et al. 2025): the flow shapes the way from noise to the data, chains the data's vicinity.
     """
 
-    epochs: Epochs = Field(description="passes over the training images")
+    epochs: SomeEpochs = Field(description="passes over the training images; 0 with architecture.weights only")
     batch_size: Count = Field(description="real images, and as many chains, per step")
     lr: Positive = Field(description="Adam's learning rate")
     lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(description="factor of the learning rate after each epoch")
@@ -239,8 +306,15 @@ class EnergyEvaluation(Section):
     chain_steps: Count = Field(description="Langevin steps from uniform noise to a sample")
 
 
+def _trains_what_is_random(section: Any) -> Any:
+    if not section.train.epochs and section.architecture.weights is None:
+        raise ValueError("train.epochs = 0 leaves random weights; give some, or architecture.weights")
+    return section
+
+
 def _shrinks_only_what_pools(section: Any) -> Any:
-    if section.train.image_scales != [1.0] and not section.architecture.name.startswith("resnet"):
+    name = section.architecture.name
+    if section.train.image_scales != [1.0] and not (name.startswith("resnet") or is_import_path(name)):
         raise ValueError(
             f"train.image_scales = {section.train.image_scales} needs a resnet; a {section.architecture.name} ends "
             "in a layer of fixed size: give [1.0]"
@@ -252,6 +326,8 @@ class Scorer(Section):
     architecture: Architecture = Field(description="the classifier whose features FID and IS look through")
     train: ScorerTraining = Field(description="its training")
 
+    _epochs = model_validator(mode="after")(_trains_what_is_random)
+
 
 class Classifier(Section):
     architecture: Architecture = Field(description="the teacher's network")
@@ -260,6 +336,7 @@ class Classifier(Section):
     evaluate: ClassifierEvaluation = Field(description="how every branch is measured")
 
     _sizes = model_validator(mode="after")(_shrinks_only_what_pools)
+    _epochs = model_validator(mode="after")(_trains_what_is_random)
 
 
 class EnergyTarget(Section):
@@ -273,9 +350,13 @@ class EnergyTarget(Section):
 class Ebm(EnergyTarget):
     architecture: EnergyArchitecture = Field(description="the teacher's network")
 
+    _epochs = model_validator(mode="after")(_trains_what_is_random)
+
 
 class Jem(EnergyTarget):
     architecture: Architecture = Field(description="the teacher's network; its energy is -logsumexp of its logits")
+
+    _epochs = model_validator(mode="after")(_trains_what_is_random)
 
 
 class Finetune(Section):
@@ -401,6 +482,9 @@ class Params(Section):
     targets: dict[str, str] = Field(
         min_length=1, description="what to train and compress, and the section that each shares with its family"
     )
+    networks: str = Field(
+        description="file or folder of your own networks and weights, which all stages that build networks depend on"
+    )
     data: Data = Field(description="the images")
     scorer: Scorer = Field(description="the classifier that only measures")
     classifier: Classifier = Field(description="target classifier")
@@ -420,6 +504,20 @@ class Params(Section):
                     raise ValueError(f"{' <- '.join([*chain, source])} is a circle; let one source be teacher")
                 chain.append(source)
         return self
+
+    @property
+    def architectures(self) -> dict[str, Architecture]:
+        """All that are named here, by their place."""
+        own = {name: getattr(self, name) for name in ("scorer", *self.targets)}
+        found = {
+            f"{name}.architecture": part.architecture for name, part in own.items() if hasattr(part, "architecture")
+        }
+        return {**found, "distill.student": self.distill.student}
+
+    @property
+    def trusted(self) -> list[str]:
+        """Import paths of this file, which model files may therefore name as well."""
+        return [a.name for a in self.architectures.values() if is_import_path(a.name)]
 
     def chain(self, branch: str) -> str:
         """How a branch comes about where it does not start at the teacher, as `distill → quantize`; else its name."""
@@ -609,4 +707,30 @@ def load(path: str | Path = "params.yaml") -> Params:
         raise ParamsError(f"{path}: no such file; run in the project's root, or `git checkout {path}`") from None
     except YAMLError as error:
         raise ParamsError(f"{path}: not valid YAML: {error}") from None
-    return check(values, str(path))
+    checked = check(values, str(path))
+    _find_own(checked, str(path))
+    return checked
+
+
+def _find_own(p: Params, origin: str) -> None:
+    """Files of the user's own must be there, and where stages would notice a change.
+
+    Raises:
+        ParamsError: they are not.
+    """
+    problems = []
+    for place, architecture in p.architectures.items():
+        own = {"weights": architecture.weights}
+        own["name"] = architecture.name.partition(":")[0] if ":" in architecture.name else None
+        for key, file in own.items():
+            if file is None:
+                continue
+            if not Path(file).is_file():
+                problems.append(f"{origin}: {place}.{key} {file}: no such file")
+            elif not Path(file).resolve().is_relative_to(Path(p.networks).resolve()):
+                problems.append(
+                    f"{origin}: {place}.{key} {file} is not in networks: {p.networks}, so that stages would not notice "
+                    f"its changes; set networks to {Path(file).parent if '/' in file else file}"
+                )
+    if problems:
+        raise ParamsError("\n".join(problems))

@@ -22,9 +22,31 @@ from torch.nn import functional as F
 CHUNK = 2**24  # distances held at once, 64 MiB
 
 
-def blocks_of(weight: Tensor, d: int) -> Tensor:
-    """(o, ...) -> (p, o, d): row-major blocks, which never cross an output channel."""
-    return weight.flatten(1).unflatten(1, (-1, d)).transpose(0, 1)
+def blocks_of(weight: Tensor, d: int, groups: int = 1) -> Tensor:
+    """(o, ...) -> (p, o, d): row-major blocks, which never cross an output channel.
+
+    Of a grouped convolution, whose outputs meet the inputs of their own group only, (groups * p, o / groups, d): every
+    group has positions of its own.
+    """
+    blocks = weight.flatten(1).unflatten(1, (-1, d)).unflatten(0, (groups, -1))  # (groups, o / groups, p, d)
+    return blocks.transpose(1, 2).flatten(0, 1)
+
+
+def row_major(codes: Tensor, groups: int = 1) -> Tensor:
+    """Codes by position and output, (groups * p, o / groups), in the order of the blocks in the weight, (o * p,)."""
+    return codes.unflatten(0, (groups, -1)).transpose(1, 2).flatten()
+
+
+def by_position(codes: Tensor, outputs: int, groups: int = 1) -> Tensor:
+    """The inverse of row_major: (o * p,) -> (groups * p, o / groups)."""
+    return codes.view(groups, outputs // groups, -1).transpose(1, 2).flatten(0, 1)
+
+
+def outputs_by_position(values: Tensor, positions: int, groups: int = 1) -> Tensor:
+    """Of each output, (o,), at every place of blocks_of: (groups * p, o / groups)."""
+    if groups == 1:
+        return values
+    return values.view(groups, 1, -1).expand(groups, positions // groups, -1).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -56,14 +78,19 @@ def input_moments(layer: nn.Conv2d | nn.Linear, inputs: Tensor, d: int) -> Momen
     """Moments of the input blocks at each position of a layer's weight.
 
     Args:
-        inputs: of the layer, (batch, channels, h, w) or (batch, features).
+        inputs: of the layer, (batch, channels, h, w) or (batch, [tokens,] features).
     """
     if isinstance(layer, nn.Linear):
-        columns = inputs[:, :, None]  # (batch, features, 1)
-    elif layer.kernel_size == (1, 1):
-        columns = inputs[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)  # (batch, channels, pixels)
+        columns = inputs.reshape(-1, inputs.shape[-1])[:, :, None]  # (batch, features, 1)
     else:
-        columns = F.unfold(inputs, layer.kernel_size, padding=layer.kernel_size[0] // 2, stride=layer.stride)
+        padding = layer.padding
+        if layer.padding_mode != "zeros" or isinstance(padding, str):
+            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+            inputs, padding = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode), (0, 0)
+        if layer.kernel_size == (1, 1) and not any(padding):
+            columns = inputs[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)  # (batch, channels, pixels)
+        else:
+            columns = F.unfold(inputs, layer.kernel_size, layer.dilation, padding, layer.stride)
     blocks = columns.unflatten(1, (-1, d)).permute(1, 2, 0, 3).flatten(2)  # (p, d, batch * pixels)
     return Moments(torch.bmm(blocks, blocks.mT).double(), blocks.sum(2).double(), blocks.shape[2])
 
@@ -73,7 +100,7 @@ class Metric:
     """How much an error of a layer's blocks matters."""
 
     grams: Tensor  # (p, d, d) float32, symmetric positive semidefinite
-    weights: Tensor  # (o,) float32 > 0
+    weights: Tensor  # (o,) or, of a grouped convolution, (p, o) float32 > 0
 
     def factors(self) -> Tensor:
         """L of G_p = L Lᵀ, (p, d, d); small eigenvalues are raised so that dead inputs leave G_p definite."""
@@ -109,7 +136,7 @@ def learn(blocks: Tensor, metric: Metric, k: int, *, steps: int, generator: Gene
     white = blocks @ factors  # row v becomes (Lᵀv)ᵀ
     energy = float((white.square().sum(2) * weights).sum().double()) + 1e-30
     grams = factors @ factors.mT
-    pull = (blocks @ grams) * weights[:, None]  # w G v, what a codeword's normal equations sum
+    pull = (blocks @ grams) * weights[..., None]  # w G v, what a codeword's normal equations sum
     codewords = _plus_plus(white, blocks, factors, weights, k, generator)
     codes, before = None, 0.0
     for step in range(steps + 1):
@@ -152,7 +179,7 @@ def assign(
     """
     (positions, out, _), k = white.shape, len(codewords)
     if penalty is not None:  # one more coordinate, so that a single product gives error and penalty together
-        white = torch.cat([white, (1 / weights)[None, :, None].expand(positions, out, 1)], 2)
+        white = torch.cat([white, (1 / weights)[..., None].expand(positions, out, 1)], 2)
     codes, errors = torch.empty(positions, out, dtype=torch.long), torch.empty(positions, out)
     for some in torch.arange(positions).split(max(1, CHUNK // (out * k))):
         first, last = int(some[0]), int(some[-1]) + 1

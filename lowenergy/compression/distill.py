@@ -7,44 +7,38 @@ import torch
 from torch import nn
 
 from lowenergy import networks, training
-from lowenergy.base.params import Distill
+from lowenergy.base.params import Distill, is_import_path
 from lowenergy.storage.artifact import Model, dense
 from lowenergy.training import Objective, Run
 
 
-def compress(network: networks.Network, target: str, objective: Objective, p: Distill, run: Run) -> Model:
+def compress(network: networks.AnyNetwork, target: str, objective: Objective, p: Distill, run: Run) -> Model:
     """Train the student of the params, with the teacher's head and outputs: first towards `objective`, then by the
     target's own loss, since an energy that only agrees with another where that one was asked has minima of its own."""
     teacher = network.spec
-    spec = networks.Spec(
-        name=p.student.name,
-        width=p.student.width,
-        stem=p.student.stem,
-        activation=p.student.activation,
-        norm=p.student.norm,
-        channels=teacher.channels,
-        image_size=teacher.image_size,
-        outputs=teacher.outputs,
-        head=teacher.head,
-    )
-    student = networks.build(spec, seed=run.seed)
+    # Where only an energy is asked of the outputs, a student from elsewhere may have as many as it has.
+    outputs = 0 if teacher.head in ("mean", "scalar") and is_import_path(p.student.name) else teacher.outputs
+    spec = networks.Spec.of(p.student, teacher.input_shape, outputs, teacher.head, teacher.normalisation)
+    student = networks.of_params(p.student, spec, seed=run.seed, where="distill.student")
     if p.start == "teacher":
         inherited = inherit(student, network)
         run.fabric.print(f"{run.name}: {len(inherited)} layers start from the teacher's: {', '.join(inherited)}")
     training.finetune(student, objective, p.train, run)
     if p.retrain.epochs:
         objective.retrain(student, p.retrain, run)
-    return dense(merge_outputs(student) if student.spec.head == "mean" else student, target)
+    if student.spec.head == "mean" and isinstance(student, networks.Network):
+        student = merge_outputs(student)
+    return dense(student, target)
 
 
-def merge_outputs(network: networks.Network) -> networks.Network:
+def merge_outputs(network: networks.Network) -> networks.AnyNetwork:
     """The same energy with one output: the mean of linear outputs is itself linear."""
     state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     state |= {f"fc.{part}": state[f"fc.{part}"].mean(0, keepdim=True) for part in ("weight", "bias")}
     return networks.build_with(replace(network.spec, outputs=1), state)
 
 
-def inherit(student: networks.Network, teacher: networks.Network) -> list[str]:
+def inherit(student: nn.Module, teacher: nn.Module) -> list[str]:
     """Start the student's layers from the leading channels of the teacher's of the same name, where those are as large.
 
     Fewer inputs are made up for by larger weights, so that activations keep their scale; BatchNorms take over their

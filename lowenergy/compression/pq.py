@@ -20,18 +20,31 @@ from torch import Generator, Tensor, nn
 from lowenergy import networks, training
 from lowenergy.base.errors import UserError
 from lowenergy.base.params import Pq, Precision
-from lowenergy.compression.codebooks import Codebook, Metric, Moments, assign, bits, blocks_of, input_moments, learn
+from lowenergy.compression.codebooks import (
+    Codebook,
+    Metric,
+    Moments,
+    assign,
+    bits,
+    blocks_of,
+    by_position,
+    input_moments,
+    learn,
+    outputs_by_position,
+    row_major,
+)
 from lowenergy.storage import artifact
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.coded import CodedWeight, attach, coded_weights
 from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, entropy
 from lowenergy.training import Objective, Run
 
+BatchNorm = nn.modules.batchnorm._BatchNorm
 SAMPLE = 2**13  # blocks a layer that are enough to find the price of a bit
 FILL = 0.99, 0.997  # of the budget, before finetuning, which may cost a few bytes
 
 
-def compress(network: networks.Network, target: str, objective: Objective, p: Pq, run: Run) -> Model:
+def compress(network: networks.AnyNetwork, target: str, objective: Objective, p: Pq, run: Run) -> Model:
     """Code every layer, finetune, encode.
 
     Raises:
@@ -42,6 +55,8 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pq
     generator = torch.Generator().manual_seed(run.seed)
     weights = output_weights(network, images, generator) if p.output_weights else None
     rate = price_of_bits(network, images, weights, p, objective.precision, run.seed) if p.budget_bytes else 0.0
+    if rest := networks.left_out(network):
+        run.fabric.print(f"{run.name}: of no layer, and uncoded: {', '.join(rest)}")
     code_layers(network, objective, images, weights, rate, p, run)
     fit_budget(network, target, p)
     refresh_batchnorm(network, images)
@@ -75,18 +90,22 @@ def codewords_for(layer: nn.Conv2d | nn.Linear, d: int, p: Pq) -> int:
 class PricedCode(CodedWeight):
     """A coded weight with what choosing its codes anew, at another price of bits, takes."""
 
-    def __init__(self, found: Codebook, weight: Tensor, metric: Metric, rate: float) -> None:
-        super().__init__(found.codes.T.flatten(), len(found.codewords), tuple(weight.shape))
-        self.weight, self.metric, self.rate = weight, metric, rate
+    def __init__(self, found: Codebook, weight: Tensor, metric: Metric, rate: float, groups: int = 1) -> None:
+        super().__init__(row_major(found.codes, groups), len(found.codewords), tuple(weight.shape))
+        self.weight, self.metric, self.rate, self.groups = weight, metric, rate, groups
 
     def assign(self, codebook: Tensor, dearer: float) -> None:
         """Choose the codeword of each block anew after the price of a bit has grown by this factor."""
         self.rate *= dearer
         factors = self.metric.factors()
-        white = blocks_of(self.weight, codebook.shape[1]) @ factors
+        white = blocks_of(self.weight, codebook.shape[1], self.groups) @ factors
         penalty = self.rate * bits(self.codes.long(), len(codebook))
         chosen, _ = assign(white, factors, self.metric.weights, codebook.detach(), penalty)
-        self.codes.copy_(chosen.T.flatten())
+        self.codes.copy_(row_major(chosen, self.groups))
+
+
+def groups_of(layer: nn.Conv2d | nn.Linear) -> int:
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
 
 
 class _LayerReachedError(Exception):
@@ -145,7 +164,10 @@ def output_weights(network: nn.Module, images: Tensor, generator: Generator) -> 
     def watch(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
         def add(gradient: Tensor) -> None:
             squares = gradient.float().square()
-            sums[name] += squares.flatten(2).sum((0, 2)) if squares.ndim == 4 else squares.sum(0)
+            if isinstance(layers[name], nn.Conv2d):
+                sums[name] += squares.flatten(2).sum((0, 2))
+            else:
+                sums[name] += squares.flatten(0, -2).sum(0)
 
         output.register_hook(add)
 
@@ -165,9 +187,17 @@ def output_weights(network: nn.Module, images: Tensor, generator: Generator) -> 
 
 
 def layers_to_code(network: nn.Module, p: Pq) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The layers whose weights become codewords.
+
+    Raises:
+        UserError: there is none.
+    """
     layers = networks.coded_layers(network)
     first = next(iter(layers))
-    return {name: layer for name, layer in layers.items() if not (p.keep_first and name == first)}
+    found = {name: layer for name, layer in layers.items() if not (p.keep_first and name == first)}
+    if not found:
+        raise UserError("params.yaml: pq.keep_first leaves no layer to code; give false")
+    return found
 
 
 def price_of_bits(
@@ -189,10 +219,14 @@ def price_of_bits(
     wanted = 8.0 * p.budget_bytes
     sampled: list[tuple[float, Tensor, Tensor, Tensor, Codebook]] = []
     for name, layer in layers.items():
-        blocks = blocks_of(layer.weight.detach(), lengths[name])
+        groups = groups_of(layer)
+        blocks = blocks_of(layer.weight.detach(), lengths[name], groups)
         every = max(1, blocks.shape[0] * blocks.shape[1] // SAMPLE)
-        some = torch.arange(blocks.shape[1])[every // 2 :: every]
-        metric = Metric(grams_for(moments[name], p), weights[name][some] if weights else torch.ones(len(some)))
+        some = torch.arange(blocks.shape[1])[min(every // 2, blocks.shape[1] - 1) :: every]
+        matter = (
+            outputs_by_position(weights[name], len(blocks), groups)[..., some] if weights else torch.ones(len(some))
+        )
+        metric = Metric(grams_for(moments[name], p), matter)
         k = min(codewords_for(layer, lengths[name], p), blocks.shape[0] * len(some))
         found = learn(blocks[:, some], metric, k, steps=4, generator=torch.Generator().manual_seed(seed))
         factors = metric.factors()
@@ -246,12 +280,13 @@ def code_layers(
     for name, layer in list(layers.items())[done:]:
         d = block_length(layer, p)
         moments = moments_of(network, {name: d}, images, objective.precision, only=True)[name]
-        metric = Metric(grams_for(moments, p), weights[name] if weights else torch.ones(layer.weight.shape[0]))
-        weight = layer.weight.detach()
-        blocks, k = blocks_of(weight, d), codewords_for(layer, d, p)
+        weight, groups = layer.weight.detach(), groups_of(layer)
+        blocks, k = blocks_of(weight, d, groups), codewords_for(layer, d, p)
+        matter = weights[name] if weights else torch.ones(len(weight))
+        metric = Metric(grams_for(moments, p), outputs_by_position(matter, len(blocks), groups))
         found = learn(blocks, metric, k, steps=p.kmeans_steps, generator=generator, rate=rate)
-        attach(layer, found.codewords, PricedCode(found, weight, metric, rate))
-        correct_bias(layer, blocks_of(weight - layer.weight.detach(), d), moments)
+        attach(layer, found.codewords, PricedCode(found, weight, metric, rate, groups))
+        correct_bias(layer, blocks_of(weight - layer.weight.detach(), d, groups), moments)
         done += 1
         note = _finetune_layer(network, layer, objective, p, run)
         _keep(network, done, generator, run)
@@ -268,7 +303,9 @@ def code_layers(
 def correct_bias(layer: nn.Conv2d | nn.Linear, error: Tensor, moments: Moments) -> None:
     """Put the mean of each output right after its blocks lost `error`, (p, o, d); BatchNorm does without."""
     if layer.bias is not None:
-        layer.bias.data += torch.einsum("pod,pd->o", error, moments.mean())
+        groups = groups_of(layer)
+        lost = torch.einsum("pod,pd->po", error, moments.mean())
+        layer.bias.data += lost.unflatten(0, (groups, -1)).sum(1).flatten()
 
 
 def _finetune_layer(network: nn.Module, layer: nn.Module, objective: Objective, p: Pq, run: Run) -> str:
@@ -319,9 +356,10 @@ def _resume(
     state = content["network"]
     for name, layer in list(layers.items())[: content["done"]]:
         at, weight = f"{name}.parametrizations.weight", layer.weight.detach()
-        codebook, codes = state[f"{at}.original"], state[f"{at}.0.codes"].long().view(len(weight), -1).T
+        groups = groups_of(layer)
+        codebook, codes = state[f"{at}.original"], by_position(state[f"{at}.0.codes"].long(), len(weight), groups)
         metric = Metric(content["grams"][name], content["weights"][name])
-        attach(layer, codebook, PricedCode(Codebook(codebook, codes, 0, 0), weight, metric, rate))
+        attach(layer, codebook, PricedCode(Codebook(codebook, codes, 0, 0), weight, metric, rate, groups))
     network.load_state_dict(state)
     generator.set_state(content["generator"])
     run.generator.set_state(content["own"].cpu())
@@ -331,25 +369,26 @@ def _resume(
 
 def refresh_batchnorm(network: nn.Module, images: Tensor, batch_size: int = 250) -> None:
     """Average BatchNorm's statistics anew over `images`: coded weights shift what the norms see."""
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in network.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
     if not norms:
         return
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
-    network.train()
+        norm.train()  # and nothing else: no dropout
     with torch.no_grad():
         for batch in images.split(batch_size):
             network(batch)
     network.eval()
-    for norm in norms:
-        norm.momentum = 0.1
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 # -- the whole network ------------------------------------------------------------------------------------------------
 
 
-def fit_budget(network: networks.Network, target: str, p: Pq) -> None:
+def fit_budget(network: networks.AnyNetwork, target: str, p: Pq) -> None:
     """Choose all codes anew at the price of a bit that brings the file just below the budget: bracket it, then bisect.
 
     Raises:
@@ -381,7 +420,7 @@ def fit_budget(network: networks.Network, target: str, p: Pq) -> None:
         )
 
 
-def encoded(network: networks.Network, target: str) -> Model:
+def encoded(network: networks.AnyNetwork, target: str) -> Model:
     """The network as it is stored: indices and codewords, everything else float16, BatchNorm as scale and shift."""
     coded = {name: (codebook, code) for name, _, codebook, code in coded_weights(network)}
     tensors: dict[str, Encoding] = {}
@@ -390,10 +429,10 @@ def encoded(network: networks.Network, target: str) -> Model:
         tensors[f"{name}.weight"] = Coded(codes, codebook.detach().cpu().half()[used], code.shape)
     for name, value in artifact.weights(network).items():
         if ".parametrizations." not in name:
-            tensors[name] = Dense(value.half())
+            tensors[name] = Dense(value.half() if value.is_floating_point() else value)
     for name, norm in network.named_modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            assert norm.running_mean is not None and norm.running_var is not None
+        if isinstance(norm, BatchNorm) and norm.affine and norm.running_mean is not None:
+            assert norm.running_var is not None
             scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().cpu()
             shift = (norm.bias - norm.running_mean * scale.to(norm.bias.device)).detach().cpu()
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = Dense(scale.half()), Dense(shift.half())

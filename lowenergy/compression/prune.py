@@ -11,6 +11,7 @@ What is dropped stays dropped: the zeros hold through all training, and the file
 import copy
 import csv
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ MACS_STEPS = 400  # how finely an amount of multiply-accumulates is met
 SLOPE_BATCHES = 16
 
 
-def compress(network: networks.Network, target: str, objective: Objective, p: Prune, run: Run) -> Model:
+def compress(network: networks.AnyNetwork, target: str, objective: Objective, p: Prune, run: Run) -> Model:
     """Prune, pull to the source behind `objective`, train on, encode.
 
     Where p.scan_images is set, how much pruning each layer alone adds to the objective's loss is written to
@@ -63,15 +64,15 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pr
     if p.retrain.epochs:
         objective.retrain(network, p.retrain, run)
     if p.kind == "structured":
-        return dense(network.cpu(), target)
+        return loads_again(network.cpu(), target)
     tensors = {
-        name: Sparse(value) if (value == 0).float().mean() > 1 / 32 else Dense(value)
+        name: Sparse(value) if value.is_floating_point() and (value == 0).float().mean() > 1 / 32 else Dense(value)
         for name, value in weights(network.cpu()).items()
     }
     return Model(target, network.spec, tensors)
 
 
-def cut(network: networks.Network, share: float | Shares, p: Prune, done: int = 1) -> None:
+def cut(network: networks.AnyNetwork, share: float | Shares, p: Prune, done: int = 1) -> None:
     """Prune to where round `done` of p.rounds should end; what is left shrinks by the same factor in every round.
 
     Args:
@@ -93,7 +94,7 @@ def _share(share: float | Shares, progress: float) -> float | Shares:
     return 1 - (1 - share) ** progress
 
 
-def prunable(network: networks.Network, p: Prune) -> Layers:
+def prunable(network: networks.AnyNetwork, p: Prune) -> Layers:
     """The layers that lose weights; of those whose channels only go together (shortcuts), the first."""
     layers = networks.coded_layers(network)
     if p.kind == "structured":
@@ -102,9 +103,12 @@ def prunable(network: networks.Network, p: Prune) -> Layers:
     return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d) or p.scope == "global"}
 
 
-def _kept(network: networks.Network, p: Prune) -> list[nn.Module]:
+def _kept(network: networks.AnyNetwork, p: Prune) -> list[nn.Module]:
     """Layers whose channels all stay: the outputs, and of scope conv all fully connected ones."""
-    return [m for m in network.modules() if isinstance(m, nn.Linear)] if p.scope == "conv" else [network.fc]
+    kept = [network.get_submodule(networks.output_layer(network))]
+    if p.scope == "conv":
+        kept += [m for m in network.modules() if isinstance(m, nn.Linear)]
+    return kept + [network.get_submodule(name) for name in unbearable(network)]
 
 
 def _size(layer: nn.Conv2d | nn.Linear, p: Prune) -> int:
@@ -167,12 +171,12 @@ IMPORTANCE: dict[str, Callable[[], Any]] = {
 }
 
 
-def _pruner(network: networks.Network, share: float | Shares, p: Prune, steps: int = 1) -> Any:
+def _pruner(network: networks.AnyNetwork, share: float | Shares, p: Prune, steps: int = 1) -> Any:
     layers = networks.coded_layers(network)
     each = {layers[name]: s for name, s in share.items()} if isinstance(share, Mapping) else None
     return tp.pruner.BasePruner(
         network.eval(),
-        torch.zeros(1, *network.spec.input_shape, device=network.fc.weight.device),
+        torch.zeros(1, *network.spec.input_shape, device=next(network.parameters()).device),
         importance=IMPORTANCE[p.importance](),
         global_pruning=each is None,
         pruning_ratio=0.0 if isinstance(share, Mapping) else share,
@@ -183,7 +187,69 @@ def _pruner(network: networks.Network, share: float | Shares, p: Prune, steps: i
     )
 
 
-def remove_channels(network: networks.Network, share: float | Shares, p: Prune) -> None:
+def unbearable(network: networks.AnyNetwork) -> tuple[str, ...]:
+    """Layers of a network from elsewhere whose channels all stay, because it would not run without one of them: those
+    that attention splits into heads, or whose number its code takes for granted."""
+    if not isinstance(network, networks.Foreign):
+        return ()  # the zoo bears all
+    if network.unbearable is None:
+        network.unbearable = _tried(network)
+        if network.unbearable:
+            print(f"{network.spec.name}: keeps the channels of {', '.join(network.unbearable)}", flush=True)
+    return network.unbearable
+
+
+def _tried(network: networks.Foreign) -> tuple[str, ...]:
+    """Take one channel of each group on a copy, and see whether it still runs; if not, go on with a new copy."""
+    images = torch.full((2, *network.spec.input_shape), -1.0)
+    bad: list[str] = []
+    good: set[str] = set()
+    while True:
+        copied = copy.deepcopy(network).cpu().eval()
+        names = {module: name for name, module in copied.named_modules()}
+        kept = [copied.get_submodule(name) for name in (networks.output_layer(network), *bad)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = tp.DependencyGraph().build_dependency(copied, example_inputs=images)
+        for group in list(graph.get_all_groups(ignored_layers=kept, root_module_types=[nn.Conv2d, nn.Linear])):
+            root = group[0][0].target.module
+            name = names[root]
+            if name in good or name in bad:
+                continue
+            try:
+                graph.get_pruning_group(root, group[0][0].handler, [0]).prune()
+                with torch.no_grad():
+                    out = copied(images)
+                again = networks.build_with(network.spec, weights(copied), copy.deepcopy(network).cpu())
+                with torch.no_grad():
+                    torch.testing.assert_close(again(images), out)
+            except Exception:  # whatever the network's own code does with a channel too few
+                bad.append(name)
+                break
+            good.add(name)
+        else:
+            return tuple(bad)
+
+
+def loads_again(network: networks.AnyNetwork, target: str) -> Model:
+    """The network as it is stored, after making sure that its shapes alone make it again.
+
+    Raises:
+        UserError: they do not.
+    """
+    model = dense(network, target)
+    images = torch.full((2, *network.spec.input_shape), -1.0)
+    with torch.no_grad():
+        same = torch.allclose(model.build()(images), network(images), rtol=1e-3, atol=1e-4)
+    if not same:
+        raise UserError(
+            f"params.yaml: prune.kind = structured: {network.spec.name} cannot be made again from the shapes of its "
+            "weights; give unstructured"
+        )
+    return model
+
+
+def remove_channels(network: networks.AnyNetwork, share: float | Shares, p: Prune) -> None:
     """Remove this share of the channels, those of least importance, and all weights that go with them.
 
     Which weights go together is Torch-Pruning's dependency graph (Fang et al. 2023, arXiv 2301.12900).
@@ -191,7 +257,7 @@ def remove_channels(network: networks.Network, share: float | Shares, p: Prune) 
     _pruner(network, share, p).step()
 
 
-def remove_macs(network: networks.Network, p: Prune) -> None:
+def remove_macs(network: networks.AnyNetwork, p: Prune) -> None:
     """Remove the least important channels, until p.rounds of this would leave p.amount fewer multiply-accumulates.
 
     Raises:
@@ -209,7 +275,7 @@ def remove_macs(network: networks.Network, p: Prune) -> None:
     )
 
 
-def leave_slopes(network: networks.Network, objective: Objective, run: Run) -> None:
+def leave_slopes(network: networks.AnyNetwork, objective: Objective, run: Run) -> None:
     """Leave in each parameter's .grad the root mean square, over batches, of the slope of the target's own loss.
 
     |w · slope| is then how much losing w changes that loss, to first order (Molchanov et al. 2019, arXiv 1906.10771).
@@ -227,7 +293,7 @@ def leave_slopes(network: networks.Network, objective: Objective, run: Run) -> N
 # -- how much each layer bears ----------------------------------------------------------------------------------------
 
 
-def scan(network: networks.Network, objective: Objective, p: Prune, run: Run) -> Added:
+def scan(network: networks.AnyNetwork, objective: Objective, p: Prune, run: Run) -> Added:
     """What pruning each layer alone, by each of SCANNED, adds to the matching loss; written to sensitivity.csv."""
     every = max(1, len(objective.inputs) // p.scan_images)
     index = torch.arange(0, len(objective.inputs), every, device=run.device)

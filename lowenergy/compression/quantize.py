@@ -21,7 +21,7 @@ from lowenergy.storage.encodings import Dense, Encoding, Int8
 from lowenergy.training import Objective, Run
 
 
-def compress(network: networks.Network, target: str, objective: Objective, p: Quantize, run: Run) -> Model:
+def compress(network: networks.AnyNetwork, target: str, objective: Objective, p: Quantize, run: Run) -> Model:
     """Fold BatchNorm, find which layers bear rounding, watch activations on the objective's inputs, round, finetune.
 
     The inputs of an energy's objective include noise and chains, where a range seen on clean data alone would clip. How
@@ -35,14 +35,20 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Qu
             f"params.yaml: quantize.keep_float: {', '.join(sorted(unknown))} is no layer of {target}; it has "
             f"{', '.join(layers)}. For another target alone, write it before the layer: classifier:fc"
         )
+    if rest := networks.left_out(folded):
+        run.fabric.print(f"{run.name}: of no layer, and float: {', '.join(rest)}")
     # Every n-th: the inputs of an energy come in groups (real, noisy, chains), and each must be among them.
     every = max(1, len(objective.inputs) // p.calibration_images)
     index = torch.arange(0, len(objective.inputs), every)
     images = objective.inputs[index.to(objective.inputs.device)].cpu()
     scales = {name: int8.best_scale(layer.weight, p.weight_bits) for name, layer in layers.items()}
-    spared = _spared(
-        _calibrated(folded, scales, images, p.weight_bits), objective, index, keep_float, p.loss_budget, run
-    )
+    prepared = _calibrated(folded, scales, images, p.weight_bits)
+    if unfit := scales.keys() - {place.layer for place in int8.places(prepared)}:
+        run.fabric.print(f"{run.name}: without an int8 form, and float: {', '.join(sorted(unfit))}")
+        keep_float |= unfit
+    if not scales.keys() - keep_float:
+        raise UserError(f"{target}: no layer of {folded.spec.name} is left to quantize")
+    spared = _spared(prepared, objective, index, keep_float, p.loss_budget, run)
     for name in spared:
         del scales[name]
     prepared = _calibrated(folded, scales, images, p.weight_bits)
@@ -52,8 +58,8 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Qu
         training.finetune(prepared, objective, p.finetune, run)
     trained = {name.removeprefix("network."): value for name, value in prepared.named_parameters()}
     tensors: dict[str, Encoding] = {}
-    for name in weights(folded):
-        value, scale = trained[name].detach(), scales.get(name.removesuffix(".weight"))
+    for name, untrained in weights(folded).items():
+        value, scale = trained.get(name, untrained).detach(), scales.get(name.removesuffix(".weight"))
         if scale is None or name.endswith(".bias"):
             tensors[name] = Dense(value)
         else:
@@ -61,7 +67,7 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Qu
     return Model(target, folded.spec, tensors, int8.ranges(prepared))
 
 
-def _calibrated(network: networks.Network, scales: dict[str, Tensor], images: Tensor, bits: int) -> GraphModule:
+def _calibrated(network: networks.AnyNetwork, scales: dict[str, Tensor], images: Tensor, bits: int) -> GraphModule:
     prepared = int8.prepare(network, scales, bits, gradient=network.spec.head is not None, outputs=True)
     with torch.no_grad():
         for batch in images.split(250):

@@ -4,6 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from lowenergy.base.params import EnergyMatching, Sampler
+from lowenergy.data import to_float
 from lowenergy.energies.energy import Energy, energy_gradient
 from lowenergy.energies.langevin import langevin_chain, uniform_noise
 
@@ -14,14 +15,14 @@ def probe_images(energy: Energy, images: Tensor, p: EnergyMatching, sampler: Sam
     """Where a compressed energy must agree with its teacher's: on data, around data, and on the way of the sampler.
 
     Args:
-        images: (n, c, h, w) real images in [-1, 1], on the generator's device.
+        images: (n, c, h, w) uint8, real ones, on the generator's device.
     Returns:
         (m, c, h, w): p.images real images, as many with noise of random strength, then of p.chains chains of the
         teacher's their start and four evenly spaced states.
     """
     device = images.device
     order = torch.randperm(len(images), generator=generator, device=device)
-    real = images[order[: p.images]]
+    real = to_float(images[order[: p.images]])
     strength = NOISE * torch.rand(len(real), 1, 1, 1, generator=generator, device=device)
     noisy = real + strength * torch.randn(real.shape, generator=generator, device=device)
     kept = {max(1, p.chain_steps * quarter // 4) for quarter in (1, 2, 3, 4)}

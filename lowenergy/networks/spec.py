@@ -1,46 +1,84 @@
 """All it takes to build a network, small enough for a file's header."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import nn
 
-from lowenergy.base.params import Architecture
+from lowenergy.base.params import Architecture, is_import_path
+
+ZOO = ("width", "stem", "activation", "norm")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """All it takes to build a network: the params' architecture and the shape of its data."""
+    """All it takes to build a network: the params' architecture and what its data look like."""
 
-    name: str
-    width: int
-    stem: str
-    activation: str
-    norm: str
-    channels: int
-    image_size: int
-    outputs: int
+    name: str  # one of the zoo, or an import path
+    width: int = 0
+    stem: str = ""
+    activation: str = ""
+    norm: str = ""
+    channels: int = 1
+    image_size: int = 0
+    outputs: int = 0
     head: str | None = None  # of an energy: mean, scalar or logsumexp; None for a plain classifier
+    arguments: dict[str, Any] | None = None  # of an import path's constructor
+    mean: list[float] | None = None  # by channel, of images in [0, 1]: the normalisation that the network wants
+    std: list[float] | None = None
 
     @classmethod
     def of(
-        cls, architecture: Architecture, input_shape: tuple[int, int, int], outputs: int, head: str | None = None
+        cls,
+        architecture: Architecture,
+        input_shape: tuple[int, int, int],
+        outputs: int,
+        head: str | None = None,
+        normalisation: tuple[list[float], list[float]] | None = None,
     ) -> "Spec":
-        """The params' architecture for images of this shape."""
+        """The params' architecture for images of this shape.
+
+        Args:
+            outputs: of the last layer; 0 for as many as a network with an import path has.
+            normalisation: mean and standard deviation of each channel, of images in [0, 1].
+        """
+        own: dict[str, Any] = {"arguments": architecture.arguments}
+        if not is_import_path(architecture.name):
+            own = {key: getattr(architecture, key) for key in ZOO}
+        mean, std = normalisation or (None, None)
         return cls(
             name=architecture.name,
-            width=architecture.width,
-            stem=architecture.stem,
-            activation=architecture.activation,
-            norm=architecture.norm,
+            **own,
             channels=input_shape[0],
             image_size=input_shape[1],
             outputs=outputs,
             head=head,
+            mean=mean,
+            std=std,
         )
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         return (self.channels, self.image_size, self.image_size)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Not of the zoo: named by an import path."""
+        return is_import_path(self.name)
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]] | None:
+        return (self.mean, self.std) if self.mean is not None and self.std is not None else None
+
+    def as_header(self) -> dict[str, Any]:
+        """What a file's header says of it: no more than is needed."""
+        left_out = ZOO if self.is_foreign else ()
+        later = ("arguments", "mean", "std")
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in left_out and (value is not None or key not in later)
+        }
 
 
 def spec_of(network: nn.Module) -> Spec:

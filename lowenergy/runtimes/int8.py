@@ -12,6 +12,7 @@ the gradient and qᵀ is int8 already.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,6 @@ from torchao.quantization.pt2e import FakeQuantize, MinMaxObserver, PerChannelMi
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
 from lowenergy import networks
-from lowenergy.base.errors import UserError
 from lowenergy.energies.gradient import call, gradient_graph
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Int8
@@ -31,7 +31,6 @@ from lowenergy.storage.encodings import Int8
 aten = torch.ops.aten
 SMALLEST_SCALE = 2.0**-40  # torchao's default, 2^-12, is coarser than a wide layer's weights or an energy's gradients
 ROUNDED = (aten.conv2d.default, aten.linear.default)
-LOGITS = ("fc", False)  # an energy of hundreds matters to fractions
 
 
 class Rounding(FakeQuantize):
@@ -71,17 +70,18 @@ def _weight(bits: int) -> QuantizationSpec:
 
 
 class _Layers(Quantizer):
-    """Annotates all layers but those kept float."""
+    """Annotates these layers, in both directions; the outputs of all but `last`, the logits of which an energy is made:
+    one of hundreds matters to fractions."""
 
-    def __init__(self, bits: int, keep_float: Collection[str], outputs: bool) -> None:
-        self.weight, self.keep_float, self.outputs = _weight(bits), keep_float, outputs
+    def __init__(self, bits: int, layers: Collection[str], outputs: bool, last: str) -> None:
+        self.weight, self.layers, self.outputs, self.last = _weight(bits), layers, outputs, last
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
-            if node.target in ROUNDED and _layer(node)[0] not in self.keep_float:
+            if node.target in ROUNDED and _layer(node)[0] in self.layers:
                 node.meta["quantization_annotation"] = QuantizationAnnotation(
                     input_qspec_map={node.args[0]: ACTIVATION, node.args[1]: self.weight},
-                    output_qspec=ACTIVATION if self.outputs and _layer(node) != LOGITS else None,
+                    output_qspec=ACTIVATION if self.outputs and _layer(node) != (self.last, False) else None,
                     _annotated=True,
                 )
         return model
@@ -91,13 +91,24 @@ class _Layers(Quantizer):
 
 
 def _layer(node: Node) -> tuple[str, bool]:
-    """Name of the layer whose weight a convolution or linear node uses, and whether it is the layer's pullback."""
+    """Name of the layer whose weight a convolution or linear node uses, and whether it is the layer's pullback.
+
+    No name where the weight is computed from something else.
+    """
     weight: Any = node.args[1]
     steps = 0
     while weight.op != "get_attr":  # through rounding, and in a pullback through scaling, flips and permutations
         steps += weight.op == "call_function"
+        if not weight.args or not isinstance(weight.args[0], Node):
+            return "", False
         weight = weight.args[0]
     return weight.target.removesuffix(".weight"), steps > 0
+
+
+def _used_as_they_are(graph: GraphModule) -> set[str]:
+    """Layers whose weight meets their input unchanged: those that have an int8 form."""
+    found = [_layer(node) for node in graph.graph.nodes if node.target in ROUNDED]
+    return {layer for layer, pulled in found if not pulled}
 
 
 def best_scale(weight: Tensor, bits: int) -> Tensor:
@@ -114,7 +125,7 @@ def best_scale(weight: Tensor, bits: int) -> Tensor:
 
 
 def prepare(
-    network: networks.Network,
+    network: networks.AnyNetwork,
     scales: Mapping[str, Tensor],
     bits: int = 8,
     *,
@@ -124,33 +135,29 @@ def prepare(
     """Trace a network without BatchNorm and insert Rounding modules: weights round, activations still observe.
 
     Args:
-        scales: of the int8 weights, (out,), by layer; layers not named here are kept float.
+        scales: of the int8 weights, (out,), by layer; layers not named here are kept float, and so are those that have
+            no int8 form, because their weight is changed before it is used.
         bits: of the weights.
         gradient: logits and input gradient of an energy, instead of logits alone.
         outputs: also where onnxruntime rounds.
     Raises:
-        UserError: a layer that cannot be rounded, by its name.
+        UserError: the network cannot be traced.
     """
     from torchao.quantization.pt2e import allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
     network = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
-    layers, shape = networks.coded_layers(network), network.spec.input_shape
     if gradient:
         assert network.spec.head is not None
-        graph = gradient_graph(network, network.spec.head, shape)
-        move_scales(graph, scales)
+        graph = gradient_graph(network, network.spec.head, network.spec.input_shape)
     else:
-        batch = ({0: torch.export.Dim("batch")},)
-        exported: Any = torch.export.export(network, (torch.zeros(2, *shape),), dynamic_shapes=batch)
-        graph = exported.module(check_guards=False)
-    prepared = prepare_pt2e(graph, _Layers(bits, layers.keys() - scales.keys(), outputs))
+        graph = networks.traced(network).module(check_guards=False)
+    scales = {name: scale for name, scale in scales.items() if name in _used_as_they_are(graph)}
+    if gradient:
+        move_scales(graph, scales)
+    prepared = prepare_pt2e(graph, _Layers(bits, scales.keys(), outputs, networks.output_layer(network)))
     allow_exported_model_train_eval(prepared)
     prepared.spec, prepared.gradient = network.spec, gradient
-    if missed := scales.keys() - {place.layer for place in places(prepared)}:
-        raise UserError(
-            f"layer {min(missed)}: no plain convolution or fully connected layer, has no int8 form; keep it float"
-        )
     for place in places(prepared):
         for rounding in place.activations.values():
             rounding.disable_fake_quant()
@@ -197,10 +204,14 @@ class Place:
 def places(prepared: GraphModule) -> Iterator[Place]:
     """All of them, in the order in which they are computed."""
     modules: dict[str, Any] = dict(prepared.named_modules(remove_duplicate=False))  # two places may share one range
+    seen: Counter[str] = Counter()
     for node in prepared.graph.nodes:
         if node.target in ROUNDED and node.args[1].op == "call_module":
             layer, pulled = _layer(node)
             name = f"{layer}:gradient" if pulled else layer
+            seen[name] += 1
+            if seen[name] > 1:  # a layer that is used more than once
+                name = f"{name}:{seen[name]}"
             activations = {f"{name}:in": modules[node.args[0].target]}
             after = next(iter(node.users))
             if after.op == "call_module":  # the logits have none
@@ -264,7 +275,7 @@ def restore(model: Model, *, gradient: bool = False, outputs: bool = False) -> G
     Raises:
         ValueError: the file has no range for a place of the graph.
     """
-    network = networks.build_with(model.spec, {name: encoded.decode() for name, encoded in model.tensors.items()})
+    network = model.build()
     scales, bits = {}, 8
     for name, encoded in model.tensors.items():
         if isinstance(encoded, Int8):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowenergy import networks
+from lowenergy.base.errors import UserError
 from lowenergy.base.files import FileError
 from lowenergy.base.params import Sampler
 from lowenergy.energies import Energy, ExplicitEnergy
@@ -51,7 +52,10 @@ def fastest(model: Model, network: nn.Module, *, images: int) -> Energy:
     enough = WORTH_EXPORTING_INT8 if model.activations else WORTH_EXPORTING
     # The gradient's way is about twice as long as the energy's.
     if on_cpu and model.spec.head is not None and 3 * networks.macs(network) * images >= enough:
-        return in_onnxruntime(model, network)
+        try:
+            return in_onnxruntime(model, network)
+        except UserError as error:  # a network from elsewhere may have no such form
+            print(f"sampling by autograd: {error}", flush=True)
     return loading.energy_of(model, network)
 
 

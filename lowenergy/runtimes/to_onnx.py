@@ -80,7 +80,7 @@ class _Stored(nn.Module):
             return torch.full(encoded.shape, encoded.value)
         assert values is not None
         if isinstance(encoded, Dense):
-            return values.float()
+            return values.float() if values.is_floating_point() else values
         if isinstance(encoded, Sparse):
             present = self.bits()
             return values[torch.cumsum(present, 0) * present].view(encoded.values.shape)  # place 0 holds the zero

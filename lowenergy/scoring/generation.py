@@ -2,7 +2,7 @@
 
 The scorer is a classifier of the same data set, trained once and for nothing else: its penultimate features take the
 place of Inception's, which know nothing of 8x8 or 28x28 images. Figures are therefore comparable within a data set.
-Both are torchmetrics' to six digits (a test compares), without the eight seconds that its import takes.
+Both are torchmetrics' to six digits (a test compares), without the seconds that its import takes.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from lowenergy.base import files
 from lowenergy.data import to_bytes, to_float
-from lowenergy.networks import Network
+from lowenergy.networks import AnyNetwork, features_and_logits
 
 SPLITS = 10  # of the Inception Score, as published
 BATCH = 1000
@@ -27,24 +27,25 @@ def _moments(features: Tensor) -> Moments:
     return {"sum": features.sum(0), "cov_sum": features.T @ features, "num_samples": torch.tensor(len(features))}
 
 
-def _looked_at(scorer: Network, images: Tensor) -> tuple[Moments, Tensor]:
+def _looked_at(scorer: AnyNetwork, images: Tensor) -> tuple[Moments, Tensor]:
     """Moments of the features, and the logits, (n, classes), of images uint8 (n, c, h, w)."""
     totals: Moments = {}
     logits = []
     with torch.inference_mode():
         for batch in images.split(BATCH):
-            features = scorer.features(to_float(batch))
-            logits.append(scorer.fc(features))
+            features, found = features_and_logits(scorer, to_float(batch))
+            assert features is not None
+            logits.append(found)
             totals = {name: totals.get(name, 0) + part for name, part in _moments(features).items()}
     return totals, torch.cat(logits)
 
 
-def write_reference(scorer: Network, images: Tensor, path: str | Path) -> None:
+def write_reference(scorer: AnyNetwork, images: Tensor, path: str | Path) -> None:
     """The moments of the scorer's features over the training images (uint8): every FID is measured against these."""
     files.write_safetensors(path, _looked_at(scorer, images)[0], {})
 
 
-def measure(scorer: Network, reference: str | Path, images: Tensor, seed: int) -> dict[str, float]:
+def measure(scorer: AnyNetwork, reference: str | Path, images: Tensor, seed: int) -> dict[str, float]:
     """FID against the reference and Inception Score (mean over 10 splits) of images (n, c, h, w) in [-1, 1].
 
     Images are rounded to 8 bits first: that is how they would be looked at.

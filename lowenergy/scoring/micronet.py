@@ -6,24 +6,37 @@ operands (the wider one counts). Values stored as floats may count as 16 bits fo
 below 16 bits anywhere. Decoding a codeword is a table look-up, without arithmetic.
 """
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lowenergy.networks.zoo.blocks import BasicBlock
 from lowenergy.runtimes.loading import dense_network
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Coded, Dense, Encoding, Int8, Sparse
 
 STORAGE, OPERATIONS = 36.5e6, 10.49e9  # of the challenge's reference, WRN-28-10
 FREE_BITS = 16
+aten = torch.ops.aten
 # (multiplications, additions) per output; an exponential or a division counts as a multiplication, a comparison as an
 # addition.
-PER_ACTIVATION: dict[type[nn.Module], tuple[int, int]] = {
-    nn.ReLU: (0, 1),
-    nn.LeakyReLU: (1, 1),
-    nn.SiLU: (3, 1),  # x / (1 + exp(-x)): negate, exponentiate, divide; add
-    nn.ELU: (1, 2),
-    nn.GELU: (3, 1),
+PER_ELEMENT: dict[Any, tuple[int, int]] = {
+    **dict.fromkeys((aten.relu, aten.relu_), (0, 1)),
+    **dict.fromkeys((aten.hardtanh, aten.hardtanh_), (0, 2)),  # ReLU6
+    **dict.fromkeys((aten.leaky_relu, aten.leaky_relu_), (1, 1)),
+    **dict.fromkeys((aten.silu, aten.silu_), (3, 1)),  # x / (1 + exp(-x)): negate, exponentiate, divide; add
+    **dict.fromkeys((aten.sigmoid, aten.sigmoid_), (2, 1)),
+    **dict.fromkeys((aten.elu, aten.elu_), (1, 2)),
+    **dict.fromkeys((aten.gelu, aten.tanh, aten.softplus), (3, 1)),
+    **dict.fromkeys((aten.hardsigmoid, aten.hardsigmoid_), (1, 3)),
+    **dict.fromkeys((aten.hardswish, aten.hardswish_), (2, 3)),
+    **dict.fromkeys((aten.add, aten.add_, aten.sub), (0, 1)),
+    **dict.fromkeys((aten.mul, aten.mul_, aten.div, aten.pow, aten.exp, aten.log, aten.rsqrt), (1, 0)),
+    aten._softmax: (2, 2),  # exponentiate, divide; subtract the largest, sum
+    **dict.fromkeys((aten.native_layer_norm, aten.native_group_norm), (3, 3)),  # square, scale, weight; sums and shifts
 }
 
 
@@ -75,40 +88,60 @@ def _bits(model: Model, encoded: Encoding) -> int:
 def operations_of(model: Model) -> float:
     """In 32-bit operations per image, multiplications and additions; multiplications by a stored zero are skipped."""
     network = dense_network(model)
-    float_bits = 32 if _quantized(model) else FREE_BITS
-    total = 0.0
+    images = torch.zeros(1, *model.spec.input_shape)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Counter(model, network) as counter:
+        network(images)
+    return counter.total
 
-    def count(name: str, module: nn.Module, output: Tensor) -> float:
-        n = output.numel()
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            encoded = model.tensors[f"{name}.weight"]
-            positions = n // output.shape[1]
-            multiplications = int(module.weight.count_nonzero()) * positions
-            # int8 products are summed in 32 bits.
-            bits = 8 if isinstance(encoded, Int8) else float_bits
-            return multiplications * bits / 32 + multiplications * float_bits / 32
-        if isinstance(module, nn.BatchNorm2d):  # folds into an uncoded convolution: one addition, its bias
-            coded = isinstance(model.tensors[name.replace("norm", "conv") + ".weight"], Coded)
-            return n * (1 + coded) * float_bits / 32
-        if isinstance(module, nn.MaxPool2d):
-            return n * (3 * 3 - 1) * float_bits / 32  # comparisons in the stems' 3x3 windows
-        if isinstance(module, BasicBlock):
-            return n * float_bits / 32  # the addition of the shortcut
-        multiplications, additions = PER_ACTIVATION.get(type(module), (0, 0))
-        return n * (multiplications + additions) * float_bits / 32
 
-    def hook(name: str) -> object:
-        def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            nonlocal total
-            if isinstance(module, nn.AdaptiveAvgPool2d):
-                total += inputs[0].numel() * float_bits / 32  # each input is added once; the division is one of them
-            else:
-                total += count(name, module, output)
+class _Counter(TorchDispatchMode):
+    """Adds up what each of torch's operations would cost.
 
-        return add
+    What moves, reshapes or looks up values is free, and so is a norm that could be folded into the convolution before
+    it, but for one addition: the convolution's bias.
+    """
 
-    for name, module in network.named_modules():
-        module.register_forward_hook(hook(name))
-    with torch.no_grad():
-        network(torch.zeros(1, *model.spec.input_shape))
-    return total
+    def __init__(self, model: Model, network: nn.Module) -> None:
+        super().__init__()
+        self.model, self.total = model, 0.0
+        self.float_bits = 32 if _quantized(model) else FREE_BITS
+        self.names = {w.data_ptr(): name for name, w in (*network.named_parameters(), *network.named_buffers())}
+        self.made_by: dict[int, str] = {}  # the layer that an output comes from, by its place in memory
+        self.outputs: list[Tensor] = []  # kept, so that no place is used twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        first = out[0] if isinstance(out, tuple) else out
+        if isinstance(first, Tensor):
+            self.total += self._cost(func.overloadpacket, args, first)
+            self.outputs.append(first)
+        return out
+
+    def _cost(self, operation: Any, args: Any, out: Tensor) -> float:
+        n, bits = out.numel(), self.float_bits
+        if operation is aten.convolution:
+            return self._product(args[1], out, n // out.shape[1])
+        if operation is aten.addmm:
+            return self._product(args[2], out, n // out.shape[1])
+        if operation is aten.mm:
+            return self._product(args[1], out, n // out.shape[1])
+        if operation is aten.bmm:
+            return 2 * n * args[0].shape[2] * bits / 32
+        if operation in (aten.native_batch_norm, aten._native_batch_norm_legit_no_training):
+            layer = self.made_by.get(args[0].data_ptr())  # coded weights cannot take a scale
+            coded = layer is None or isinstance(self.model.tensors.get(layer), Coded)
+            return n * (1 + coded) * bits / 32
+        if operation in (aten.max_pool2d_with_indices, aten.max_pool2d):
+            return n * (math.prod(args[1]) - 1) * bits / 32  # comparisons
+        if operation in (aten.mean, aten.sum, aten._adaptive_avg_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d):
+            return args[0].numel() * bits / 32  # each input is added once; the division is one of them
+        multiplications, additions = PER_ELEMENT.get(operation, (0, 0))
+        return n * (multiplications + additions) * bits / 32
+
+    def _product(self, weight: Tensor, out: Tensor, positions: int) -> float:
+        name = self.names.get(weight.data_ptr(), "")
+        self.made_by[out.data_ptr()] = name
+        multiplications = int(weight.count_nonzero()) * positions
+        # int8 products are summed in 32 bits.
+        bits = 8 if isinstance(self.model.tensors.get(name), Int8) else self.float_bits
+        return multiplications * bits / 32 + multiplications * self.float_bits / 32

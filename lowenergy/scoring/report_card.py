@@ -1,5 +1,6 @@
 """All figures of one model by its head: a classifier answers, an energy draws and detects, a JEM does both."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lowenergy.base.params import ClassifierEvaluation, EnergyEvaluation, Sample
 from lowenergy.base.progress import Progress
 from lowenergy.data import Splits, to_float
 from lowenergy.energies import sample
-from lowenergy.networks import Network
+from lowenergy.networks import AnyNetwork
 from lowenergy.runtimes import loading, sampling
 from lowenergy.scoring import accuracy, gallery, generation, micronet, ood, size
 from lowenergy.storage import artifact
@@ -36,14 +37,16 @@ def measure(
     p: ClassifierEvaluation | EnergyEvaluation,
     seed: int,
     plots: Path,
+    trust: Collection[str] = (),
 ) -> dict[str, Any]:
     """The metrics of the model in the file `path`; its confusion table and pictures are written into `plots`.
 
     Args:
         teacher: file of the uncompressed model of the same target, the yardstick of the compression ratio.
         scorer, reference: files of the scorer and of its statistics of the training images.
+        trust: what networks may come from, see artifact.read.
     """
-    model, header = artifact.read(path)
+    model, header = artifact.read(path, trust=trust)
     network, test, head = loading.network_of(model), splits.test, model.spec.head
     plots.mkdir(parents=True, exist_ok=True)
     card: dict[str, Any] = {}
@@ -53,7 +56,7 @@ def measure(
         accuracy.write_confusion(logits, test, splits.classes, plots / "confusion.csv")
     if head is not None:
         assert isinstance(p, EnergyEvaluation)
-        looked_through = loading.dense_network(artifact.read(scorer)[0])
+        looked_through = loading.dense_network(artifact.read(scorer, trust=trust)[0])
         constants = sampling.constants_of(header, path)
         card |= _draw_and_detect(model, network, looked_through, reference, splits, constants, p, seed, plots)
         if "recoveries" in header["provenance"]:
@@ -67,7 +70,7 @@ def measure(
 def _draw_and_detect(
     model: artifact.Model,
     network: nn.Module,
-    scorer: Network,
+    scorer: AnyNetwork,
     reference: str,
     splits: Splits,
     constants: Sampler,

@@ -5,10 +5,11 @@ tensor and where the model came from; docs/format.md is the reference. Parts tha
 except in files of dense float32, which are the yardstick of every compression ratio.
 """
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from lowenergy.base.files import FileError, read_safetensors, safetensors_bytes,
 from lowenergy.storage.encodings import Dense, Encoding, from_parts
 
 FORMAT = 1
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "I8": torch.int8, "U8": torch.uint8}
+DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "BOOL": torch.bool,
+}
 
 
 @dataclass(frozen=True)
@@ -32,9 +41,15 @@ class Model:
     spec: networks.Spec
     tensors: Mapping[str, Encoding]  # by the network's own names
     activations: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # static int8: (scale, zero point)
+    body: nn.Module | None = None  # of a network from elsewhere, handed over instead of imported
+
+    def build(self) -> networks.AnyNetwork:
+        """The network, with every tensor decoded to float32."""
+        state = {name: encoded.decode() for name, encoded in self.tensors.items()}
+        return networks.build_with(self.spec, state, copy.deepcopy(self.body))
 
 
-def dense(network: networks.Network, target: str) -> Model:
+def dense(network: networks.AnyNetwork, target: str) -> Model:
     """A network stored as it is, float32."""
     return Model(target, network.spec, {name: Dense(value) for name, value in weights(network).items()})
 
@@ -86,7 +101,7 @@ def to_bytes(model: Model, provenance: Mapping[str, Any]) -> bytes:
     header = {
         "format": FORMAT,
         "target": model.target,
-        "spec": asdict(model.spec),
+        "spec": model.spec.as_header(),
         "encodings": encodings,
         "packed": packed,
         "activations": model.activations,
@@ -108,11 +123,15 @@ def digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
-def read(path: str | Path) -> tuple[Model, dict[str, Any]]:
+def read(path: str | Path, *, trust: Collection[str] | None = ()) -> tuple[Model, dict[str, Any]]:
     """The stored model and its whole header.
 
+    Args:
+        trust: import paths, modules or files that its network may come from, besides the zoo, torchvision and timm;
+            None where the network will not be built.
     Raises:
         FileError: missing, truncated, tampered with, or written by a newer version.
+        NetworkError: its network is of none of these.
     """
     tensors, header = read_safetensors(path)
     if header.get("format") != FORMAT:
@@ -127,9 +146,13 @@ def read(path: str | Path) -> tuple[Model, dict[str, Any]]:
             parts.setdefault(name, {})[part] = _unpacked(tensor, packed[key]) if key in packed else tensor
         encoded = {name: from_parts(found, *kinds.get(name, ("dense", {}))) for name, found in parts.items()}
         activations = {name: (float(s), int(z)) for name, (s, z) in header.get("activations", {}).items()}
-        return Model(header["target"], networks.Spec(**header["spec"]), encoded, activations), header
+        spec = networks.Spec(**header["spec"])
+        model = Model(header["target"], spec, encoded, activations)
     except (KeyError, TypeError, ValueError, RuntimeError, zstandard.ZstdError) as error:
         raise FileError(f"{path}: the content does not fit its header ({error}); make it again") from None
+    if trust is not None:
+        networks.check_trust(spec, trust, str(path))
+    return model, header
 
 
 def shares(path: str | Path) -> dict[str, int]:

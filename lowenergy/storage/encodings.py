@@ -24,13 +24,13 @@ class Encoding(Protocol):
 
 @dataclass(frozen=True)
 class Dense:
-    """The values themselves, float32 or float16."""
+    """The values themselves: float32 or float16, or integers, as some networks keep in buffers."""
 
     values: Tensor
     kind = "dense"
 
     def decode(self) -> Tensor:
-        return self.values.float()
+        return self.values.float() if self.values.is_floating_point() else self.values
 
     def parts(self) -> dict[str, Tensor]:
         return {"": self.values}

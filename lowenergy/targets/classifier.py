@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy.base.params import Classifier, ClassifierTraining, Precision, Retrain, Scorer, ScorerTraining
-from lowenergy.data import Batches, Split, Splits, augment, shrink, to_float
-from lowenergy.networks import Network, Spec, build, training_format
+from lowenergy.data import Batches, Floats, Split, Splits, augment, shrink, to_float
+from lowenergy.networks import AnyNetwork, Spec, features_and_logits, of_params, training_format
 from lowenergy.training import Logs, Run, Stateful, fit
 
 WEIGHT_DECAY = 5e-4  # the L2 penalty of nearly every published CIFAR ResNet; digits and MNIST do not feel it
@@ -23,20 +23,25 @@ def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
     return float(sum(hits)) / len(split)
 
 
-def train(splits: Splits, p: Classifier | Scorer, run: Run) -> Network:
+def train(splits: Splits, p: Classifier | Scorer, run: Run) -> AnyNetwork:
     """SGD with Nesterov momentum and a one-cycle learning rate, augmented batches, label smoothing.
 
     Small images first (progressive resizing, Howard 2018): a convolutional network learns most of what it learns at a
     quarter of the cost.
     """
-    spec = Spec.of(p.architecture, splits.input_shape, outputs=len(splits.classes))
-    network = build(spec, seed=run.seed)
-    _fit(network, splits, p.train, run)
-    return network
+    spec = Spec.of(p.architecture, splits.input_shape, outputs=len(splits.classes), normalisation=splits.normalisation)
+    network = of_params(p.architecture, spec, seed=run.seed, where=f"{run.target}.architecture")
+    if p.train.epochs:
+        _fit(network, splits, p.train, run)
+    return network.eval()
 
 
 def _fit(
-    network: Network, splits: Splits, t: ClassifierTraining | ScorerTraining, run: Run, retrain: Retrain | None = None
+    network: AnyNetwork,
+    splits: Splits,
+    t: ClassifierTraining | ScorerTraining,
+    run: Run,
+    retrain: Retrain | None = None,
 ) -> None:
     network.to(run.device).to(memory_format=training_format(network))
     split, held_out = splits.train.to(run.device), splits.validation.to(run.device)
@@ -81,16 +86,16 @@ class LabelObjective:
         self.precision: Precision = p.train.precision
         train = splits.train.to(run.device)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(run.seed))
-        split = train.take(order.to(run.device))
-        self.inputs, self.labels = to_float(split.images), split.labels
+        order = order.to(run.device)
+        self.inputs, self.labels = Floats(train.images, order), train.labels[order]
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         p, labels = self.p.matching, self.labels[index]
         images = augment(self.inputs[index], self.p.train.crop_padding, self.p.train.flip, run.generator)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            wanted, of_teacher = _answer(self.teacher, images)
-        logits, features = _answer(network, images)
+            of_teacher, wanted = features_and_logits(self.teacher, images)
+        features, logits = features_and_logits(network, images)
         given, wanted = (F.log_softmax(found / p.temperature, 1) for found in (logits, wanted))
         divergence = p.temperature**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         value = p.label_weight * F.cross_entropy(logits, labels) + (1 - p.label_weight) * divergence
@@ -100,21 +105,12 @@ class LabelObjective:
             value = value + p.feature_weight * logs["feature_error"]
         return value, logs
 
-    def own_loss(self, network: Network, run: Run) -> Tensor:
+    def own_loss(self, network: AnyNetwork, run: Run) -> Tensor:
         index = torch.randint(len(self.inputs), (128,), generator=run.generator, device=run.device)
         return F.cross_entropy(network(self.inputs[index]), self.labels[index])
 
-    def retrain(self, network: Network, p: Retrain, run: Run) -> None:
+    def retrain(self, network: AnyNetwork, p: Retrain, run: Run) -> None:
         _fit(network, self.splits, self.p.train, run, retrain=p)
-
-
-def _answer(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits, and what the last layer saw; None of int8 graphs, which call no layers."""
-    seen: list[Tensor] = []
-    last = network.get_submodule("fc")
-    with last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
-        logits = network(images)
-    return logits, seen[0] if seen else None
 
 
 def feature_error(student: Tensor, teacher: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lowenergy.base.params import Jem
 from lowenergy.data import Splits
-from lowenergy.networks import Network, Spec, build
+from lowenergy.networks import AnyNetwork, Spec, of_params
 from lowenergy.training import Logs, Run
 from lowenergy.training.energies import EnergyObjective, fit_energy
 
@@ -18,11 +18,12 @@ CLASSIFICATION_WEIGHT = 1.0
 TEMPERATURE = 1.0
 
 
-def train(splits: Splits, p: Jem, run: Run) -> Network:
-    spec = Spec.of(p.architecture, splits.input_shape, outputs=len(splits.classes), head="logsumexp")
-    network = build(spec, seed=run.seed)
-    fit_energy(network, splits.train, p.train, run, also=classification)
-    return network
+def train(splits: Splits, p: Jem, run: Run) -> AnyNetwork:
+    spec = Spec.of(p.architecture, splits.input_shape, len(splits.classes), "logsumexp", splits.normalisation)
+    network = of_params(p.architecture, spec, seed=run.seed, where="jem.architecture")
+    if p.train.epochs:
+        fit_energy(network, splits.train, p.train, run, also=classification)
+    return network.eval()
 
 
 def classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, Logs]:

@@ -22,7 +22,7 @@ from lowenergy.energies import (
     logits_and_gradient,
     probe_images,
 )
-from lowenergy.networks import Network, spec_of, training_format
+from lowenergy.networks import AnyNetwork, spec_of, training_format
 from lowenergy.storage import dense, save
 from lowenergy.training.loop import DivergedError, Logs, fit
 from lowenergy.training.run import Run
@@ -39,7 +39,7 @@ Also = Callable[
 
 
 def fit_energy(
-    network: Network,
+    network: AnyNetwork,
     data: Split,
     p: EnergyTraining,
     run: Run,
@@ -157,10 +157,10 @@ class EnergyObjective:
     def inputs(self) -> Tensor:  # on demand: the chains take longer than much that needs none
         from lowenergy.runtimes import sampling  # here, for the teacher's training must not depend on it
 
-        images = to_float(self.splits.train.images.to(self.generator.device))
+        images = self.splits.train.images.to(self.generator.device)
         p = self.p.matching
         of_chains = sampling.fastest(
-            dense(cast(Network, self.teacher), ""), self.teacher, images=p.chains * p.chain_steps
+            dense(cast(AnyNetwork, self.teacher), ""), self.teacher, images=p.chains * p.chain_steps
         )
         return probe_images(of_chains, images, p, self.p.train.sampler, self.generator)
 
@@ -180,7 +180,7 @@ class EnergyObjective:
         _, loss, logs = self.matched(network, index)
         return loss, logs
 
-    def own_loss(self, network: Network, run: Run) -> Tensor:
+    def own_loss(self, network: AnyNetwork, run: Run) -> Tensor:
         """The flow's, also of an energy trained without flow: it says which weights the slopes need."""
         split = self.splits.train.to(run.device)
         batch = split.take(torch.randint(len(split), (128,), generator=run.generator, device=run.device))
@@ -188,5 +188,5 @@ class EnergyObjective:
         flow = flow_loss(energy_of(network, self.head), images, run.generator)
         return flow if self.also is None else flow + self.also(network(images), batch.labels)[0]
 
-    def retrain(self, network: Network, p: Retrain, run: Run) -> None:
+    def retrain(self, network: AnyNetwork, p: Retrain, run: Run) -> None:
         fit_energy(network, self.splits.train, self.p.train, run, also=self.also, retrain=p)

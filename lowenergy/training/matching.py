@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy.base.params import Finetune, Precision, Retrain
-from lowenergy.data import Batches
-from lowenergy.networks import Network
+from lowenergy.data import Batches, Floats
+from lowenergy.networks import AnyNetwork
 from lowenergy.training.loop import Logs, Stateful, fit
 from lowenergy.training.run import Run
 
@@ -18,7 +18,7 @@ class Objective(Protocol):
     """What a compressed network is pulled towards; each target has its own."""
 
     @property
-    def inputs(self) -> Tensor:
+    def inputs(self) -> Tensor | Floats:
         """(n, c, h, w) float32 in [-1, 1]: where the network must behave like its teacher."""
 
     state: Mapping[str, Stateful]  # what of it changes while a network is pulled
@@ -27,10 +27,10 @@ class Objective(Protocol):
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         """How far `network` is from the teacher at the inputs with these indices."""
 
-    def own_loss(self, network: Network, run: Run) -> Tensor:
+    def own_loss(self, network: AnyNetwork, run: Run) -> Tensor:
         """The target's own loss on a random batch of training images."""
 
-    def retrain(self, network: Network, p: Retrain, run: Run) -> None:
+    def retrain(self, network: AnyNetwork, p: Retrain, run: Run) -> None:
         """Train `network` in place by the target's own loss, without the teacher."""
 
 

@@ -28,8 +28,8 @@ class Run:
 
     Args:
         name: target and branch, such as "ebm/teacher"; curves go to plots/curves/<name>.
-        inputs: whatever decides the outcome (params sections, data, networks); a checkpoint left by a killed run is
-            only taken up again if these and lowenergy's own code are the same.
+        inputs: whatever decides the outcome (params sections, data, folders of code); a checkpoint left by a killed
+            run is only taken up again if these and lowenergy's own code are the same.
     """
 
     def __init__(self, name: str, seed: int, inputs: Sequence[Any], *, root: str | Path = ".") -> None:
@@ -52,6 +52,10 @@ class Run:
         self.generator = torch.Generator(self.device).manual_seed(self.own_seed)
         self.recoveries = 0  # how often training diverged and went back
 
+    @property
+    def target(self) -> str:
+        return self.name.split("/")[0]
+
     def autocast(self, precision: Precision) -> torch.autocast:
         """Not Fabric's, which knows one precision for all of a run: matching and retraining each have their own."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
@@ -64,7 +68,12 @@ def _fingerprint(inputs: Sequence[Any]) -> str:
     digest = hashlib.sha256()
     for item in inputs:
         if isinstance(item, Tensor):
-            digest.update(item.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            for part in item.detach().split(4096):  # it may be larger than memory
+                digest.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        elif isinstance(item, Path):
+            for file in sorted(item.rglob("*")) if item.is_dir() else [item]:
+                if file.is_file() and file.suffix == ".py":
+                    digest.update(file.read_bytes())
         else:
             digest.update(repr(item).encode())
     for source in sorted(Path(lowenergy.__path__[0]).rglob("*.py")):
