@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.any_network IMAGES [--only mobilenet_v2 ...]
 
 IMAGES is a folder with a sub-directory of images per class; `--from-cifar100 ROOT` fills it from a torchvision root
-(ten classes, all their images). Each network is trained from scratch for a few minutes, so its accuracy is no record:
+(ten classes; 2,000 of their images are used). Each network is trained from scratch for a few minutes, so its accuracy is no record:
 what counts is that every branch works, what it loses against its teacher, and which layers stay float.
 """
 
@@ -23,8 +23,8 @@ from benchmarks.record import RECORDS, write
 
 ROOT = Path(__file__).parents[1]
 NETWORKS: dict[str, dict[str, Any]] = {
-    "resnet18": {"name": "torchvision.models.resnet18", "arguments": {"num_classes": 10}},
     "mobilenet_v2": {"name": "torchvision.models.mobilenet_v2", "arguments": {"num_classes": 10}},
+    "resnet18": {"name": "torchvision.models.resnet18", "arguments": {"num_classes": 10}},
     "mobilenet_v3_small": {"name": "torchvision.models.mobilenet_v3_small", "arguments": {"num_classes": 10}},
     "efficientnet_b0": {"name": "torchvision.models.efficientnet_b0", "arguments": {"num_classes": 10}},
     "convnext_tiny": {"name": "torchvision.models.convnext_tiny", "arguments": {"num_classes": 10}},
@@ -68,9 +68,10 @@ CHANGES = {
     "data.source": "folder",
     "data.image_size": 32,
     "data.channels": 3,
+    "data.limit": 2000,
     "data.mean": [0.485, 0.456, 0.406],
     "data.std": [0.229, 0.224, 0.225],
-    "classifier.train.epochs": 15,
+    "classifier.train.epochs": 10,
     "classifier.train.lr": 0.05,
     "classifier.train.crop_padding": 4,
     "classifier.train.flip": True,

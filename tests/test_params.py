@@ -24,7 +24,7 @@ def test_shipped_params_are_valid() -> None:
     [
         ({"prune.amount": 1.2}, "prune.amount = 1.2: input should be less than 1 (fraction to remove)"),
         ({"prune.amount": "lots"}, "prune.amount = 'lots': input should be a valid number"),
-        ({"ebm.train.epochs": 0}, "ebm.train.epochs = 0: input should be greater than or equal to 1"),
+        ({"ebm.train.epochs": 0}, "ebm: train.epochs = 0 leaves random weights; give some, or architecture.weights"),
         ({"ebm.train.epochs": 2.5}, "ebm.train.epochs = 2.5: input should be a valid integer"),
         (
             {"data.source": "imagenet"},

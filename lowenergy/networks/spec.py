@@ -27,6 +27,10 @@ class Spec:
     mean: list[float] | None = None  # by channel, of images in [0, 1]: the normalisation that the network wants
     std: list[float] | None = None
 
+    def __post_init__(self) -> None:
+        if not self.is_foreign and not all(getattr(self, key) for key in ZOO):
+            raise ValueError(f"{self.name} is one of the zoo, and lacks some of {', '.join(ZOO)}")
+
     @classmethod
     def of(
         cls,
