@@ -1,10 +1,10 @@
 """Networks that this project did not make, through every branch: accuracy, bytes, multiply-accumulates, seconds.
 
-    .venv/bin/python -m benchmarks.any_network IMAGES [--only mobilenet_v2 ...]
+    .venv/bin/python benchmarks/any_network.py IMAGES [--only mobilenet_v2 ...]
 
 IMAGES is a folder with a sub-directory of images per class; `--from-cifar100 ROOT` fills it from a torchvision root
-(ten classes; 2,000 of their images are used). Each network is trained from scratch for a few minutes, so its accuracy is no record:
-what counts is that every branch works, what it loses against its teacher, and which layers stay float.
+(ten classes; 2,000 of their images are used). Each network is trained from scratch for a few minutes, so its accuracy
+is no record: what counts is that every branch works, what it loses against its teacher, and which layers stay float.
 """
 
 import argparse
@@ -17,9 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from record import RECORDS, write
 from ruamel.yaml import YAML
-
-from benchmarks.record import RECORDS, write
 
 ROOT = Path(__file__).parents[1]
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -165,7 +164,7 @@ def network(name: str, images: Path, epochs: int | None) -> list[dict[str, Any]]
     common = CHANGES | {"data.folder": str(images), "classifier.architecture": NETWORKS[name]}
     if epochs is not None:
         common["classifier.train.epochs"] = epochs
-    rows = []
+    rows: list[dict[str, Any]] = []
     for row, changes in ROWS.items():
         params(common | changes)
         branch = row.split(" ")[0]

@@ -3,8 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowenergy.base.errors import UserError, explained
+
+if TYPE_CHECKING:
+    from lowenergy.base import params
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("score", help="accuracy of a classifier or JEM on the test images of its data set")
     score.add_argument("model", type=Path)
     score.add_argument("--root", help="torchvision root of mnist and cifar100 (default: data.root of params.yaml)")
+    _trusts(score)
     score.set_defaults(run=_score)
 
     fid = commands.add_parser("fid", help="FID and Inception Score of images in a .npz file, by the pipeline's scorer")
@@ -63,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("model", type=Path)
     export.add_argument("--out", type=Path, help="default: the model's name with .onnx")
     export.add_argument("--no-sampler", action="store_true", help="of an EBM or JEM: energies only, in half the time")
+    _trusts(export)
     export.set_defaults(run=_export)
 
     sweep = commands.add_parser("sweep-plot", help="gather the experiments of `dvc exp show` in one table, and draw it")
@@ -84,8 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--steps", type=int, help="Langevin steps (default: as it was trained)")
     sample.add_argument("--seed", type=int, default=0)
+    _trusts(sample)
     sample.set_defaults(run=_sample)
     return parser
+
+
+def _trusts(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="file or module that the model's network may be imported from, besides torchvision and timm: mynets.py",
+    )
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -132,6 +149,25 @@ def _check(args: argparse.Namespace) -> None:
 
     p = params.load()
     print(f"params.yaml: valid; source {p.data.source}, targets {', '.join(p.targets)}")
+    foreign = {place: a for place, a in p.architectures.items() if params.is_import_path(a.name)}
+    if foreign:
+        _build(p, foreign)
+
+
+def _build(p: "params.Params", foreign: "dict[str, params.Architecture]") -> None:
+    """Build the networks that are not ours, with the images that they will get."""
+    from lowenergy import data, networks
+
+    splits = data.load(data.SPLITS)
+    for place, architecture in foreign.items():
+        target = place.split(".")[0]
+        outputs = 0 if target == "ebm" or place == "distill.student" else len(splits.classes)
+        spec = networks.Spec.of(architecture, splits.input_shape, outputs, None, splits.normalisation)
+        network = networks.of_params(architecture, spec, seed=p.seed, where=place)
+        layers, rest = networks.coded_layers(network), networks.left_out(network)
+        size = sum(w.numel() for w in network.parameters())
+        more = f"; of no layer: {', '.join(rest)}" if rest else ""
+        print(f"{place}: {architecture.name}: {size:,} parameters, {len(layers)} layers to compress{more}")
 
 
 def _table(args: argparse.Namespace) -> None:
@@ -147,7 +183,7 @@ def _show(args: argparse.Namespace) -> None:
 
     from lowenergy.storage import artifact
 
-    model, header = artifact.read(args.model)
+    model, header = artifact.read(args.model, trust=None)
     print(json.dumps({key: header.get(key) for key in ("target", "spec", "provenance")}, indent=2))
     for name, encoded in model.tensors.items():
         size = sum(part.numel() * part.element_size() for part in encoded.parts().values())
@@ -162,7 +198,7 @@ def _score(args: argparse.Namespace) -> None:
     from lowenergy.scoring import accuracy
     from lowenergy.storage import artifact
 
-    model, header = artifact.read(args.model)
+    model, header = artifact.read(args.model, trust=args.trust)
     if model.target == "ebm":
         raise FileError(f"{args.model}: an ebm does not classify; see `lowenergy sample`")
     source = header["provenance"]["data"]
@@ -182,12 +218,14 @@ def _fid(args: argparse.Namespace) -> None:
     import torch
 
     from lowenergy import data
+    from lowenergy.base import params
     from lowenergy.base.files import FileError
     from lowenergy.runtimes.loading import dense_network
     from lowenergy.scoring import generation
     from lowenergy.storage import artifact
 
-    scorer = dense_network(artifact.read("models/scorer.safetensors")[0])
+    trust = params.load().trusted if Path("params.yaml").exists() else []
+    scorer = dense_network(artifact.read("models/scorer.safetensors", trust=trust)[0])
     try:
         with np.load(args.images, allow_pickle=False) as arrays:
             images = torch.from_numpy(arrays["images"])
@@ -208,7 +246,7 @@ def _export(args: argparse.Namespace) -> None:
     from lowenergy.runtimes import to_onnx
     from lowenergy.storage import artifact
 
-    model, header = artifact.read(args.model)
+    model, header = artifact.read(args.model, trust=args.trust)
     out = args.out or args.model.with_suffix(".onnx")
     to_onnx.export(model, header, out, sampler=not args.no_sampler)
     size, stored = out.stat().st_size, args.model.stat().st_size
@@ -246,7 +284,7 @@ def _sample(args: argparse.Namespace) -> None:
     from lowenergy.runtimes.loading import network_of
     from lowenergy.storage import artifact
 
-    model, header = artifact.read(args.model)
+    model, header = artifact.read(args.model, trust=args.trust)
     if model.spec.head is None:
         raise files.FileError(f"{args.model}: a {model.target} has no energy to sample from; give an EBM or a JEM")
     constants = sampling.constants_of(header, args.model)

@@ -136,7 +136,7 @@ def network(norm: str = "batch") -> networks.Network:
         for name, value in net.named_parameters():
             if "norm" in name:
                 value.add_(0.3 * random(len(value), seed=len(name)))
-    pq.refresh_batchnorm(net, data.to_float(digits.read(None)[0].images[:500]))
+    networks.refresh_batchnorm(net, data.to_float(digits.read(None)[0].images[:500]))
     return net.eval()
 
 
@@ -160,7 +160,7 @@ def test_coding_keeps_the_function_roughly(setting: Any, gram: str) -> None:
     images = objective.inputs[:200]
     before = net(images)
     pq.code_layers(net, objective, images, None, 0.0, p, run)
-    pq.refresh_batchnorm(net, images)
+    networks.refresh_batchnorm(net, images)
     assert F.cosine_similarity(before, net(images), dim=1).mean() > 0.8
     for name, layer, codebook, code in coded_weights(net):
         found = layer.weight.flatten(1).unflatten(1, (-1, codebook.shape[1])).flatten(0, 1).unique(dim=0)
@@ -317,6 +317,6 @@ def test_a_killed_run_goes_on_at_the_layer_reached_with_the_same_bytes(
 def test_refreshed_norms_have_the_statistics_of_the_images() -> None:
     net = networks.build(networks.Spec("cnn", 4, "3x3", "relu", "batch", 1, 8, 3), seed=0)
     images = torch.rand(40, 1, 8, 8)
-    pq.refresh_batchnorm(net, images, batch_size=20)
+    networks.refresh_batchnorm(net, images, batch_size=20)
     mean = net.features[0].conv(images).mean((0, 2, 3))
     torch.testing.assert_close(net.features[0].norm.running_mean, mean, rtol=1e-3, atol=1e-4)

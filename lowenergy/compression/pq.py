@@ -59,7 +59,7 @@ def compress(network: networks.AnyNetwork, target: str, objective: Objective, p:
         run.fabric.print(f"{run.name}: of no layer, and uncoded: {', '.join(rest)}")
     code_layers(network, objective, images, weights, rate, p, run)
     fit_budget(network, target, p)
-    refresh_batchnorm(network, images)
+    networks.refresh_batchnorm(network, images)
     training.finetune(network, objective, p.finetune, run)
     return encoded(network, target)
 
@@ -365,24 +365,6 @@ def _resume(
     run.generator.set_state(content["own"].cpu())
     print(f"{run.name}: resumed after {content['done']} layers", flush=True)
     return int(content["done"])
-
-
-def refresh_batchnorm(network: nn.Module, images: Tensor, batch_size: int = 250) -> None:
-    """Average BatchNorm's statistics anew over `images`: coded weights shift what the norms see."""
-    norms = [m for m in network.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-        norm.train()  # and nothing else: no dropout
-    with torch.no_grad():
-        for batch in images.split(batch_size):
-            network(batch)
-    network.eval()
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 # -- the whole network ------------------------------------------------------------------------------------------------

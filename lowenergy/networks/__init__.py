@@ -8,6 +8,7 @@ from lowenergy.networks.layers import (
     left_out,
     macs,
     output_layer,
+    refresh_batchnorm,
     traced,
     training_format,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "macs",
     "of_params",
     "output_layer",
+    "refresh_batchnorm",
     "spec_of",
     "traced",
     "training_format",

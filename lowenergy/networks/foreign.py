@@ -184,23 +184,22 @@ def check_trust(spec: Spec, trust: Collection[str], origin: str) -> None:
         return
     plain = all(isinstance(value, bool | int | float | str | list) for value in arguments.values())
     if plain and name.startswith("torchvision.models."):
-        import torchvision
+        from torchvision import models
 
         attribute = name.removeprefix("torchvision.models.")
-        if attribute in torchvision.models.list_models() and not any(
-            isinstance(value, str) for key, value in arguments.items() if key not in BRINGS_WEIGHTS
-        ):
+        found = getattr(models, attribute, None)
+        is_network = attribute in models.list_models() or (inspect.isclass(found) and issubclass(found, nn.Module))
+        if is_network and not any(isinstance(v, str) for k, v in arguments.items() if k not in BRINGS_WEIGHTS):
             return
     if plain and name == "timm.create_model" and set(arguments) <= TIMM:
         import timm
 
         if arguments.get("model_name") in timm.list_models():
             return
-    trusted = "" if ":" in name else f" or '{where.partition('.')[0]}'"
+    place = Path(where).name
     raise NetworkError(
         f"{origin}: its network is {name}, code that is in no file of models; if you trust it, say so: "
-        f"load(path, trust=['{Path(where).name}']){trusted}, `--trust {Path(where).name}`, or hand the network over: "
-        "load(path, network=...)"
+        f"load(path, trust=['{place}']) or `--trust {place}`, or hand the network over: load(path, network=...)"
     )
 
 

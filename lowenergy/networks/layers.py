@@ -116,6 +116,24 @@ def _fold_traced(network: Foreign) -> Foreign:
     return folded
 
 
+def refresh_batchnorm(network: nn.Module, images: Tensor, batch_size: int = 250) -> None:
+    """Average BatchNorm's statistics anew over `images`: changed weights shift what the norms see."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+        norm.train()  # and nothing else: no dropout
+    with torch.no_grad():
+        for batch in images.split(batch_size):
+            network(batch)
+    network.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def training_format(network: nn.Module) -> torch.memory_format:
     """How tensors should lie in memory: channels last, which is faster, but not with the odd numbers of channels that
     structured pruning leaves. There oneDNN's backward pass ends the process (torch 2.15, one thread, no AVX-512)."""

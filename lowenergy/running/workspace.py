@@ -106,8 +106,8 @@ class Workspace:
         with lock_repo(self.repo):
             entry = finished(stage)
             if remote:
-                for out in stage.outs:
-                    push(self.repo, out)
+                for item in entry["outs"]:  # uncached ones too, so that a clone elsewhere need not run the stage
+                    push(self.repo, output_of(self.repo, Input(item["path"], item)))
         return entry
 
     def _put(self, input_: Input, *, remote: bool) -> None:

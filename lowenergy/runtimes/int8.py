@@ -152,6 +152,7 @@ def prepare(
         graph = gradient_graph(network, network.spec.head, network.spec.input_shape)
     else:
         graph = networks.traced(network).module(check_guards=False)
+        plain_norms(graph)
     scales = {name: scale for name, scale in scales.items() if name in _used_as_they_are(graph)}
     if gradient:
         move_scales(graph, scales)
@@ -164,6 +165,34 @@ def prepare(
         scale = torch.ones(place.channels) if place.pulled else scales[place.layer]
         place.weight.hold(scale, torch.zeros(len(scale), dtype=torch.int))
     return prepared
+
+
+def plain_norms(graph: GraphModule) -> None:
+    """Norms that could not be folded as the scale and shift that they are, in place.
+
+    At the sight of a norm torchao traces a hundred patterns of norms behind convolutions, for half a minute.
+    """
+    for node in [n for n in graph.graph.nodes if n.target is aten.batch_norm.default]:
+        images, weight, bias, mean, variance = node.args[:5]
+        fake = images.meta["val"].fake_mode
+        for parameter in (weight, bias, mean, variance):
+            if parameter is not None and "val" not in parameter.meta:
+                owner, _, attribute = parameter.target.rpartition(".")
+                value = getattr(graph.get_submodule(owner), attribute)
+                parameter.meta["val"] = fake.from_tensor(value, static_shapes=True)
+        along = [-1, *[1] * (images.meta["val"].ndim - 2)]
+        with graph.graph.inserting_before(node):
+            scale = call(graph.graph, aten.rsqrt.default, call(graph.graph, aten.add.Tensor, variance, node.args[7]))
+            if weight is not None:
+                scale = call(graph.graph, aten.mul.Tensor, scale, weight)
+            shift = call(graph.graph, aten.neg.default, call(graph.graph, aten.mul.Tensor, mean, scale))
+            if bias is not None:
+                shift = call(graph.graph, aten.add.Tensor, shift, bias)
+            scale, shift = (call(graph.graph, aten.view.default, part, along) for part in (scale, shift))
+            scaled = call(graph.graph, aten.mul.Tensor, images, scale)
+            node.replace_all_uses_with(call(graph.graph, aten.add.Tensor, scaled, shift))
+        graph.graph.erase_node(node)
+    graph.recompile()
 
 
 def move_scales(graph: GraphModule, scales: Mapping[str, Tensor]) -> None:

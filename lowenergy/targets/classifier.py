@@ -7,10 +7,23 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy.base.params import Classifier, ClassifierTraining, Precision, Retrain, Scorer, ScorerTraining
 from lowenergy.data import Batches, Floats, Split, Splits, augment, shrink, to_float
-from lowenergy.networks import AnyNetwork, Spec, features_and_logits, of_params, training_format
+from lowenergy.networks import (
+    AnyNetwork,
+    Foreign,
+    Spec,
+    features_and_logits,
+    of_params,
+    refresh_batchnorm,
+    training_format,
+)
 from lowenergy.training import Logs, Run, Stateful, fit
 
 WEIGHT_DECAY = 5e-4  # the L2 penalty of nearly every published CIFAR ResNet; digits and MNIST do not feel it
+
+# Norms of some networks forget so slowly (momentum 0.01) that a short training ends before their statistics are those
+# of its weights: below SETTLED times their memory these are averaged anew, over so many images.
+SETTLED = 20
+STATISTICS = 2000
 
 
 def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
@@ -74,6 +87,9 @@ def _fit(
         points=epochs,
     )
     network.to(memory_format=torch.contiguous_format)
+    momenta = [m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.momentum]
+    if isinstance(network, Foreign) and momenta and steps < SETTLED / min(momenta):
+        refresh_batchnorm(network, to_float(split.images[:STATISTICS].cpu()))
 
 
 class LabelObjective:
