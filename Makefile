@@ -7,7 +7,7 @@ export PYTHONWARNINGS ?= ignore
 .PHONY: demo test setup clean
 
 demo: setup
-	dvc repro
+	lowenergy run
 	@lowenergy table
 	@echo "Report: $(CURDIR)/report.html"
 

@@ -72,7 +72,7 @@ OF_NO_CONSEQUENCE = {
 
 ROOMS = (
     *("base", "data", "networks", "energies", "storage", "runtimes", "training", "targets", "compression", "scoring"),
-    *("reporting", "profiles", "cli"),
+    *("reporting", "running", "profiles", "cli"),
 )  # each imports from those before it
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +385,29 @@ def test_folding_keeps_the_function(name: str) -> None:
     with torch.no_grad():
         torch.testing.assert_close(again(images), folded(images))
     assert norms(again) == norms(folded)
+
+
+def test_the_document_says_how(tmp_path: Path, small_values: Any, splits: data.Splits, monkeypatch: Any) -> None:
+    """Its file and its params, word by word."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(python|yaml)\n(.*?)```", (ROOT / "docs" / "networks.md").read_text(), re.DOTALL)
+    code = next(text for kind, text in blocks if kind == "python")
+    said = YAML(typ="safe").load(next(text for kind, text in blocks if text.startswith("networks: ")))
+    project(tmp_path, small_values, "own", **{"classifier.architecture": said["classifier"]["architecture"]})
+    (tmp_path / said["networks"] / "own.py").write_text(code)
+    data.save(splits, data.SPLITS)
+    teacher.main("classifier")
+    compress.main("pq", "classifier")
+    with pytest.raises(NetworkError):
+        lowenergy.load("models/classifier/pq.safetensors")
+    trusted = lowenergy.load("models/classifier/pq.safetensors", trust=["nets/own.py"])
+    given = lowenergy.load("models/classifier/pq.safetensors", network=networks.foreign.imported("nets/own.py:Net")(10))
+    images = data.to_float(splits.test.images)
+    with torch.no_grad():
+        assert torch.equal(trusted(images), given(images))
+    for _, text in blocks:  # the other examples are params that there are
+        if "architecture" in text and text.startswith("classifier"):
+            params.Architecture.model_validate(YAML(typ="safe").load(text)["classifier"]["architecture"])
 
 
 def test_the_zoo_is_not_foreign() -> None:

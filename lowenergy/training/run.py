@@ -13,6 +13,7 @@ from torch import Tensor
 
 import lowenergy
 from lowenergy.base import files
+from lowenergy.base.errors import UserError
 from lowenergy.base.params import Precision
 
 # Fabric imports the whole of torchmetrics where it is installed, seconds with all that it brings, to learn its version.
@@ -40,11 +41,9 @@ class Run:
         self.fingerprint = _fingerprint([name, seed, *inputs])
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        self.fabric = Fabric(
-            accelerator="auto",
-            devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),  # set by torchrun
-            num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
-        )
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError(f"{name}: a stage is one process on one device; start it without torchrun")
+        self.fabric = Fabric(accelerator="auto", devices=1)
         self.fabric.launch()
         self.device = self.fabric.device
         # Every process draws its own batches and noise.
