@@ -243,13 +243,16 @@ def test_chained_source_rewires_the_graph(clone: Clone) -> None:
 
 
 def test_forced_rerun_gives_the_same_bytes(clone: Clone) -> None:
-    """One stage of each kind; `dvc repro --force` without names does the same to all of them."""
-    again = ["prepare", "scorer", "teacher@ebm", "report", "evaluate@ebm-pq", "evaluate@classifier-teacher"]
-    again += [f"{method}@ebm" for method in BRANCHES[1:]]
+    """One stage of each kind, one after another and side by side; without names all of them are run again."""
+    again = ["report", "evaluate@classifier-teacher", *(f"{method}@ebm" for method in ("prune", "quantize", "distill"))]
     before = hashes(clone)
     output = clone.run("dvc", "repro", "--force", "--single-item", *again)
     assert stages_run(output) == set(again)
     assert hashes(clone) == before
+    output = clone.run("lowenergy", "run", "--force", "--jobs", "2", "evaluate@ebm-pq")
+    assert "5 done" in output  # prepare, scorer, teacher, pq, evaluate
+    assert hashes(clone) == before
+    assert stages_run(clone.run("dvc", "repro")) == set()
     assert clone.run("git", "status", "--porcelain") == ""
 
 
