@@ -138,6 +138,43 @@ def test_an_existing_mnist_root_is_taken_as_it_is(values: Any, mnist_root: Path)
     assert prepared.source == "mnist"
 
 
+@pytest.mark.parametrize("name", ["FashionMNIST", "KMNIST"])
+def test_data_sets_of_torchvision_go_by_their_names(values: Any, mnist_root: Path, name: str) -> None:
+    (mnist_root / "MNIST").rename(mnist_root / name)
+    prepared = data.prepare(section(values, source=f"torchvision.datasets.{name}", root=str(mnist_root)), seed=0).read()
+    assert prepared.train.images.shape == (270, 1, 28, 28)
+    assert len(prepared.classes) == 10 and prepared.source == f"torchvision.datasets.{name}"
+
+
+@pytest.mark.parametrize("name", ["Nothing", "VisionDataset", "VOCDetection"])
+def test_what_is_no_data_set_for_classifiers_is_refused(values: Any, tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=f"data.source torchvision.datasets.{name}: "):
+        data.prepare(section(values, source=f"torchvision.datasets.{name}", root=str(tmp_path)), seed=0)
+
+
+def test_classes_in_the_order_of_a_network(values: Any, pictures: Path) -> None:
+    folder = section(values, source="folder", folder=str(pictures), image_size=16)
+    prepared = data.prepare(folder.model_copy(update={"classes": ["light", "dark"]}), seed=0).read()
+    assert prepared.classes == ["light", "dark"]
+    means = [prepared.train.images[prepared.train.labels == label].float().mean() for label in (0, 1)]
+    assert means[0] > 160 and means[1] < 80
+    with pytest.raises(DataError, match="data.classes: dark, grey: not the classes of the images"):
+        data.prepare(folder.model_copy(update={"classes": ["light", "grey"]}), seed=0)
+
+
+def test_images_of_a_folder_are_read_as_they_are_written(values: Any, pictures: Path, tmp_path: Path) -> None:
+    """The same file as of images in memory; a picture that cannot be read leaves nothing behind."""
+    prepared = data.prepare(section(values, source="folder", folder=str(pictures), image_size=16), seed=0)
+    place = tmp_path / "out"
+    data.save(prepared, place / "files.safetensors")
+    data.save(prepared.read(), place / "memory.safetensors")
+    assert (place / "files.safetensors").read_bytes() == (place / "memory.safetensors").read_bytes()
+    Path(prepared.test.paths[0]).write_bytes(b"no picture")
+    with pytest.raises(DataError, match="not a readable image"):
+        data.save(prepared, place / "files.safetensors")
+    assert sorted(path.name for path in place.iterdir()) == ["files.safetensors", "memory.safetensors"]
+
+
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "remove", "gzip"])
 def test_damaged_mnist_is_refused(values: Any, mnist_root: Path, damage: str) -> None:
     path = mnist_root / "MNIST/raw/train-images-idx3-ubyte"

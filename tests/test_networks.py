@@ -15,7 +15,7 @@ from test_deploy import session_of
 from torch import nn
 
 import lowenergy
-from lowenergy import cli, data, networks
+from lowenergy import cli, data, energies, networks
 from lowenergy.base import params
 from lowenergy.base.errors import UserError
 from lowenergy.compression.codebooks import blocks_of, by_position, input_moments, row_major
@@ -62,6 +62,23 @@ class Energy(nn.Module):
         return self.last(features.flatten(1)).square().sum(1) * 0.1
 
 
+class Nothing(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10]
+
+
+class Moody(nn.Module):
+    """Looks at its values before it decides, which no exporter can follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        return self.last(x.relu() if x.sum() > 0 else x)
+
+
 def several(classes):
     return nn.Linear(3, classes)
 
@@ -80,6 +97,7 @@ FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {  # case -> target, its archit
         },
     ),
     "energy": ("ebm", {"name": "nets/own.py:Energy", "head": "scalar"}),
+    "jem": ("jem", {"name": "nets/own.py:Net"}),
 }  # fmt: skip
 COLOUR = {"mobilenet": {"data.channels": 3, "data.mean": [0.5, 0.4, 0.3], "data.std": [0.2, 0.2, 0.3]}}
 
@@ -108,7 +126,7 @@ def made(request: Any, tmp_path_factory: pytest.TempPathFactory, small_values: A
     patch = pytest.MonkeyPatch()
     patch.chdir(place)
     prepare.main()
-    if FOREIGN[request.param][0] == "ebm":
+    if FOREIGN[request.param][0] != "classifier":
         scorer.main()
     teacher.main(FOREIGN[request.param][0])
     yield request.param, FOREIGN[request.param][0], place
@@ -131,6 +149,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 FEWER = {  # the other two go through each branch, and what may differ between networks
     "mobilenet": ("prune structured", "quantize a pruned one", "pq", "distill into a foreign one"),
+    "jem": ("quantize",),
     "energy": ("prune", "prune structured", "quantize", "pq within a budget", "distill into a foreign one"),
 }
 
@@ -185,7 +204,9 @@ def test_every_branch_and_back_from_disk(made: Any, row: str, small_values: Any)
     with torch.no_grad():
         wanted = network(images)
     close = 0.02 * float(wanted.abs().max()) if branch == "quantize" else 1e-3
-    torch.testing.assert_close(first, wanted[:, 0] if target == "ebm" else wanted, rtol=1e-3, atol=close)
+    if target != "classifier":
+        wanted = energies.HEADS[model.spec.head](wanted)
+    torch.testing.assert_close(first, wanted, rtol=1e-3, atol=close)
 
 
 def test_weights_make_the_teacher_bit_for_bit(tmp_path: Path, small_values: Any, monkeypatch: Any) -> None:
@@ -253,13 +274,14 @@ def test_normalisation_is_the_artifacts_own(tmp_path: Path) -> None:
         ("torchvision.models.nothing", {}, "torchvision.models has no network nothing"),
         ("no.such.module", {}, "No module named 'no'; install it"),
         ("nets/none.py:Net", {}, "no such file"),
-        ("nets/own.py:Nothing", {}, "nets/own.py has no network Nothing"),
+        ("nets/own.py:Missing", {}, "nets/own.py has no network Missing"),
         ("nets/own.py:broken", {}, "RuntimeError: no such thing"),
         ("nets/own.py:Net", {"classes": 7}, "10 are needed; give classifier.architecture.arguments {classes: 10}"),
         ("nets/own.py:Net", {"wrong": 7}, "TypeError"),
         ("nets/own.py:several", {"classes": 10}, "does not take images of (1, 8, 8)"),
         ("torchvision.models.resnet18", {"num_classes": 10}, "set data.channels and data.image_size"),
         ("torch.nn.Flatten", {}, "64 outputs, 10 are needed"),
+        ("nets/own.py:Nothing", {}, "calls no convolution or fully connected layer: nothing to compress"),
         ("pathlib.Path", {}, "gives a PosixPath, and no torch.nn.Module"),
         ("timm.create_model", {"model_name": "resnet18", "num_classes": 10}, "arguments {in_chans: 1}"),
     ],
@@ -280,6 +302,18 @@ def test_what_cannot_be_is_one_line_before_training(
     assert said in message_of(tmp_path)
     assert cli.main(["check"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_cannot_be_exported_can_still_be_pruned(
+    tmp_path: Path, small_values: Any, splits: data.Splits, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project(tmp_path, small_values, "own", **{"classifier.architecture": {"name": "nets/own.py:Moody"}})
+    data.save(splits, data.SPLITS)
+    teacher.main("classifier")
+    compress.main("prune", "classifier")
+    with pytest.raises(UserError, match=r"^nets/own.py:Moody cannot be exported: [^\n]+$"):
+        compress.main("quantize", "classifier")
 
 
 def test_own_files_must_be_where_stages_look(tmp_path: Path, small_values: Any, monkeypatch: Any) -> None:
