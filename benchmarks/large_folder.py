@@ -31,6 +31,8 @@ CHANGES = {
     "data.folder": "images",
     "data.image_size": SIDE,
     "data.channels": 3,
+    "data.validation": 0.45,  # all of the pixels are written and read, fewer are trained on
+    "data.test": 0.45,
     **{f"{t}.architecture.{key}": value for t in ("scorer", "classifier", "ebm") for key, value in {
         "name": "strided", "width": 4, "norm": "none", "activation": "relu"}.items()},
     **{f"{t}.train.{key}": value for t in ("scorer", "classifier") for key, value in {

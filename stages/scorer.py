@@ -27,13 +27,14 @@ def main() -> None:
     generation.write_reference(scorer, splits.train.images, REFERENCE)
 
     # The scale of every FID to come: real images that the scorer has not seen, and noise.
-    test, logits = splits.test, accuracy.predict(scorer, splits.test.images, 1000)
-    noise = uniform_noise(tuple(test.images.shape), torch.Generator().manual_seed(p.seed))
+    test, logits = splits.test, accuracy.predict(scorer, splits.test.images, data.at_a_time(splits.test.images, 1000))
+    some = data.handful(test.images)
+    noise = uniform_noise(tuple(some.shape), torch.Generator().manual_seed(p.seed))
     files.write_json(
         "metrics/scorer.json",
         accuracy.measure(logits, test.labels)
         | {
-            "test_images": generation.measure(scorer, REFERENCE, data.to_float(test.images), p.seed),
+            "test_images": generation.measure(scorer, REFERENCE, test.images, p.seed),
             "uniform_noise": generation.measure(scorer, REFERENCE, noise, p.seed),
         },
     )

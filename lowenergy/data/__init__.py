@@ -1,7 +1,7 @@
 """Images: where they come from (`sources`), how they are split and kept, how they become batches and pictures."""
 
 from lowenergy.data.batches import Batches, augment, shrink
-from lowenergy.data.images import DataError, Floats, Split, Splits, to_bytes, to_float
+from lowenergy.data.images import DataError, Floats, Split, Splits, at_a_time, handful, to_bytes, to_float
 from lowenergy.data.pictures import write_grid
 from lowenergy.data.splits import SPLITS, load, prepare, save, test_images
 
@@ -12,7 +12,9 @@ __all__ = [
     "Floats",
     "Split",
     "Splits",
+    "at_a_time",
     "augment",
+    "handful",
     "load",
     "prepare",
     "save",

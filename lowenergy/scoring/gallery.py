@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from lowenergy.base import figures, files
 from lowenergy.base.params import Sampler
-from lowenergy.data import write_grid
+from lowenergy.data import at_a_time, write_grid
 from lowenergy.energies import Energy, langevin_chain, uniform_noise
 from lowenergy.networks import AnyNetwork
 
@@ -42,8 +42,9 @@ def write_neighbours(samples: Tensor, training: Tensor, path: Path, columns: int
     # Squared distances without the samples' norms, which order nothing; in parts to bound the memory.
     flat = samples.flatten(1)
     nearest, best = torch.zeros(len(samples), dtype=torch.long), torch.full((len(samples),), float("inf"))
-    for start in range(0, len(training), 10_000):
-        part = training[start : start + 10_000].flatten(1).float().div_(127.5).sub_(1)
+    step = at_a_time(training, 10_000)
+    for start in range(0, len(training), step):
+        part = training[start : start + step].flatten(1).float().div_(127.5).sub_(1)
         distances, index = (part.square().sum(1) - 2 * flat @ part.T).min(1)
         nearest = torch.where(distances < best, index + start, nearest)
         best = torch.minimum(distances, best)

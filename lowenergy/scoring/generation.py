@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from lowenergy.base import files
-from lowenergy.data import to_bytes, to_float
+from lowenergy.data import at_a_time, to_bytes, to_float
 from lowenergy.networks import AnyNetwork, features_and_logits
 
 SPLITS = 10  # of the Inception Score, as published
@@ -32,7 +32,7 @@ def _looked_at(scorer: AnyNetwork, images: Tensor) -> tuple[Moments, Tensor]:
     totals: Moments = {}
     logits = []
     with torch.inference_mode():
-        for batch in images.split(BATCH):
+        for batch in images.split(at_a_time(images, BATCH)):
             features, found = features_and_logits(scorer, to_float(batch))
             assert features is not None
             logits.append(found)
@@ -46,11 +46,11 @@ def write_reference(scorer: AnyNetwork, images: Tensor, path: str | Path) -> Non
 
 
 def measure(scorer: AnyNetwork, reference: str | Path, images: Tensor, seed: int) -> dict[str, float]:
-    """FID against the reference and Inception Score (mean over 10 splits) of images (n, c, h, w) in [-1, 1].
+    """FID against the reference and Inception Score (mean over 10 splits) of images (n, c, h, w), uint8 or in [-1, 1].
 
     Images are rounded to 8 bits first: that is how they would be looked at.
     """
-    moments, logits = _looked_at(scorer, to_bytes(images))
+    moments, logits = _looked_at(scorer, images if images.dtype == torch.uint8 else to_bytes(images))
     return {
         "fid": frechet_distance(files.read_safetensors(reference)[0], moments),
         "inception_score": inception_score(logits, torch.Generator().manual_seed(seed)),

@@ -10,7 +10,7 @@ from torch import nn
 from lowenergy import data
 from lowenergy.base.params import ClassifierEvaluation, EnergyEvaluation, Sampler
 from lowenergy.base.progress import Progress
-from lowenergy.data import Splits, to_float
+from lowenergy.data import Splits, at_a_time, handful, to_float
 from lowenergy.energies import sample
 from lowenergy.networks import AnyNetwork
 from lowenergy.runtimes import loading, sampling
@@ -51,7 +51,7 @@ def measure(
     plots.mkdir(parents=True, exist_ok=True)
     card: dict[str, Any] = {}
     if head in (None, "logsumexp"):
-        logits = accuracy.predict(network, test.images, getattr(p, "batch_size", BATCH))
+        logits = accuracy.predict(network, test.images, at_a_time(test.images, getattr(p, "batch_size", BATCH)))
         card |= accuracy.measure(logits, test.labels)
         accuracy.write_confusion(logits, test, splits.classes, plots / "confusion.csv")
     if head is not None:
@@ -81,7 +81,7 @@ def _draw_and_detect(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     energy = sampling.fastest(model, network.to(device), images=p.samples * p.chain_steps)
     generator = torch.Generator(device).manual_seed(seed)
-    shape, train, test = splits.input_shape, splits.train.images, splits.test.images
+    shape, train, test = splits.input_shape, splits.train.images, handful(splits.test.images)
     progress = Progress(f"{plots.parent.name}/{plots.name}: sampling", p.samples * p.chain_steps)
     drawn = sample(
         energy, shape, p.samples, steps=p.chain_steps, constants=constants, generator=generator, progress=progress

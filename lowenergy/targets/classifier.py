@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy.base.params import Classifier, ClassifierTraining, Precision, Retrain, Scorer, ScorerTraining
-from lowenergy.data import Batches, Floats, Split, Splits, augment, shrink, to_float
+from lowenergy.data import Batches, Floats, Split, Splits, at_a_time, augment, shrink, to_float
 from lowenergy.networks import (
     AnyNetwork,
     Foreign,
@@ -28,6 +28,7 @@ STATISTICS = 2000
 
 def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
     """Fraction of images whose largest logit is their label's."""
+    batch_size = at_a_time(split.images, batch_size)
     with torch.inference_mode():
         hits = [
             (network(to_float(images)).argmax(1) == labels).sum()
