@@ -101,12 +101,12 @@ IN_MEMORY = 2**27  # bytes of images that are looked at all together, as float32
 
 
 def at_a_time(images: Tensor, most: int) -> int:
-    """How many images to convert at once, at most `most`: fewer of large ones, so that they take a quarter of IN_MEMORY."""
+    """How many images to convert at once, at most `most`: fewer of large ones, a quarter of IN_MEMORY."""
     return max(1, min(most, IN_MEMORY // 4 // (4 * images[0].numel())))
 
 
 def handful(images: Tensor) -> Tensor:
-    """As many of the first images as take IN_MEMORY: of MNIST and CIFAR all 10,000 test images, of larger ones fewer."""
+    """As many of the first images as take IN_MEMORY: all 10,000 test images of MNIST or CIFAR, fewer larger ones."""
     return images[: max(500, IN_MEMORY // (4 * images[0].numel()))]
 
 
