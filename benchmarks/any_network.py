@@ -1,6 +1,6 @@
 """Networks that this project did not make, through every branch: accuracy, bytes, multiply-accumulates, seconds.
 
-    .venv/bin/python benchmarks/any_network.py IMAGES [--only mobilenet_v2 ...]
+    .venv/bin/python benchmarks/any_network.py IMAGES --work FOLDER [--only mobilenet_v2 ...]
 
 IMAGES is a folder with a sub-directory of images per class; `--from-cifar100 ROOT` fills it from a torchvision root
 (ten classes; 2,000 of their images are used). Each network is trained from scratch for a few minutes, so its accuracy
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--from-cifar100", metavar="ROOT")
     parser.add_argument("--only", nargs="*", default=list(NETWORKS))
-    parser.add_argument("--work", type=Path, default=Path("/tmp/any_network"))
+    parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--epochs", type=int, help="of the teacher")
     parser.add_argument("--record", default="any_network")
     args = parser.parse_args()

@@ -25,7 +25,9 @@ def write(name: str, rows: Sequence[dict[str, Any]], **facts: Any) -> Path:
         facts: what else decides the figures, such as seed and params that differ.
     """
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    command = " ".join(["python", *(part for part in sys.argv)])
+    own = Path(sys.argv[0]).resolve().relative_to(Path(__file__).resolve().parents[1])
+    shown = [Path(part).name if Path(part).is_absolute() else part for part in sys.argv[1:]]  # places of no machine
+    command = " ".join(["python", str(own), *shown])
     content = {
         "command": command,
         "commit": commit,
