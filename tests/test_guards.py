@@ -135,6 +135,8 @@ def test_params_are_the_keys_read(clone: Clone) -> None:
         }
         # `networks` is a dependency by its content; names of networks say whom to trust, and change no figure.
         read -= {"networks", *(leaf for leaf in read if leaf.endswith(("architecture.name", "student.name")))} - known
+        # What params.yaml need not name is declared with its section.
+        read -= {leaf for leaf in read if any(leaf.startswith(f"{key}.") for key in keys)} - known
         assert read <= known, f"{name} reads {read - known} undeclared"
         vain = {leaf for leaf in known - read if not only_sometimes(leaf, name)}
         assert not vain, f"{name} declares {vain} and never reads it"
