@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from lowenergy import energies, networks
+from lowenergy import data, energies, networks
 from lowenergy.base import params
 from lowenergy.base.params import EnergyMatching, Sampler
 from lowenergy.energies import (
@@ -191,9 +191,9 @@ def test_the_networks_own_chains_descend_and_restart(matching: EnergyMatching, g
 
 def test_probes_are_real_noisy_and_chains(small: params.Params, generator: Generator) -> None:
     p = small.ebm.matching
-    images = torch.rand(150, 1, 4, 4, generator=generator)
+    images = torch.randint(256, (150, 1, 4, 4), generator=generator, dtype=torch.uint8)
     probes = energies.probe_images(quadratic, images, p, small.ebm.train.sampler, generator)
     assert len(probes) == 2 * p.images + 5 * p.chains
     assert probes.abs().max() <= 1
-    known = {tuple(image.flatten().tolist()) for image in images}
+    known = {tuple(image.flatten().tolist()) for image in data.to_float(images)}
     assert all(tuple(probe.flatten().tolist()) in known for probe in probes[: p.images])

@@ -128,15 +128,16 @@ def test_params_are_the_keys_read(clone: Clone) -> None:
     for name, stage in declared(clone).items():
         keys = stage.get("params", {}).get("params.yaml", {})
         known = set().union(*(leaves(value, key) for key, value in keys.items()))
-        # What a target shares with its kin is read from its own section, and declared where it stands.
-        read = {
-            leaf if leaf in known else re.sub(r"^(ebm|jem)\.", "energies.", leaf)
-            for leaf in traces(clone)[name]["read"]
-        }
+        read = set()
+        for leaf in traces(clone)[name]["read"]:
+            # What a target shares with its kin is read from its own section, and declared where it stands.
+            shared = re.sub(r"^(ebm|jem)\.", "energies.", leaf)
+            if leaf in known or shared in known:
+                read.add(leaf if leaf in known else shared)
+            elif not any(leaf.startswith(f"{key}.") for key in keys):  # else params.yaml need not name it
+                read.add(leaf)
         # `networks` is a dependency by its content; names of networks say whom to trust, and change no figure.
         read -= {"networks", *(leaf for leaf in read if leaf.endswith(("architecture.name", "student.name")))} - known
-        # What params.yaml need not name is declared with its section.
-        read -= {leaf for leaf in read if any(leaf.startswith(f"{key}.") for key in keys)} - known
         assert read <= known, f"{name} reads {read - known} undeclared"
         vain = {leaf for leaf in known - read if not only_sometimes(leaf, name)}
         assert not vain, f"{name} declares {vain} and never reads it"
