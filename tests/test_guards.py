@@ -136,8 +136,12 @@ def test_params_are_the_keys_read(clone: Clone) -> None:
                 read.add(leaf if leaf in known else shared)
             elif not any(leaf.startswith(f"{key}.") for key in keys):  # else params.yaml need not name it
                 read.add(leaf)
-        # `networks` is a dependency by its content; names of networks say whom to trust, and change no figure.
-        read -= {"networks", *(leaf for leaf in read if leaf.endswith(("architecture.name", "student.name")))} - known
+        # `networks` is a dependency by its content; targets and names of their networks say whom to trust, no figure.
+        read -= {
+            "networks",
+            "targets",
+            *(leaf for leaf in read if leaf.endswith(("architecture.name", "student.name"))),
+        } - known
         assert read <= known, f"{name} reads {read - known} undeclared"
         vain = {leaf for leaf in known - read if not only_sometimes(leaf, name)}
         assert not vain, f"{name} declares {vain} and never reads it"
