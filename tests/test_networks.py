@@ -404,10 +404,15 @@ def test_blocks_of_grouped_convolutions_meet_their_own_groups_inputs(generator: 
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "squeezenet1_1"]
+    "name", ["resnet18", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "squeezenet1_1", "timm"]
 )
 def test_folding_keeps_the_function(name: str) -> None:
-    spec = Spec(f"torchvision.models.{name}", channels=3, image_size=64, outputs=10, arguments={"num_classes": 10})
+    arguments: dict[str, Any] = {"num_classes": 10}
+    if name == "timm":  # whose norms activate as well, and so cannot go
+        path, arguments["model_name"] = "timm.create_model", "resnext26ts"
+    else:
+        path = f"torchvision.models.{name}"
+    spec = Spec(path, channels=3, image_size=64, outputs=10, arguments=arguments)
     network = networks.build(spec, seed=0)
     network.train()
     images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -422,7 +427,7 @@ def test_folding_keeps_the_function(name: str) -> None:
 
     with torch.no_grad():
         torch.testing.assert_close(folded(images), network(images), rtol=1e-3, atol=1e-3)
-    assert norms(folded) < norms(network) or norms(network) == 0
+    assert norms(folded) < norms(network) or norms(network) == 0 or name == "timm"
     again = networks.build_with(folded.spec, artifact.weights(folded))  # what is missing is known by its names
     with torch.no_grad():
         torch.testing.assert_close(again(images), folded(images))

@@ -90,9 +90,9 @@ def traced(network: nn.Module) -> Any:
 
 
 def _fold_traced(network: Foreign) -> Foreign:
-    """Norms whose input is a convolution's output that nothing else uses."""
+    """Norms whose input is a convolution's output that nothing else uses; plain ones, for timm's also activate."""
     folded = copy.deepcopy(network).eval()
-    norms = {name for name, m in folded.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    norms = {name for name, m in folded.named_modules() if type(m) is nn.BatchNorm2d}
     if not norms:
         return folded
     exported = traced(folded)
