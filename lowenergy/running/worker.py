@@ -7,8 +7,8 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from lowenergy.running.workspace import Input, Snapshot, Workspace, die_with_parent
+from lowenergy.running.workspace import Input, Snapshot, Workspace
 
 TOPIC = "lowenergy"
 TAIL = 40  # lines of its output that a failed stage shows
@@ -149,17 +149,18 @@ def command(
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            preexec_fn=die_with_parent,
+            start_new_session=True,
         )
         started(process)
         assert process.stdout is not None
         told = 0.0
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            if time.monotonic() - told > 1 and line.strip():
-                tell(line.strip())
-                told = time.monotonic()
-        code = process.wait()
+        with _ends_with_us(process):
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                if time.monotonic() - told > 1 and line.strip():
+                    tell(line.strip())
+                    told = time.monotonic()
+            code = process.wait()
         started(None)
         if code:
             tail = "\n".join(list(lines)[-TAIL:])
@@ -172,3 +173,21 @@ def end(process: subprocess.Popen[str]) -> None:
     """End a stage and what it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _ends_with_us(process: subprocess.Popen[str]) -> Iterator[None]:
+    """A worker that is killed takes along its stage: the shell, and all that the shell has started."""
+    # Nothing is ever written to this pipe; it closes when this process ends, of whatever cause.
+    watch = subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$1"', "sh", str(process.pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        watch.kill()
+        watch.communicate()

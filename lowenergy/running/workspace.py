@@ -184,14 +184,3 @@ def persistently(transfer: Callable[[], Any], patience: float = 300.0) -> Any:
             print(f"the remote does not answer ({error}); trying again in {pause:.0f} s", flush=True)
             time.sleep(pause)
             pause = min(2 * pause, 30.0)
-
-
-def die_with_parent() -> None:
-    """For a child process, before it starts: a worker that is killed takes its stage along (Linux)."""
-    import ctypes
-    import signal
-    import sys
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    os.setsid()
