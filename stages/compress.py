@@ -8,7 +8,7 @@ from lowenergy.base import params
 from lowenergy.base.stage import run as run_stage
 from lowenergy.runtimes.loading import load
 from lowenergy.storage import artifact
-from lowenergy.training import Run, finished
+from lowenergy.training import Run, disband, finished
 
 
 def main(method: str, target: str) -> None:
@@ -22,6 +22,7 @@ def main(method: str, target: str) -> None:
     objective = targets.get(target).objective(load(source, trust=p.trusted), splits, of_target, run)
     compress = import_module(f"lowenergy.compression.{method}").compress
     model = compress(load(source, trust=p.trusted), target, objective, section, run)
+    disband(run)
     inherited = {
         key: value for key, value in artifact.read(source, trust=None)[1]["provenance"].items() if key == "sampler"
     }

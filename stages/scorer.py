@@ -11,7 +11,7 @@ from lowenergy.energies import uniform_noise
 from lowenergy.scoring import accuracy, generation
 from lowenergy.storage import artifact
 from lowenergy.targets import classifier
-from lowenergy.training import Run, finished
+from lowenergy.training import Run, disband, finished
 
 REFERENCE = "models/reference.safetensors"
 
@@ -21,6 +21,7 @@ def main() -> None:
     splits = data.load(data.SPLITS)
     run = Run("scorer", p.seed, [p.scorer, splits.train.images, Path(p.networks)])
     scorer = classifier.train(splits, p.scorer, run)
+    disband(run)
     artifact.save(
         artifact.dense(scorer, "scorer"), "models/scorer.safetensors", {"data": splits.source, "seed": p.seed}
     )

@@ -6,7 +6,7 @@ from lowenergy import data, targets
 from lowenergy.base import params
 from lowenergy.base.stage import run as run_stage
 from lowenergy.storage import artifact
-from lowenergy.training import Run, finished
+from lowenergy.training import Run, disband, finished
 
 
 def main(target: str) -> None:
@@ -16,6 +16,7 @@ def main(target: str) -> None:
     inputs = [section.architecture, section.train, splits.train.images, Path(p.networks)]
     run = Run(f"{target}/teacher", p.seed, inputs)
     teacher = targets.get(target).train(splits, section, run)
+    disband(run)
     provenance = {"stage": "teacher", "data": splits.source, "seed": p.seed}
     if teacher.spec.head is not None:
         provenance |= {"sampler": section.train.recorded_sampler, "recoveries": run.recoveries}

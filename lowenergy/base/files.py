@@ -35,6 +35,8 @@ def write_pieces(path: str | Path, pieces: Iterable[bytes]) -> None:
         OSError: see write_bytes.
     """
     path = Path(path)
+    if not leads():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
@@ -50,6 +52,11 @@ def write_pieces(path: str | Path, pieces: Iterable[bytes]) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def leads() -> bool:
+    """Whether this process writes files: of several that share one stage (team.py), the first."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def write_json(path: str | Path, value: Any) -> None:

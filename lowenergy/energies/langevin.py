@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from lowenergy.base.params import Sampler
+from lowenergy.base.team import ALONE, Team
 from lowenergy.energies.energy import Energy, energy_gradient
 
 BATCH = 500  # chains at a time: more take memory and no less time
@@ -17,20 +18,23 @@ def uniform_noise(shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 
 def langevin_chain(
-    energy: Energy, images: Tensor, steps: int, constants: Sampler, generator: Generator
+    energy: Energy, images: Tensor, steps: int, constants: Sampler, generator: Generator, team: Team = ALONE
 ) -> Iterator[Tensor]:
     """The `steps` states after `images`, (batch, c, h, w) in [-1, 1], of one chain per image; `images` stays as it is.
 
     One step is x <- clamp(x - step_size * clamp(∇E(x), ±gradient_clamp) + noise * N(0, 1), [-1, 1]).
 
     Every state is the same tensor, overwritten by the next step: copy what is to be kept.
+
+    Args:
+        team: processes among which the chains are divided; each gets the states of its share.
     """
-    images, noise = images.clone(), torch.empty_like(images)
+    noise, images = torch.empty_like(images), team.share(images).clone()
     for _ in range(steps):
         _, gradient = energy_gradient(energy, images)
         gradient.clamp_(-constants.gradient_clamp, constants.gradient_clamp)
         images.sub_(gradient, alpha=constants.step_size)
-        images.add_(noise.normal_(generator=generator), alpha=constants.noise).clamp_(-1, 1)
+        images.add_(team.share(noise.normal_(generator=generator)), alpha=constants.noise).clamp_(-1, 1)
         yield images
 
 

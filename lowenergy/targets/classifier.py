@@ -59,18 +59,18 @@ def _fit(
 ) -> None:
     network.to(run.device).to(memory_format=training_format(network))
     split, held_out = splits.train.to(run.device), splits.validation.to(run.device)
-    batches = Batches(len(split), t.batch_size, run.own_seed)
+    batches = Batches(len(split), t.batch_size, run.seed)
     epochs, lr = (retrain.epochs, retrain.lr * t.lr) if retrain else (t.epochs, t.lr)
     scales = [1.0] if retrain else t.image_scales  # it has learnt from small images already
     steps = epochs * batches.per_epoch
     optimizer = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=WEIGHT_DECAY, nesterov=True)
 
-    def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
+    def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
         batch = split.take(batches(step).to(run.device))
         images = augment(to_float(batch.images), t.crop_padding, t.flip, run.generator)
         images = shrink(images, scales[step * len(scales) // steps])
         with run.autocast((retrain or t).precision):
-            logits = wrapped(images).float()
+            logits = run.team.gather(network(run.team.share(images)).float(), len(images))
         return F.cross_entropy(logits, batch.labels, label_smoothing=t.label_smoothing), {
             "accuracy": (logits.argmax(1) == batch.labels).float().mean()
         }
@@ -111,8 +111,8 @@ class LabelObjective:
         images = augment(self.inputs[index], self.p.train.crop_padding, self.p.train.flip, run.generator)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            of_teacher, wanted = features_and_logits(self.teacher, images)
-        features, logits = features_and_logits(network, images)
+            of_teacher, wanted = self._shared(self.teacher, images, run)
+        features, logits = self._shared(network, images, run)
         given, wanted = (F.log_softmax(found / p.temperature, 1) for found in (logits, wanted))
         divergence = p.temperature**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         value = p.label_weight * F.cross_entropy(logits, labels) + (1 - p.label_weight) * divergence
@@ -121,6 +121,12 @@ class LabelObjective:
             logs["feature_error"] = feature_error(features, of_teacher)
             value = value + p.feature_weight * logs["feature_error"]
         return value, logs
+
+    @staticmethod
+    def _shared(network: nn.Module, images: Tensor, run: Run) -> tuple[Tensor | None, Tensor]:
+        features, logits = features_and_logits(network, run.team.share(images))
+        all_features = None if features is None else run.team.gather(features, len(images))
+        return all_features, run.team.gather(logits, len(images))
 
     def own_loss(self, network: AnyNetwork, run: Run) -> Tensor:
         index = torch.randint(len(self.inputs), (128,), generator=run.generator, device=run.device)

@@ -2,7 +2,7 @@
 
 from lowenergy.training.loop import DivergedError, Logs, Stateful, fit
 from lowenergy.training.matching import Objective, finetune, hold_zeros, mean_loss
-from lowenergy.training.run import Run, finished, keep, kept
+from lowenergy.training.run import Run, disband, finished, keep, kept
 
 __all__ = [
     "DivergedError",
@@ -10,6 +10,7 @@ __all__ = [
     "Objective",
     "Run",
     "Stateful",
+    "disband",
     "finetune",
     "finished",
     "fit",

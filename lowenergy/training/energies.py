@@ -61,7 +61,7 @@ def fit_energy(
     data = data.to(run.device)
     head = network.spec.head
     assert head is not None, "an energy needs a head"
-    batches = Batches(len(data), p.batch_size, run.own_seed)
+    batches = Batches(len(data), p.batch_size, run.seed)
     steps = (retrain or p).epochs * batches.per_epoch
     chains_from = (retrain or p).contrastive_from * steps if p.flow_weight else 0  # until then there is only the flow
     precision = (retrain or p).precision
@@ -74,19 +74,20 @@ def fit_energy(
     of_constants = energy_of(network, head, frozen=True)
     pixel_spread = to_float(data.images[:1000]).std(0).mean()
 
-    def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
+    def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
         batch = data.take(batches(step).to(run.device))
         images = to_float(batch.images)
         images = images + p.data_noise * torch.randn(images.shape, generator=run.generator, device=run.device)
         chains, sampled = images[:0], torch.zeros(0, dtype=torch.bool, device=run.device)
         if p.contrastive_weight and step >= chains_from:
             chains, places = buffer.draw(len(batch), p.fresh_fraction)
-            # On the bare network, here and below: Fabric forbids to differentiate through its wrapper.
             with run.autocast(precision):
-                *_, chains = langevin_chain(of_constants, chains, p.chain_steps, p.sampler, run.generator)
+                *_, own = langevin_chain(of_constants, chains, p.chain_steps, p.sampler, run.generator, run.team)
+            chains = run.team.gather(own, len(chains))
             sampled = buffer.put(places, chains, p.chain_steps) >= p.burn_in
         with run.autocast(precision):
-            logits = wrapped(torch.cat([images, chains])).float()
+            logits = network(run.team.share(torch.cat([images, chains]))).float()
+        logits = run.team.gather(logits, len(images) + len(chains))
         energies = HEADS[head](logits)
         real, fake = energies[: len(batch)], energies[len(batch) :][sampled]
         value = torch.zeros((), device=run.device)
@@ -96,7 +97,7 @@ def fit_energy(
             logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
         if p.flow_weight:
             with run.autocast(precision):
-                flow = flow_loss(energy_of(network, head), images, run.generator)
+                flow = flow_loss(energy_of(network, head), images, run.generator, run.team)
             value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
         if also is not None:
             more, more_logs = also(logits[: len(batch)], batch.labels)
@@ -147,9 +148,9 @@ class EnergyObjective:
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: Ebm | Jem, run: Run, also: Also | None = None) -> None:
         self.teacher, self.splits, self.p, self.also = teacher.to(run.device).eval(), splits, p, also
-        self.head = spec_of(teacher).head or "mean"
+        self.head, self.team = spec_of(teacher).head or "mean", run.team
         self.energy = energy_of(self.teacher, self.head)
-        self.generator = torch.Generator(run.device).manual_seed(run.own_seed)
+        self.generator = torch.Generator(run.device).manual_seed(run.seed)
         self.own = OwnChains(p.matching, p.train.sampler, splits.input_shape, run.generator)
         self.state = {"own": self.own}
 
@@ -170,8 +171,10 @@ class EnergyObjective:
 
     def matched(self, network: nn.Module, index: Tensor) -> tuple[Tensor, Tensor, Logs]:
         """Logits at the inputs with these indices; how far energies and scores are from the teacher's."""
-        own = self.own.images
-        logits, gradients = logits_and_gradient(network, self.head, torch.cat([self.inputs[index], own]))
+        own, team = self.own.images, self.team
+        images = torch.cat([self.inputs[index], own])
+        found = logits_and_gradient(network, self.head, team.share(images))
+        logits, gradients = (team.gather(part, len(images)) for part in found)
         loss, logs = self.match.loss(HEADS[self.head](logits), gradients, index, own)
         self.own.step(gradients)
         return logits[: len(index)], loss, logs

@@ -75,8 +75,9 @@ def fit(
     Raises:
         DivergedError: once more than that; `network` is then as it was at the last healthy point.
     """
-    fabric = run.fabric
-    wrapped, optimizer = fabric.setup(network, optimizer)
+    fabric, team = run.fabric, run.team
+    network.to(run.device)
+    team.agree([*network.parameters(), *network.buffers()])
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule, **(state or {})}
     average = AveragedModel(network, multi_avg_fn=_moving_average(weight_average)) if weight_average else None
     if average is not None:
@@ -93,14 +94,14 @@ def fit(
     latest = healthy  # not yet known to be healthy: its last update shows in the next point
     saved = printed = started = time.monotonic()
     while step < steps:
-        wrapped.train()
-        value, logs = loss(wrapped, step)
+        network.train()
+        with team.norms():
+            value, logs = loss(network, step)
         optimizer.zero_grad()
-        fabric.backward(value)
+        value.backward()
+        team.sum_gradients(network.parameters())
         if gradient_norm is not None:
-            norm = fabric.clip_gradients(wrapped, optimizer, max_norm=gradient_norm, error_if_nonfinite=False)
-            assert norm is not None
-            logs = {**logs, "gradient_norm": norm}
+            logs = {**logs, "gradient_norm": nn.utils.clip_grad_norm_(network.parameters(), gradient_norm)}
         optimizer.step()
         schedule.step()
         if average is not None:

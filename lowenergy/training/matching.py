@@ -51,15 +51,15 @@ def finetune(
     if not p.epochs:
         network.eval()
         return
-    batches = Batches(len(objective.inputs), p.batch_size, run.own_seed)
+    batches = Batches(len(objective.inputs), p.batch_size, run.seed)
     steps = round(share * p.epochs * batches.per_epoch)
     network.to(run.device)
     optimizer = torch.optim.Adam([w for w in network.parameters() if w.requires_grad], lr=p.lr)
     schedule = OneCycleLR(optimizer, p.lr, total_steps=steps + 1)
 
-    def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Logs]:
+    def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
         with run.autocast(objective.precision):
-            return objective.loss(wrapped, batches(step).to(run.device), run)
+            return objective.loss(network, batches(step).to(run.device), run)
 
     fit(network, loss, steps=steps, optimizer=optimizer, schedule=schedule, run=run, part=part, state=objective.state)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 import lowenergy
 from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.base.params import Precision
+from lowenergy.base.team import Team
 
 # Fabric imports the whole of torchmetrics where it is installed, seconds with all that it brings, to learn its version.
 _hidden = sys.modules.setdefault("torchmetrics", None) is None  # type: ignore[arg-type]
@@ -41,14 +43,12 @@ class Run:
         self.fingerprint = _fingerprint([name, seed, *inputs])
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            raise UserError(f"{name}: a stage is one process on one device; start it without torchrun")
-        self.fabric = Fabric(accelerator="auto", devices=1)
-        self.fabric.launch()
+        self.fabric = _launched()
         self.device = self.fabric.device
-        # Every process draws its own batches and noise.
-        self.own_seed = seed + 7919 * self.fabric.global_rank
-        self.generator = torch.Generator(self.device).manual_seed(self.own_seed)
+        self.team = Team(self.fabric.global_rank, self.fabric.world_size)
+        if self.team.rank:
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 for the rest of this process
+        self.generator = torch.Generator(self.device).manual_seed(seed)
         self.recoveries = 0  # how often training diverged and went back
 
     @property
@@ -61,6 +61,30 @@ class Run:
 
     def checkpoint(self, part: str) -> Path:
         return self.checkpoints / f"{self.name}.{part}.pt"
+
+
+def _launched() -> Fabric:
+    """With as many processes as LOWENERGY_PROCESSES says (`all`: one for each GPU), or those of torchrun.
+
+    Raises:
+        UserError: no such number, or more than there are GPUs.
+    """
+    asked, gpus = os.environ.get("LOWENERGY_PROCESSES", "1"), torch.cuda.device_count()
+    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's
+        here, all_of_them = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    else:
+        if asked != "all" and not (asked.isdecimal() and int(asked)):
+            raise UserError(f"LOWENERGY_PROCESSES={asked}: give a number from 1, or all for one on each GPU")
+        here = all_of_them = max(1, gpus) if asked == "all" else int(asked)
+    if here > 1 and 0 < gpus < here:
+        raise UserError(f"{here} processes, but {gpus} GPUs; give as many or fewer, or CUDA_VISIBLE_DEVICES= for none")
+    if here == all_of_them == 1:
+        fabric = Fabric(accelerator="auto", devices=1)
+    else:
+        fabric = Fabric(accelerator="auto", devices=here, num_nodes=all_of_them // here, strategy="ddp")
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    fabric.launch()
+    return fabric
 
 
 def _fingerprint(inputs: Sequence[Any]) -> str:
@@ -101,6 +125,14 @@ def kept(run: Run, part: str) -> dict[str, Any] | None:
         run.fabric.print(f"{run.name}: {path} belongs to other params, data or code; starting anew")
         return None
     return content
+
+
+def disband(run: Run) -> None:
+    """The training is over: of several processes only the first goes on, to write what has come of it."""
+    if run.team.size > 1:
+        distributed.destroy_process_group()
+    if run.team.rank:
+        sys.exit()
 
 
 def finished(run: Run) -> None:

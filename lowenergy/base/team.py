@@ -1,0 +1,133 @@
+"""Processes that share each batch of one training, on several GPUs or cores: data parallelism without a wrapper.
+
+Every process draws the whole batch and all of its random numbers, so that these do not depend on how many there are;
+it runs the network on its share of the rows, and gets the rows of the others. All compute the loss of the whole batch,
+each with the gradient of its own rows; the sum of these gradients is that of the batch. Nothing is averaged over
+shares: a mean over some rows only, batch norm, a second derivative are those of one process, but for rounding.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from lowenergy.base.errors import UserError
+
+
+class TeamError(UserError):
+    """Another process of the team has ended; it has said why."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process's place among those that share each batch."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's rows of a batch that all of them have, as even as it goes."""
+        start, end = (len(batch) * rank // self.size for rank in (self.rank, self.rank + 1))
+        return batch[start:end]
+
+    def gather(self, part: Tensor, count: int) -> Tensor:
+        """All `count` rows of a batch of whose results this process has its share; only that one has a gradient.
+
+        Raises:
+            TeamError: another process has ended. So do the methods below.
+        """
+        if self.size == 1:
+            return part
+        longest = -(-count // self.size)
+        padded = F.pad(part.detach(), [0, 0] * (part.ndim - 1) + [0, longest - len(part)]).contiguous()
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        with _others():
+            distributed.all_gather(parts, padded)
+        ends = [count * rank // self.size for rank in range(self.size + 1)]
+        rows = [parts[rank][: ends[rank + 1] - ends[rank]] for rank in range(self.size)]
+        rows[self.rank] = part
+        return torch.cat(rows)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up what each process's rows say of the weights."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.size == 1 or not gradients:
+            return
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        with _others():
+            distributed.all_reduce(together)
+        for gradient, total in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(total.view(gradient.shape))
+
+    def agree(self, tensors: Iterable[Tensor]) -> None:
+        """Everyone takes the values of the first process."""
+        if self.size > 1:
+            with _others():
+                for tensor in tensors:
+                    distributed.broadcast(tensor.detach(), 0)  # else autograd forgets its hooks
+
+    @contextmanager
+    def norms(self) -> Iterator[None]:
+        """Within it, batch norms in training take the statistics of the whole batch, in whatever module they are."""
+        if self.size == 1:
+            yield
+        else:
+            with _Norms():
+                yield
+
+
+ALONE = Team()
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # the backend's, of a closed connection
+        raise TeamError(
+            f"another process of this stage has ended, see its message ({str(error).splitlines()[0][:80]}); "
+            "run again to go on from the last checkpoint"
+        ) from None
+
+
+class _Norms(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.batch_norm and (kwargs.get("training") or (len(args) > 5 and args[5])):
+            return _batch_norm(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _batch_norm(
+    images: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """functional.batch_norm over the rows of all processes (Ioffe & Szegedy 2015)."""
+    from torch.distributed.nn.functional import all_reduce  # its gradient adds up those of all processes
+
+    x, channels = images.float(), images.shape[1]
+    axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+    count = x.new_tensor([x.numel() / channels])
+    with _others():
+        sums = all_reduce(torch.cat([x.sum(axes), x.square().sum(axes), count]))
+    mean, square, count = sums[:channels] / sums[-1], sums[channels:-1] / sums[-1], sums[-1].detach()
+    variance = square - mean.square()
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * count / (count - 1), momentum)
+    scale = (variance + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return (x * scale.view(shape) + shift.view(shape)).to(images.dtype)
