@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--address", help="of a Dask scheduler whose workers run the stages, such as tcp://node1:8786")
     run.add_argument("--force", action="store_true", help="run stages that have not changed, too")
     run.add_argument("--keep-going", action="store_true", help="after a failure, go on with what does not need it")
+    run.add_argument("--queue", action="store_true", help="the stages of DVC's queued experiments, shared ones once")
     run.add_argument("--dry", action="store_true", help="say what would run")
     run.set_defaults(run=_run)
 
@@ -110,10 +111,15 @@ def _run(args: argparse.Namespace) -> None:
         import distributed  # noqa: F401
     except ImportError:
         raise UserError("`lowenergy run` needs Dask: pip install 'lowenergy[cluster]'") from None
-    from lowenergy.running import pipeline
+    from lowenergy.running import crew, experiments, pipeline
 
     if args.jobs is not None and args.jobs < 1:
-        raise pipeline.RunError(f"--jobs {args.jobs}: give at least 1")
+        raise crew.RunError(f"--jobs {args.jobs}: give at least 1")
+    if args.queue:
+        if args.stages or args.force or args.dry:
+            raise crew.RunError("--queue takes the stages that each experiment was queued with; no others, no --force")
+        experiments.run_queued(jobs=args.jobs, address=args.address, keep_going=args.keep_going)
+        return
     pipeline.run(
         args.stages,
         jobs=args.jobs,

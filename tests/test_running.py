@@ -1,5 +1,6 @@
 """`lowenergy run` with real Dask workers, DVC and S3: what DVC says afterwards, and what is left after faults."""
 
+import csv
 import os
 import shutil
 import signal
@@ -35,6 +36,7 @@ stages:
   end:
     cmd: cat m0.json m1.json out/mid3 > out/end
     deps: [m0.json, m1.json, out/mid3]
+    params: [end]
     outs: [out/end]
 """
 # Counts to `amount`, a checkpoint each time; says in `ran` (outside of any workspace) that it was started, and where.
@@ -42,7 +44,7 @@ WORK = """
 import os, sys, time
 from pathlib import Path
 i, checkpoint = sys.argv[1], Path(f".checkpoints/{sys.argv[1]}")
-amount = int(Path("params.yaml").read_text().split(":")[1])
+amount = int(Path("params.yaml").read_text().split()[1])
 with open(os.environ["RAN"], "a") as ran:
     ran.write(f"{i} from {checkpoint.read_text() if checkpoint.exists() else 0}\\n")
 checkpoint.parent.mkdir(exist_ok=True)
@@ -83,7 +85,7 @@ class Toy:
         (place / ".gitignore").write_text("/out\n/local\n.checkpoints\n")
         (place / "dvc.yaml").write_text(TOY)
         (place / "work.py").write_text(WORK)
-        (place / "params.yaml").write_text(f"amount: {amount}\n")
+        (place / "params.yaml").write_text(f"amount: {amount}\nend: 0\n")
         toy("git", "init", "-q")
         toy("dvc", "init", "-q")
         toy("dvc", "config", "core.analytics", "false")
@@ -171,7 +173,7 @@ def test_is_what_dvc_repro_would_have_left(tmp_path: Path) -> None:
     assert toy.started() == before
     assert toy.is_clean()
 
-    (toy.place / "params.yaml").write_text("amount: 2\n")
+    (toy.place / "params.yaml").write_text("amount: 2\nend: 0\n")
     assert "5 of 6 stages changed" in toy.run("--dry")
     assert toy.started() == before
     assert "1 done, 1 unchanged" in toy.run("mid@2")
@@ -207,7 +209,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     assert "out/root" in (toy.place / "dvc.lock").read_text()
     assert "mid@" not in (toy.place / "dvc.lock").read_text()
 
-    (toy.place / "params.yaml").write_text("amount: 1\n")
+    (toy.place / "params.yaml").write_text("amount: 1\nend: 0\n")
     toy.run()
     assert any("from " in line and not line.endswith("from 0") for line in toy.started())  # goes on where it was
     assert toy.is_clean()
@@ -227,6 +229,34 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
     assert any(not line.endswith("from 0") for line in toy.started())
     assert (toy.place / "dvc.lock").read_bytes() == serial(toy, tmp_path / "serial")
     assert toy.is_clean()
+
+
+def test_queued_experiments_share_what_they_have_in_common(tmp_path: Path) -> None:
+    toy = Toy.make(tmp_path / "toy", amount=2)
+    assert len(toy.run("--queue", code=2).splitlines()) == 1  # nothing is queued
+    toy.run()
+    toy("git", "add", "--all")
+    toy("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "ran")
+    before = toy.started()
+    for name, amount, end in (("one", 3, 1), ("two", 3, 2), ("three", 2, 3)):
+        toy("dvc", "exp", "run", "--queue", "--name", name, "-S", f"amount={amount}", "-S", f"end={end}")
+    output = toy.run("--queue", "--jobs", "2")
+    assert len(toy.started()) == len(before) + 4  # what one and two have in common, once; three's is there already
+    assert "one:mid@0" in output and "two:mid@0" in output and "three:mid@0" not in output
+    shown = list(csv.DictReader(toy("dvc", "exp", "show", "--csv", "--no-pager").splitlines()))
+    found = {row["Experiment"]: (row["amount"], row["end"], row["m2.json:i"]) for row in shown}
+    assert found["one"] == ("3", "1", "2") and found["two"] == ("3", "2", "2") and found["three"] == ("2", "3", "2")
+    assert "Queued" not in toy("dvc", "queue", "status") and toy("dvc", "queue", "status").count("Success") == 3
+    toy("dvc", "exp", "apply", "two")
+    assert toy.is_clean()
+    assert len(toy.started()) == len(before) + 4
+
+    toy("dvc", "exp", "run", "--queue", "--name", "bad", "-S", "amount=1")
+    toy("dvc", "exp", "run", "--queue", "--name", "good", "-S", "end=7")
+    output = toy.run("--queue", code=2, BAD="2")
+    assert "failed: bad:mid@2" in output and "this one is bad" in output
+    status = toy("dvc", "queue", "status")
+    assert status.count("Success") == 4 and status.count("Failed") == 1
 
 
 # -- several machines: workers that share nothing but a bucket ---------------------------------------------------------
@@ -378,7 +408,7 @@ def test_the_remote_may_be_away_for_a_while(project: tuple[Toy, Cluster], s3: Ga
 
 def test_a_lost_host_and_a_full_disk(tmp_path: Path, project: tuple[Toy, Cluster]) -> None:
     toy, cluster = project
-    (toy.place / "params.yaml").write_text("amount: 25\n")
+    (toy.place / "params.yaml").write_text("amount: 25\nend: 0\n")
     lost = [cluster.worker(f"lost{i}") for i in range(3)]
     run = toy.start("--address", cluster.address)
     until(lambda: len(steps_of(toy)) == 3)

@@ -11,35 +11,25 @@ so that at any time, also after Ctrl-C or a kill, the workspace is one in which 
 
 import logging
 import os
-import queue
-import shutil
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from lowenergy.base import files
-from lowenergy.base.errors import UserError
 from lowenergy.running import workspace
-from lowenergy.running.screen import Screen
-from lowenergy.running.worker import TOPIC, Done, NodeFullError, Project, Task, command, execute
-from lowenergy.running.workspace import Input
+from lowenergy.running.crew import Crew, RunError, crew_of
+from lowenergy.running.worker import Done, NodeFullError, Task, command, execute
+from lowenergy.running.workspace import Input, Snapshot
 
 HERE = "here"  # `meta: {where: here}` of a stage in dvc.yaml: it reads what only this workspace has
 LOGS = Path(".dvc/tmp/lowenergy/logs")
 ATTEMPTS = 5  # of a stage whose worker's disk was full, each on another worker
-PATIENCE = 0.5  # seconds between two looks at the screen
-
-
-class RunError(UserError):
-    """A stage has failed, or the run cannot start."""
 
 
 @dataclass
@@ -104,83 +94,69 @@ class Lock:
 
 
 class Pipeline:
-    """One run of a plan."""
+    """One plan on its way."""
 
     def __init__(
         self,
         repo: Any,
         plan: Plan,
-        cluster: Callable[[], Any],
-        screen: Screen,
+        crew: Crew,
+        snap: Snapshot,
         *,
-        force: bool,
-        keep_going: bool,
-        remote: bool,
+        label: str = "",
+        force: bool = False,
     ) -> None:
-        self.repo, self.plan, self.cluster, self.screen = repo, plan, cluster, screen
-        self.force, self.keep_going, self.remote = force, keep_going, remote
+        """
+        Args:
+            snap: what workers have of its workspace.
+            label: before the names of its stages on the screen.
+        """
+        self.repo, self.plan, self.crew, self.snap, self.label = repo, plan, crew, snap, label
+        self.force, self.remote = force, crew.remote
         self.root = Path(repo.root_dir)
         self.by_name = {stage.addressing: stage for stage in plan.stages}
         self.outputs = {out.fs_path: out for stage in repo.index.stages for out in stage.outs}
         self.paths = sorted(self.outputs)
         self.lock = Lock(self.root, plan)
-        self.over: queue.Queue[tuple[str, Any]] = queue.Queue()  # (stage, its future)
-        self.here = ThreadPoolExecutor(1, thread_name_prefix="here")
+        self.waiting = {name: set(above) for name, above in plan.upstream.items()}
+        self.ready: dict[str, str | None] = {}  # stage: the key of what it makes in DVC's run cache
+        self.running: set[str] = set()
         self.failed: dict[str, str] = {}
         self.attempts: dict[str, list[str]] = {}
-        self.running: set[str] = set()
         self.shared: set[str] = set()  # outputs that are on the remote
-        self.project = ""
 
-    @cached_property
-    def client(self) -> Any:
-        """Of the cluster, which is started when the first stage needs it."""
-        return self.cluster()
-
-    def run(self, project: str, environment: dict[str, str]) -> None:
-        """Until every stage is done, or none can go on.
-
-        Args:
-            project: name of the snapshot that workers have.
-        """
+    def settle(self) -> None:
+        """Sort stages whose upstream stages are done into those with nothing to do and those that are ready to run."""
         from dvc.exceptions import DvcException
 
-        self.project, self.environment = project, environment
-        waiting = {name: set(above) for name, above in self.plan.upstream.items()}
-        ready: list[str] = []
-
-        def done(name: str) -> None:
-            for other in waiting:
-                waiting[other].discard(name)
-
-        while waiting or ready or self.running:
-            free = [name for name, above in waiting.items() if not above]
+        while free := [name for name, above in self.waiting.items() if not above]:
             for name in free:
-                del waiting[name]
+                del self.waiting[name]
                 try:
-                    settled = self._settled(name)
+                    with workspace.working_in(self.root):
+                        if self._settled(name):
+                            self._done(name)
+                        else:
+                            self.ready[name] = _key(self.by_name[name])
                 except DvcException as error:  # an input that is not there
-                    self._fail(name, str(error))
-                    continue
-                if settled:
-                    done(name)
-                else:
-                    ready.append(name)
-            if any(not above for above in waiting.values()):
-                continue
-            ready.sort(key=lambda name: -self.plan.height[name])
-            stopped = self.failed and not self.keep_going
-            while ready and not stopped and len(self.running) < max(1, sum(self.client.nthreads().values())):
-                self._start(ready.pop(0))
-            if not self.running:
-                if stopped or not ready:
-                    break
-                continue
-            over = self._next()
-            if over is not None:
-                done(over)
-        for name in [*ready, *waiting]:
-            self.screen.set(name, "skipped")
+                    self.fail(name, str(error))
+
+    def again(self, name: str) -> None:
+        """A stage that was ready is looked at once more: another pipeline has made what it would make."""
+        del self.ready[name]
+        self.waiting[name] = set()
+
+    def skip(self) -> None:
+        """Nothing more is started."""
+        for name in [*self.ready, *self.waiting]:
+            self._show(name, "skipped")
+
+    def _done(self, name: str) -> None:
+        for above in self.waiting.values():
+            above.discard(name)
+
+    def _show(self, name: str, state: str) -> None:
+        self.crew.screen.set(self.label + name, state)
 
     def _settled(self, name: str) -> bool:
         """Whether nothing needs to run: the stage is unchanged, or what it makes is in the cache or on the remote."""
@@ -190,7 +166,7 @@ class Pipeline:
         if self.force:
             return False
         if not stage.changed():
-            self.screen.set(name, "unchanged")
+            self._show(name, "unchanged")
             return True
         if not stage.cmd or stage.frozen:
             return True
@@ -201,38 +177,40 @@ class Pipeline:
             stage.save_deps()
             return False
         self.lock.add(stage.name, workspace.finished(stage))
-        self.screen.set(name, "cached")
+        self._show(name, "cached")
         return True
 
-    def _start(self, name: str) -> None:
-        stage = self.by_name[name]
+    def start(self, name: str) -> None:
+        stage, crew = self.by_name[name], self.crew
+        self.ready.pop(name, None)
         self.running.add(name)
-        self.screen.set(name, "running")
+        self._show(name, "running")
         if (stage.meta or {}).get("where") == HERE:
             stage.remove_outs()
-            future: Any = self.here.submit(
-                command, stage, self.environment, lambda line: self.screen.tell(name, line), lambda process: None
+            future: Any = crew.here.submit(
+                command, stage, crew.environment, lambda line: crew.screen.tell(self.label + name, line), lambda _: None
             )
         else:
             task = Task(
                 name=name,
-                snapshot=self.project,
+                label=self.label,
+                snapshot=self.snap.name,
                 inputs=tuple(self._inputs(stage)),
                 uncached=tuple(out.def_path for out in stage.outs if not out.use_cache),
-                environment=self.environment,
+                environment=crew.environment,
             )
             tried = self.attempts.setdefault(name, [])
-            known = [address for address in self._workers() if address not in tried]
-            future = self.client.submit(
+            known = [address for address in crew.workers() if address not in tried]
+            future = crew.client.submit(
                 execute,
                 task,
-                key=f"{name}-{len(tried)}-{time.time_ns()}",
+                key=f"{self.label}{name}-{len(tried)}-{time.time_ns()}",
                 priority=self.plan.height[name],
                 workers=known if tried and known else None,
                 resources={key: value for key, value in (stage.meta or {}).items() if key in ("threads", "gpus")},
                 pure=False,
             )
-        future.add_done_callback(lambda future: self.over.put((name, future)))
+        future.add_done_callback(lambda future: crew.over.put((self, name, future)))
 
     def _inputs(self, stage: Any) -> Iterator[Input]:
         """Outputs of other stages that it reads: itself, a folder around it, or what is in it."""
@@ -250,33 +228,26 @@ class Pipeline:
                     self.shared.add(path)
                 yield Input(out.def_path, entry, content)
 
-    def _next(self) -> str | None:
-        """Wait for a stage to end and bring its results here; its name if it is done."""
-        while True:
-            try:
-                name, future = self.over.get(timeout=PATIENCE)
-                break
-            except queue.Empty:
-                self.screen.refresh()
+    def finish(self, name: str, future: Any) -> bool:
+        """Bring the results of a stage that has ended here; whether it is done."""
         self.running.discard(name)
         try:
             found = future.result()
         except NodeFullError as error:
             self.attempts[name].append(str(error).split(": ")[0])
-            if len(self.attempts[name]) < ATTEMPTS and len(self.attempts[name]) < len(self._workers()):
-                self._start(name)
+            if len(self.attempts[name]) < ATTEMPTS and len(self.attempts[name]) < len(self.crew.workers()):
+                self.start(name)
             else:
-                self._fail(name, str(error))
-            return None
+                self.fail(name, str(error))
+            return False
         except Exception as error:  # of whatever kind: it is this stage's, and others may go on
-            self._fail(name, str(error))
-            return None
-        self._take(name, found)
-        self.screen.set(name, "done")
-        return name
-
-    def _workers(self) -> list[str]:
-        return list(self.client.scheduler_info(n_workers=-1)["workers"])
+            self.fail(name, str(error))
+            return False
+        with workspace.working_in(self.root):
+            self._take(name, found)
+        self._show(name, "done")
+        self._done(name)
+        return True
 
     def _take(self, name: str, found: Done | list[str]) -> None:
         """Outputs into the workspace, the entry into dvc.lock."""
@@ -303,10 +274,18 @@ class Pipeline:
             self.repo.stage_cache.save(stage)
         self.lock.add(stage.name, found.entry)
 
-    def _fail(self, name: str, why: str) -> None:
+    def fail(self, name: str, why: str) -> None:
+        self.ready.pop(name, None)
         self.failed[name] = why
         files.write_bytes(self.root / LOGS / f"{name}.log", (why + "\n").encode())
-        self.screen.set(name, "failed")
+        self._show(name, "failed")
+
+
+def _key(stage: Any) -> str | None:
+    """By which DVC's run cache knows what a stage makes; None for one that it does not keep."""
+    from dvc.stage.cache import _can_hash, _get_stage_hash
+
+    return str(_get_stage_hash(stage)) if _can_hash(stage) else None
 
 
 def run(
@@ -327,25 +306,35 @@ def run(
     Raises:
         RunError: a stage failed, another run is under way, or there is no remote for other machines to share.
     """
-    from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import lock_repo
 
-    logging.getLogger("dvc").setLevel(logging.WARNING)  # what it would say of each stage is on our screen
-    try:
-        repo = workspace.open_repo(Path.cwd())
-    except DvcException as error:
-        raise RunError(f"{error}; run it in the project's folder") from None
+    repo = opened()
     try:
         with lock_repo(repo):
             plan = Plan.of(repo, targets)
             if dry:
                 _say(repo, plan, force)
                 return
-            with _claimed(repo, plan):
+            with claimed(repo, [out.fs_path for stage in plan.stages for out in stage.outs]):
                 _run(repo, plan, jobs, address, force, keep_going)
     except LockError as error:
         raise RunError(f"another run is under way in this workspace: {str(error).splitlines()[0]}") from None
+
+
+def opened() -> Any:
+    """DVC's view of the project in this folder.
+
+    Raises:
+        RunError: there is none.
+    """
+    from dvc.exceptions import DvcException
+
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # what it would say of each stage is on our screen
+    try:
+        return workspace.open_repo(Path.cwd())
+    except DvcException as error:
+        raise RunError(f"{error}; run it in the project's folder") from None
 
 
 def _say(repo: Any, plan: Plan, force: bool) -> None:
@@ -359,108 +348,41 @@ def _say(repo: Any, plan: Plan, force: bool) -> None:
 
 
 @contextmanager
-def _claimed(repo: Any, plan: Plan) -> Iterator[None]:
-    """The outputs of all stages are ours to write: `dvc repro` and a second run see that and refuse."""
+def claimed(repo: Any, paths: Sequence[str]) -> Iterator[None]:
+    """These paths are ours to write: `dvc repro` and a second run see that and refuse.
+
+    Raises:
+        RunError: somebody else writes them.
+    """
+    from dvc.lock import LockError
     from dvc.rwlock import rwlock
 
-    outputs = [out.fs_path for stage in plan.stages for out in stage.outs]
-    with rwlock(repo.tmp_dir, repo.fs, " ".join(sys.argv), [], outputs, False):
-        yield
+    try:
+        with rwlock(repo.tmp_dir, repo.fs, " ".join(sys.argv), [], list(paths), False):
+            yield
+    except LockError as error:
+        raise RunError(f"another run is under way in this workspace: {str(error).splitlines()[0]}") from None
 
 
 def _run(repo: Any, plan: Plan, jobs: int | None, address: str | None, force: bool, keep_going: bool) -> None:
-    root = Path(repo.root_dir)
-    remote = address is not None
-    if remote and not repo.config["core"].get("remote"):
-        raise RunError(
-            "workers of other machines get data through the project's remote, and there is none; "
-            "`dvc remote add --default NAME URL`"
-        )
-    if remote:
-        workspace.persistently(lambda: repo.stage_cache.pull(None))
-    outputs = {out.def_path for stage in repo.index.stages for out in stage.outs}
-    snap = workspace.snapshot(root, outputs)
-    local = root / ".dvc" / "config.local"
-    project = Project(
-        snap,
-        cache=None if remote else repo.cache.legacy.path,
-        checkpoints=None if remote else str(root / workspace.CHECKPOINTS),
-        config=local.read_text() if local.exists() else "",
-    )
-    jobs, threads = (0, None) if remote else _shares(jobs)
-    environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    with ExitStack() as stack:
-        screen = stack.enter_context(Screen([s.addressing for s in plan.stages]))
-
-        def connect() -> Any:
-            made = scheduler(address) if address else workers(jobs, threads or 1, root)
-            client = stack.enter_context(made)
-            client.register_plugin(project)
-            client.subscribe_topic(TOPIC, lambda event: screen.tell(event[1]["stage"], event[1]["line"]))
-            return client
-
-        pipeline = Pipeline(repo, plan, connect, screen, force=force, keep_going=keep_going, remote=remote)
-        try:
-            pipeline.run(snap.name, environment)
-        finally:
-            pipeline.lock.write()
-            pipeline.here.shutdown(wait=False, cancel_futures=True)
-    if remote:
-        workspace.persistently(lambda: repo.stage_cache.push(None))
-    if pipeline.failed:
-        for name, why in pipeline.failed.items():
-            print(f"\n{name} failed:\n{why}\n(all of it: {LOGS / name}.log)", file=sys.stderr)
-        raise RunError(f"failed: {', '.join(pipeline.failed)}; all that was done before is kept")
+    with crew_of(repo, [s.addressing for s in plan.stages], jobs, address) as crew:
+        root = Path(repo.root_dir)
+        snap = workspace.snapshot(root, workspace.known_files(root), workspace.outputs_of(repo))
+        crew.know(snap, root / workspace.CHECKPOINTS)
+        pipeline = Pipeline(repo, plan, crew, snap, force=force)
+        crew.run([pipeline], keep_going=keep_going)
+    report([pipeline])
 
 
-def _shares(jobs: int | None) -> tuple[int, int]:
-    """How many stages at a time, and the threads of each: together, the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = min(jobs or max(2, cores // 2), cores)
-    return jobs, cores // jobs
-
-
-@contextmanager
-def scheduler(address: str) -> Iterator[Any]:
-    """A client of a Dask cluster that is there already.
+def report(pipelines: Sequence[Pipeline]) -> None:
+    """Show what the stages that failed have printed.
 
     Raises:
-        RunError: no scheduler answers.
+        RunError: there are such.
     """
-    from distributed import Client
-
-    try:
-        client = Client(address, timeout="10s")
-    except (OSError, TimeoutError, ValueError) as error:
-        raise RunError(f"no Dask scheduler at {address}: {error}") from None
-    with client:
-        yield client
-
-
-@contextmanager
-def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
-    """A client of a Dask cluster on this machine, a process for each stage at a time; killed ones are replaced."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    scratch = root / ".dvc" / "tmp" / "lowenergy" / "workers"
-    shutil.rmtree(scratch, ignore_errors=True)
-    settings = {
-        # Stages are processes of their own, whose memory Dask does not see; and they may keep workers from all cores.
-        "distributed.scheduler.worker-ttl": None,
-        "distributed.logging.distributed": "critical",
-    }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=jobs,
-            threads_per_worker=1,
-            resources={"threads": threads},
-            memory_limit=0,
-            dashboard_address=None,
-            local_directory=str(scratch),
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    for pipeline in pipelines:
+        for name, why in pipeline.failed.items():
+            log = (pipeline.root / LOGS / f"{name}.log").relative_to(Path.cwd())
+            print(f"\n{pipeline.label}{name} failed:\n{why}\n(all of it: {log})", file=sys.stderr)
+    if failed := [p.label + name for p in pipelines for name in p.failed]:
+        raise RunError(f"failed: {', '.join(failed)}; all that was done before is kept")

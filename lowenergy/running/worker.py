@@ -36,6 +36,7 @@ class Task:
     """One stage to run."""
 
     name: str
+    label: str  # before the name, where it is shown
     snapshot: str
     inputs: tuple[Input, ...]
     uncached: tuple[str, ...]  # outputs to send back
@@ -71,7 +72,7 @@ class Project(WorkerPlugin):
         own = Path(worker.local_directory)
         cache = self.cache or str(own.parent / "lowenergy-cache")
         self.checkpoints = self.checkpoints or str(own.parent / "lowenergy-checkpoints")
-        self.config = _with(self.config, cache=cache)
+        self.config = local_config(self.config, cache=cache)
         self.place = own / self.name
 
     def workspace(self) -> Workspace:
@@ -83,7 +84,7 @@ class Project(WorkerPlugin):
             end(self.process)
 
 
-def _with(config: str, *, cache: str) -> str:
+def local_config(config: str, *, cache: str) -> str:
     """DVC's local configuration with this cache, and without git, which a copy does not have."""
     from configobj import ConfigObj
 
@@ -107,7 +108,7 @@ def execute(task: Task) -> Done:
 
     def run(stage: Any) -> None:
         def tell(line: str) -> None:
-            worker.log_event(TOPIC, {"stage": task.name, "line": line})
+            worker.log_event(TOPIC, {"stage": task.label + task.name, "line": line})
 
         lines.extend(command(stage, task.environment, tell, lambda process: setattr(project, "process", process)))
 

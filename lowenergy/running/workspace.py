@@ -10,7 +10,8 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,21 +31,25 @@ class Snapshot:
         return hashlib.sha256(self.content).hexdigest()[:12]
 
 
-def snapshot(root: Path, without: Iterable[str]) -> Snapshot:
-    """All files of the workspace that are in git or would be added, but those below `without`: outputs of stages.
+def known_files(root: Path, commit: str = "") -> list[str]:
+    """Paths of all files that are in git or would be added, or of those of a commit.
 
     Raises:
         UserError: not a git repository.
     """
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True
-    )
+    ask = ["ls-tree", "-rz", "--name-only", commit] if commit else ["ls-files", "-zco", "--exclude-standard"]
+    listed = subprocess.run(["git", *ask], cwd=root, capture_output=True)
     if listed.returncode:
         raise UserError(f"{root}: `lowenergy run` copies what git knows of; `git init` first")
+    return listed.stdout.decode().split("\0")
+
+
+def snapshot(root: Path, names: Iterable[str], without: Iterable[str]) -> Snapshot:
+    """These files of a workspace, but those below `without`: outputs of stages."""
     outputs = tuple(without)
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name in sorted(set(listed.stdout.decode().split("\0")) - {"", "dvc.lock", ".dvc/config.local"}):
+        for name in sorted(set(names) - {"", "dvc.lock", ".dvc/config.local"}):
             if (root / name).is_file() and not any(Path(name).is_relative_to(output) for output in outputs):
                 info = tar.gettarinfo(root / name, name)
                 info.mtime, info.uid, info.gid, info.uname, info.gname = 0, 0, 0, "", ""
@@ -122,11 +127,27 @@ class Workspace:
         out.checkout(force=True)
 
 
+@contextmanager
+def working_in(place: Path) -> Iterator[None]:
+    """DVC takes some paths, and its run cache dvc.yaml, from the working directory."""
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def open_repo(root: Path) -> Any:
     """DVC's view of a project."""
     from dvc.repo import Repo
 
     return Repo(str(root))
+
+
+def outputs_of(repo: Any) -> set[str]:
+    """Paths of all stages' outputs."""
+    return {out.def_path for stage in repo.index.stages for out in stage.outs}
 
 
 def finished(stage: Any) -> dict[str, Any]:
