@@ -19,6 +19,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from lowenergy.running import crew
+from lowenergy.running.worker import gpu_share
+
 LOWENERGY = [sys.executable, "-m", "lowenergy.cli"]
 TOY = """
 stages:
@@ -421,6 +424,22 @@ def test_a_lost_host_and_a_full_disk(tmp_path: Path, project: tuple[Toy, Cluster
     assert run.returncode == 0, output
     assert (toy.place / "dvc.lock").read_bytes() == serial(toy, tmp_path / "serial")
     assert toy.is_clean()
+
+
+def test_local_workers_divide_threads_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5")
+    assert [gpu_share(crew.gpus(), worker, 2) for worker in range(2)] == [("0", "5"), ("2",)]
+    assert [gpu_share(("7",), worker, 2) for worker in range(2)] == [("7",), ("7",)]
+    toy = Toy.make(tmp_path / "toy", amount=1)
+    pipeline = (
+        (toy.place / "dvc.yaml")
+        .read_text()
+        .replace("mkdir -p out && cp local/secret", f"env > {tmp_path}/seen; mkdir out; cp work.py")
+    )
+    (toy.place / "dvc.yaml").write_text(pipeline.replace("    meta: {where: here}\n", ""))
+    toy.run("root", "--jobs", "2", CUDA_VISIBLE_DEVICES="3")
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert "CUDA_VISIBLE_DEVICES=3" in seen and f"OMP_NUM_THREADS={crew._shares(2)[1]}" in seen
 
 
 def test_dvc_yaml_says_where_stages_run() -> None:

@@ -31,14 +31,15 @@ class Crew:
     """Those who run stages: Dask's workers, which are called when the first stage needs them, and this process."""
 
     def __init__(
-        self, repo: Any, call: Callable[[], Any], screen: Screen, environment: dict[str, str], *, remote: bool
+        self, repo: Any, call: Callable[[], Any], screen: Screen, environment: dict[str, str], *, jobs: int | None
     ) -> None:
         """
         Args:
             environment: of every stage.
-            remote: workers are on other machines, and share the remote of this repository only.
+            jobs: workers of this machine; None: they are on others, and share only the remote of this repository.
         """
-        self.repo, self.call, self.screen, self.environment, self.remote = repo, call, screen, environment, remote
+        self.repo, self.call, self.screen, self.environment, self.jobs = repo, call, screen, environment, jobs
+        self.remote = jobs is None
         self.projects: list[Project] = []
         self.over: queue.Queue[tuple[Pipeline, str, Any]] = queue.Queue()  # stages that have ended
         self.here = ThreadPoolExecutor(1, thread_name_prefix="here")
@@ -52,6 +53,8 @@ class Crew:
                 cache=None if self.remote else self.repo.cache.legacy.path,
                 checkpoints=None if self.remote else str(checkpoints),
                 config=local.read_text() if local.exists() else "",
+                jobs=self.jobs or 0,
+                gpus=() if self.remote else gpus(),
             )
         )
 
@@ -134,23 +137,31 @@ def crew_of(repo: Any, stages: Iterable[str], jobs: int | None, address: str | N
         )
     if remote:
         workspace.persistently(lambda: repo.stage_cache.pull(None))
-    jobs, threads = (0, None) if remote else _shares(jobs)
+    jobs, threads = (None, None) if remote else _shares(jobs)
     with ExitStack() as stack:
         screen = stack.enter_context(Screen(stages))
 
         def call() -> Any:
-            made = scheduler(address) if address else workers(jobs, threads or 1, Path(repo.root_dir))
+            made = scheduler(address) if address else workers(jobs or 1, threads or 1, Path(repo.root_dir))
             client = stack.enter_context(made)
             client.subscribe_topic(TOPIC, lambda event: screen.tell(event[1]["stage"], event[1]["line"]))
             return client
 
-        crew = Crew(repo, call, screen, {"OMP_NUM_THREADS": str(threads)} if threads else {}, remote=remote)
+        crew = Crew(repo, call, screen, {"OMP_NUM_THREADS": str(threads)} if threads else {}, jobs=jobs)
         try:
             yield crew
         finally:
             crew.here.shutdown(wait=False, cancel_futures=True)
     if remote:
         workspace.persistently(lambda: repo.stage_cache.push(None))
+
+
+def gpus() -> tuple[str, ...]:
+    """Names of this machine's NVIDIA GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(name for name in visible.split(",") if name)
+    return tuple(str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def _shares(jobs: int | None) -> tuple[int, int]:

@@ -56,13 +56,25 @@ class Project(WorkerPlugin):
 
     idempotent = True
 
-    def __init__(self, snap: Snapshot, *, cache: str | None, checkpoints: str | None, config: str) -> None:
+    def __init__(
+        self,
+        snap: Snapshot,
+        *,
+        cache: str | None,
+        checkpoints: str | None,
+        config: str,
+        jobs: int = 0,
+        gpus: tuple[str, ...] = (),
+    ) -> None:
         """
         Args:
             cache: DVC's cache on this machine, shared by its workers; None: each machine its own, and a remote.
             checkpoints: folder of the workspace that is run; None: one for each machine.
             config: the project's local DVC configuration.
+            jobs, gpus: workers of this machine and what they divide among them; workers of a cluster see what they see.
         """
+        self.jobs, self.gpus = jobs, gpus
+        self.environment: dict[str, str] = {}
         self.name = f"lowenergy-{snap.name}"
         self.snap, self.cache, self.checkpoints, self.config = snap, cache, checkpoints, config
         self.remote = cache is None
@@ -74,6 +86,8 @@ class Project(WorkerPlugin):
         self.checkpoints = self.checkpoints or str(own.parent / "lowenergy-checkpoints")
         self.config = local_config(self.config, cache=cache)
         self.place = own / self.name
+        if self.gpus:
+            self.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_share(self.gpus, int(str(worker.name)), self.jobs))
 
     def workspace(self) -> Workspace:
         assert self.checkpoints is not None
@@ -82,6 +96,11 @@ class Project(WorkerPlugin):
     def teardown(self, worker: Worker) -> None:
         if self.process is not None:
             end(self.process)
+
+
+def gpu_share(gpus: tuple[str, ...], worker: int, workers: int) -> tuple[str, ...]:
+    """Those GPUs that one of so many workers uses: some for itself, or else one that it shares."""
+    return gpus[worker::workers] or (gpus[worker % len(gpus)],)
 
 
 def local_config(config: str, *, cache: str) -> str:
@@ -110,7 +129,14 @@ def execute(task: Task) -> Done:
         def tell(line: str) -> None:
             worker.log_event(TOPIC, {"stage": task.label + task.name, "line": line})
 
-        lines.extend(command(stage, task.environment, tell, lambda process: setattr(project, "process", process)))
+        lines.extend(
+            command(
+                stage,
+                task.environment | project.environment,
+                tell,
+                lambda process: setattr(project, "process", process),
+            )
+        )
 
     try:
         workspace = project.workspace()

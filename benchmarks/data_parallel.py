@@ -1,0 +1,132 @@
+"""Images a second of training by one process and by two that share each batch, one thread each.
+
+    .venv/bin/python benchmarks/data_parallel.py FOLDER --root data/raw [--steps 8] [--repeats 3]
+
+The MNIST profile's EBM (a step: 128 images, 20 Langevin steps of 128 chains, the flow) and the CIFAR-100 profile's
+ResNet-18, both float32. One and two take turns; the figure is the median step, the first two steps left out.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from record import write
+from ruamel.yaml import YAML
+
+from lowenergy import profiles
+
+ROOT = Path(__file__).parents[1]
+CASES: dict[str, dict[str, Any]] = {
+    "mnist ebm": {"profile": "mnist", "energies.train.precision": "32-true", "ebm.train.contrastive_from": 0.0},
+    "cifar100 classifier": {
+        "profile": "cifar100",
+        "classifier.train.precision": "32-true",
+        "classifier.train.image_scales": [1.0],
+    },
+}
+SCRIPT = """
+import json, sys, time
+from lowenergy import data, targets, training
+from lowenergy.base import params
+from lowenergy.training import loop
+
+target, steps = sys.argv[1], int(sys.argv[2])
+p = params.load()
+splits = data.prepare(p.data, p.seed).read()
+run = training.Run(f"{target}/teacher", 0, [])
+began = []
+fit = loop.fit
+
+def timed(network, loss, **settings):
+    def watched(network, step):
+        began.append(time.monotonic())
+        if step == steps:
+            if run.team.rank == 0:
+                print(json.dumps([b - a for a, b in zip(began, began[1:])]), flush=True)
+            training.disband(run)
+            raise SystemExit
+        return loss(network, step)
+    fit(network, watched, **settings)
+
+for module in (targets.get(target), __import__("lowenergy.training.energies", fromlist=["fit"])):
+    if hasattr(module, "fit"):
+        module.fit = timed
+targets.get(target).train(splits, getattr(p, target), run)
+"""
+
+
+def params(place: Path, root: Path, changes: dict[str, Any]) -> None:
+    shutil.copy(ROOT / "params.yaml", place)
+    if not (place / "profiles").exists():
+        (place / "profiles").symlink_to(ROOT / "profiles")
+    with contextlib.chdir(place):
+        profiles.apply(changes["profile"])
+    yaml = YAML()
+    values = yaml.load(place / "params.yaml")
+    for key, value in ({"data.root": str(root.resolve()), "data.limit": 2000} | changes).items():
+        if key != "profile":
+            *path, last = key.split(".")
+            section = values
+            for part in path:
+                section = section[part]
+            section[last] = value
+    yaml.dump(values, place / "params.yaml")
+
+
+def step_seconds(place: Path, target: str, processes: int, steps: int) -> list[float]:
+    here = os.environ | {
+        "LOWENERGY_PROCESSES": str(processes),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, "script.py", target, str(steps)]
+    done = subprocess.run(command, cwd=place, env=here, capture_output=True, text=True)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("[")), None)
+    if line is None:
+        raise SystemExit(done.stdout + done.stderr)
+    found: list[float] = json.loads(line)
+    return found[2:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    rows = []
+    for case, changes in CASES.items():
+        place = args.folder / case.replace(" ", "-")
+        place.mkdir(parents=True, exist_ok=True)
+        params(place, args.root, dict(changes))
+        (place / "script.py").write_text(SCRIPT)
+        target = case.split()[1]
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(args.repeats):
+            for processes in (1, 2):
+                seconds[processes] += step_seconds(place, target, processes, args.steps)
+        one, two = (128 / statistics.median(seconds[processes]) for processes in (1, 2))
+        rows.append(
+            {
+                "case": case,
+                "images_per_s_one": round(one, 2),
+                "images_per_s_two": round(two, 2),
+                "ratio": round(two / one, 3),
+                "steps": len(seconds[1]),
+            }
+        )
+        print(rows[-1], flush=True)
+    write("data_parallel", rows, seed=0, batch_size=128, changes=CASES)
+
+
+if __name__ == "__main__":
+    main()
