@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from lowenergy.base.errors import UserError
 
+TINY = 1e-12  # in the place of a variance's eps, where none is wanted
+
 
 class TeamError(UserError):
     """Another process of the team has ended; it has said why."""
@@ -113,14 +115,11 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """functional.batch_norm over the rows of all processes (Ioffe & Szegedy 2015)."""
-    from torch.distributed.nn.functional import all_reduce  # its gradient adds up those of all processes
-
-    x, channels = images.float(), images.shape[1]
-    axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
-    count = x.new_tensor([x.numel() / channels])
-    with _others():
-        sums = all_reduce(torch.cat([x.sum(axes), x.square().sum(axes), count]))
+    """functional.batch_norm over the rows of all processes (Ioffe & Szegedy 2015), as often differentiable."""
+    channels = images.shape[1]
+    total, squares = _Sums.apply(images)
+    own = torch.cat([total, squares, total.new_tensor([images.numel() / channels])])
+    sums = _Total.apply(own)
     mean, square, count = sums[:channels] / sums[-1], sums[channels:-1] / sums[-1], sums[-1].detach()
     variance = square - mean.square()
     if running_mean is not None and running_var is not None:
@@ -129,5 +128,46 @@ def _batch_norm(
             running_var.lerp_(variance * count / (count - 1), momentum)
     scale = (variance + eps).rsqrt()
     scale = scale if weight is None else scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    return (x * scale.view(shape) + shift.view(shape)).to(images.dtype)
+    return _affine(images, scale, -mean * scale if bias is None else bias - mean * scale)
+
+
+def _affine(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale * images + shift, by channel: a batch norm's own kernel takes a third of the time of two operations."""
+    return torch.batch_norm(
+        images, scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0, False
+    )
+
+
+class _Total(torch.autograd.Function):
+    """The sum over processes of a tensor that each has; so is its gradient."""
+
+    @staticmethod
+    def forward(_: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        with _others():
+            distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Any:
+        return _Total.apply(*gradients)
+
+
+class _Sums(torch.autograd.Function):
+    """Sums of a batch and of its squares, by channel; from a batch norm, which finds them in a sixth of the time that
+    reductions over rows and pixels take."""
+
+    @staticmethod
+    def forward(context: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+        context.save_for_backward(images)
+        kind = torch.promote_types(images.dtype, torch.float32)
+        one = torch.ones(images.shape[1], device=images.device, dtype=kind)
+        _, mean, inverse = torch.native_batch_norm(images, one, 0 * one, None, None, True, 0.0, TINY)
+        count = images.numel() / images.shape[1]
+        return count * mean, count * (inverse**-2 - TINY + mean.square())
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        (images,) = context.saved_tensors
+        of_sum, of_square = gradients
+        return _affine(images, 2 * of_square, of_sum)
