@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/data_parallel.py FOLDER --root data/raw [--steps 8] [--repeats 3]
 
 The MNIST profile's EBM (a step: 128 images, 20 Langevin steps of 128 chains, the flow) and the CIFAR-100 profile's
-ResNet-18, both float32. The figure is the median step, the first two steps left out. In turn with these, two processes that
-know nothing of each other run at the same time: what they get done together is the most that this machine can give to two.
+ResNet-18, both float32. The figure is the median step, the first two steps left out. In turn with these, two processes
+that know nothing of each other run at once: what they get done together is the most that this machine can give to two.
 """
 
 import argparse
