@@ -9,6 +9,7 @@ from lowenergy.networks.layers import (
     macs,
     output_layer,
     refresh_batchnorm,
+    settle_norms,
     traced,
     training_format,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "of_params",
     "output_layer",
     "refresh_batchnorm",
+    "settle_norms",
     "spec_of",
     "traced",
     "training_format",

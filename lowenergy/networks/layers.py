@@ -1,6 +1,7 @@
 """What compression asks of any network: its layers, its folded norms, its arithmetic."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,9 @@ from lowenergy.networks.spec import spec_of
 from lowenergy.networks.zoo.blocks import ConvNorm
 
 Layer = nn.Conv2d | nn.Linear
+
+SETTLED = 20  # memories of a norm, after which its statistics are those of its weights
+STATISTICS = 2000  # images over which they are averaged anew before that
 
 
 def coded_layers(network: nn.Module) -> dict[str, Layer]:
@@ -132,6 +136,18 @@ def refresh_batchnorm(network: nn.Module, images: Tensor, batch_size: int = 250)
     network.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def settle_norms(network: nn.Module, steps: int, images: Callable[[int], Tensor]) -> None:
+    """Average the statistics of a network from elsewhere anew, if its norms forget so slowly (momentum 0.01) that they
+    are not yet those of its weights after so many steps of training.
+
+    Args:
+        images: as many images as it is asked for, float32, on the CPU.
+    """
+    momenta = [m.momentum for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum]
+    if isinstance(network, Foreign) and momenta and steps < SETTLED / min(momenta):
+        refresh_batchnorm(network, images(STATISTICS))
 
 
 def training_format(network: nn.Module) -> torch.memory_format:

@@ -316,10 +316,17 @@ def run(
             if dry:
                 _say(repo, plan, force)
                 return
-            with claimed(repo, [out.fs_path for stage in plan.stages for out in stage.outs]):
+            outputs = {Path(out.fs_path) for stage in plan.stages for out in stage.outs}
+            with claimed(repo, _around(Path(repo.root_dir), outputs)):
                 _run(repo, plan, jobs, address, force, keep_going)
     except LockError as error:
         raise RunError(f"another run is under way in this workspace: {str(error).splitlines()[0]}") from None
+
+
+def _around(root: Path, paths: Iterable[Path]) -> list[str]:
+    """The folders of the workspace that hold these paths: DVC reads and writes all claims at every stage."""
+    tops = {root / path.relative_to(root).parts[0] if path.is_relative_to(root) else path for path in paths}
+    return sorted(map(str, tops))
 
 
 def opened() -> Any:

@@ -9,21 +9,15 @@ from lowenergy.base.params import Classifier, ClassifierTraining, Precision, Ret
 from lowenergy.data import Batches, Floats, Split, Splits, at_a_time, augment, shrink, to_float
 from lowenergy.networks import (
     AnyNetwork,
-    Foreign,
     Spec,
     features_and_logits,
     of_params,
-    refresh_batchnorm,
+    settle_norms,
     training_format,
 )
 from lowenergy.training import Logs, Run, Stateful, fit
 
 WEIGHT_DECAY = 5e-4  # the L2 penalty of nearly every published CIFAR ResNet; digits and MNIST do not feel it
-
-# Norms of some networks forget so slowly (momentum 0.01) that a short training ends before their statistics are those
-# of its weights: below SETTLED times their memory these are averaged anew, over so many images.
-SETTLED = 20
-STATISTICS = 2000
 
 
 def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
@@ -88,9 +82,7 @@ def _fit(
         points=epochs,
     )
     network.to(memory_format=torch.contiguous_format)
-    momenta = [m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.momentum]
-    if isinstance(network, Foreign) and momenta and steps < SETTLED / min(momenta):
-        refresh_batchnorm(network, to_float(split.images[:STATISTICS].cpu()))
+    settle_norms(network, steps, lambda count: to_float(split.images[:count].cpu()))
 
 
 class LabelObjective:

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy.base.params import Finetune, Precision, Retrain
 from lowenergy.data import Batches, Floats
-from lowenergy.networks import AnyNetwork
+from lowenergy.networks import AnyNetwork, settle_norms
 from lowenergy.training.loop import Logs, Stateful, fit
 from lowenergy.training.run import Run
 
@@ -62,6 +62,8 @@ def finetune(
             return objective.loss(network, batches(step).to(run.device), run)
 
     fit(network, loss, steps=steps, optimizer=optimizer, schedule=schedule, run=run, part=part, state=objective.state)
+    first = torch.arange(len(objective.inputs), device=run.device)  # which are in random order
+    settle_norms(network, steps, lambda count: objective.inputs[first[:count]].cpu())
 
 
 def mean_loss(network: nn.Module, objective: Objective, index: Tensor, run: Run, batch_size: int = 250) -> float:
