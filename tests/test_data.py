@@ -1,6 +1,7 @@
 """Sources become seeded splits, or stop with an error that names the culprit."""
 
 import gzip
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from conftest import with_changes
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
 from torch.nn import functional as F
+from torchvision import datasets
 
 from lowenergy import data
 from lowenergy.base import params
@@ -144,6 +147,35 @@ def test_data_sets_of_torchvision_go_by_their_names(values: Any, mnist_root: Pat
     prepared = data.prepare(section(values, source=f"torchvision.datasets.{name}", root=str(mnist_root)), seed=0).read()
     assert prepared.train.images.shape == (270, 1, 28, 28)
     assert len(prepared.classes) == 10 and prepared.source == f"torchvision.datasets.{name}"
+
+
+@pytest.mark.parametrize("name", ["SVHN", "CIFAR10"])
+def test_colour_data_sets_of_torchvision(
+    values: Any, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random pixels in the official formats: one that is split by name and keeps height first, one split by a flag."""
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8), np.arange(60) % 10
+    monkeypatch.setattr(
+        getattr(datasets, name), "_check_integrity", lambda self: True
+    )  # the checksums of the real ones
+    if name == "SVHN":
+        for part in ("train", "test"):
+            content = {"X": pixels.transpose(1, 2, 3, 0), "y": np.where(labels == 0, 10, labels)[:, None]}
+            savemat(tmp_path / f"{part}_32x32.mat", content)
+    else:
+        place = tmp_path / "cifar-10-batches-py"
+        place.mkdir()
+        rows = pixels.transpose(0, 3, 1, 2).reshape(60, -1)
+        for part in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+            (place / part).write_bytes(pickle.dumps({"data": rows, "labels": labels.tolist()}))
+        (place / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+        monkeypatch.setitem(datasets.CIFAR10.meta, "md5", None)
+    source = f"torchvision.datasets.{name}"
+    prepared = data.prepare(section(values, source=source, root=str(tmp_path), channels=3), seed=0).read()
+    assert len(prepared.train) + len(prepared.validation) == (60 if name == "SVHN" else 300)
+    assert torch.equal(prepared.test.images, torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+    assert prepared.test.labels.tolist() == labels.tolist() and len(prepared.classes) == 10
 
 
 @pytest.mark.parametrize("name", ["Nothing", "VisionDataset", "VOCDetection"])
