@@ -219,13 +219,13 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
-    toy = Toy.make(tmp_path / "toy", amount=30)
+    toy = Toy.make(tmp_path / "toy", amount=60)
     run = toy.start("--jobs", "2")
     until(lambda: len(steps_of(toy)) == 2 and len(list((toy.place / ".checkpoints").glob("?"))) == 2)
     work = steps_of(toy)[0]
     worker = next(p for p in psutil.Process(run.pid).children() if p in work.parents())
     worker.kill()
-    until(lambda: not work.is_running() or work.status() == psutil.STATUS_ZOMBIE, 2)  # its stage ends with it
+    until(lambda: not work.is_running() or work.status() == psutil.STATUS_ZOMBIE, 4)  # its stage ends with it
     output, _ = run.communicate(timeout=120)
     assert run.returncode == 0, output
     assert len(toy.started()) == 5  # one twice
