@@ -185,6 +185,32 @@ def test_a_run_killed_after_recovering_ends_the_same(
     assert torch.equal(resumed.bias, wanted.bias)
 
 
+def test_dropout_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(root: Path, end: int = 20) -> nn.Module:
+        run = Run("a/b", 0, [], root=root)
+        network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        for weight in network.parameters():
+            nn.init.constant_(weight, 0.3)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+
+        def loss(network: nn.Module, step: int) -> Any:
+            if step == end:
+                raise KeyboardInterrupt
+            return (network(torch.randn(16, 4, generator=run.generator)) - 1).square().mean(), {}
+
+        schedule = LambdaLR(optimizer, lambda step: 1.0)
+        training.fit(network, loss, steps=20, optimizer=optimizer, schedule=schedule, run=run)
+        return network
+
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    wanted = train(tmp_path / "uninterrupted")
+    torch.rand(7)  # what else draws from torch's own generator does not matter
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, end=11)
+    resumed = train(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), wanted.parameters(), strict=True))
+
+
 def test_odd_numbers_of_channels_are_trained_on_one_thread() -> None:
     """What structured pruning leaves; with channels last, oneDNN ended the process here."""
     code = """

@@ -76,6 +76,8 @@ def fit(
         DivergedError: once more than that; `network` is then as it was at the last healthy point.
     """
     fabric, team = run.fabric, run.team
+    outside = torch.get_rng_state()  # that of dropout, which takes no generator
+    torch.manual_seed(run.seed)
     network.to(run.device)
     team.agree([*network.parameters(), *network.buffers()])
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule, **(state or {})}
@@ -136,6 +138,7 @@ def fit(
         network.load_state_dict(average.module.state_dict())
     network.eval()  # an exported graph's returns nothing
     network.cpu()
+    torch.set_rng_state(outside)
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -154,12 +157,20 @@ def _not_finite(point: Mapping[str, float], network: nn.Module) -> str | None:
     return f"{', '.join(bad)} not finite" if bad else None
 
 
+def _dropout_generator(run: Run) -> torch.Generator:
+    """Torch's own, of the device."""
+    if run.device.type == "cuda":
+        return torch.cuda.default_generators[run.device.index or 0]
+    return torch.default_generator
+
+
 def _snapshot(run: Run, step: int, parts: Mapping[str, Any], history: list[Any]) -> dict[str, Any]:
     """All it takes to go on from here, independent of what happens next."""
     content = {
         "step": step,
         "recoveries": run.recoveries,
         "generator": run.generator.get_state(),
+        "dropout": _dropout_generator(run).get_state(),
         "history": list(history),
         "parts": {name: part.state_dict() for name, part in parts.items()},
     }
@@ -171,6 +182,9 @@ def _restore(run: Run, content: Mapping[str, Any], parts: Mapping[str, Any], his
     for name, part in parts.items():
         part.load_state_dict(copy.deepcopy(content["parts"][name]))
     run.generator.set_state(content["generator"].cpu())
+    _dropout_generator(run).set_state(content["dropout"].cpu())
+    if run.team.rank:  # other rows, other units dropped
+        _dropout_generator(run).manual_seed(run.seed + 7919 * run.team.rank + int(content["step"]))
     run.recoveries = content["recoveries"]
     history[:] = [(step, point) for step, point in content["history"]]
     return int(content["step"])
