@@ -124,9 +124,10 @@ def recorded(name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def params(changes: dict[str, Any]) -> None:
+def params(changes: dict[str, Any], shipped: Path = ROOT / "params.yaml") -> None:
+    """Write params.yaml here: the shipped one, dotted keys changed."""
     yaml = YAML()
-    values = yaml.load(ROOT / "params.yaml")
+    values = yaml.load(shipped)
     for dotted, value in changes.items():
         *path, last = dotted.split(".")
         section = values

@@ -19,16 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from any_network import params
 from record import write
-from ruamel.yaml import YAML
 
 from lowenergy import profiles
 
 ROOT = Path(__file__).parents[1]
-CASES: dict[str, dict[str, Any]] = {
-    "mnist ebm": {"profile": "mnist", "energies.train.precision": "32-true", "ebm.train.contrastive_from": 0.0},
+CASES: dict[str, dict[str, Any]] = {  # profile and target: what differs
+    "mnist ebm": {"energies.train.precision": "32-true", "ebm.train.contrastive_from": 0.0},
     "cifar100 classifier": {
-        "profile": "cifar100",
         "classifier.train.precision": "32-true",
         "classifier.train.image_scales": [1.0],
     },
@@ -64,22 +63,16 @@ targets.get(target).train(splits, getattr(p, target), run)
 """
 
 
-def params(place: Path, root: Path, changes: dict[str, Any]) -> None:
+def prepare(place: Path, root: Path, profile: str, changes: dict[str, Any]) -> None:
+    """A folder with the profile's params, these changed."""
+    place.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "params.yaml", place)
     if not (place / "profiles").exists():
         (place / "profiles").symlink_to(ROOT / "profiles")
+    (place / "script.py").write_text(SCRIPT)
     with contextlib.chdir(place):
-        profiles.apply(changes["profile"])
-    yaml = YAML()
-    values = yaml.load(place / "params.yaml")
-    for key, value in ({"data.root": str(root.resolve()), "data.limit": 2000} | changes).items():
-        if key != "profile":
-            *path, last = key.split(".")
-            section = values
-            for part in path:
-                section = section[part]
-            section[last] = value
-    yaml.dump(values, place / "params.yaml")
+        profiles.apply(profile)
+        params({"data.root": str(root), "data.limit": 2000} | changes, Path("params.yaml"))
 
 
 def step_seconds(place: Path, target: str, processes: int, steps: int) -> list[float]:
@@ -108,9 +101,7 @@ def main() -> None:
     rows = []
     for case, changes in CASES.items():
         place = args.folder / case.replace(" ", "-")
-        place.mkdir(parents=True, exist_ok=True)
-        params(place, args.root, dict(changes))
-        (place / "script.py").write_text(SCRIPT)
+        prepare(place, args.root.resolve(), case.split()[0], changes)
         target = case.split()[1]
         seconds: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
         for _ in range(args.repeats):

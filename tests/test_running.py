@@ -395,6 +395,20 @@ def test_machines_share_only_a_remote(tmp_path: Path, project: tuple[Toy, Cluste
     assert elsewhere.is_clean()
 
 
+def test_a_shared_folder_named_relative_to_the_project(tmp_path: Path) -> None:
+    toy = Toy.make(tmp_path / "toy", amount=1)
+    toy("dvc", "remote", "add", "--default", "shared", "../shared")
+    (tmp_path / "nodes").mkdir()
+    cluster = Cluster(tmp_path / "nodes", toy.environment)
+    try:
+        cluster.worker("one")
+        assert "6 done" in toy.run("--address", cluster.address)
+    finally:
+        cluster.stop()
+    assert toy.is_clean()
+    assert list((tmp_path / "shared").rglob("files/md5/*/*"))
+
+
 def test_the_remote_may_be_away_for_a_while(project: tuple[Toy, Cluster], s3: Gate) -> None:
     toy, cluster = project
     cluster.worker("one")

@@ -16,6 +16,8 @@ from conftest import ROOT, with_changes
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
+from lowenergy.base import files
+from lowenergy.base.errors import UserError
 from lowenergy.base.team import Team
 
 # A few steps of each kind of training; the first process saves the weights.
@@ -121,6 +123,21 @@ def test_shares_are_all_rows_once() -> None:
         shares = [Team(rank, size).share(batch) for rank in range(size)]
         assert torch.cat(shares).tolist() == batch.tolist()
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_fewer_rows_than_processes() -> None:
+    batch = torch.arange(3.0)
+    with torch.no_grad():
+        assert Team(1, 4).gather(Team(1, 4).share(batch), 3).tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match="a batch of 3 for 4 processes; give a larger batch_size"):
+        Team(1, 4).share(batch)
+
+
+def test_a_rank_of_something_else_keeps_nobody_from_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK"):
+        monkeypatch.setenv(name, "3")
+    files.write_json(tmp_path / "a.json", 1)
+    assert (tmp_path / "a.json").read_text() == "1\n"
 
 
 KILLED = """

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # torch is imported where tensors are, so that what has none 
     from torch import Tensor
 
 HEADER = "lowenergy"  # the one metadata key: a JSON object
+_writes = True
 
 
 class FileError(UserError):
@@ -35,7 +36,7 @@ def write_pieces(path: str | Path, pieces: Iterable[bytes]) -> None:
         OSError: see write_bytes.
     """
     path = Path(path)
-    if not leads():
+    if not _writes:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -54,9 +55,10 @@ def write_pieces(path: str | Path, pieces: Iterable[bytes]) -> None:
         raise
 
 
-def leads() -> bool:
-    """Whether this process writes files: of several that share one stage (team.py), the first."""
-    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+def leave_to_another() -> None:
+    """From now on this process writes nothing: of several that share one stage (team.py), the first one does."""
+    global _writes
+    _writes = False
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable
 
-from lowenergy.base import files
 from lowenergy.base.errors import UserError, explained
 
 
@@ -14,6 +13,5 @@ def run(main: Callable[..., None]) -> None:
     try:
         main(*sys.argv[1:])
     except (UserError, OSError) as error:
-        helper = "" if files.leads() else f"process {os.environ.get('RANK', os.environ.get('LOCAL_RANK'))}: "
-        print(f"{helper}{explained(error)}", file=sys.stderr)
+        print(explained(error), file=sys.stderr)
         sys.exit(1)

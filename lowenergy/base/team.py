@@ -33,7 +33,20 @@ class Team:
     size: int = 1
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's rows of a batch that all of them have, as even as it goes."""
+        """This process's rows of a batch that all of them have, as even as it goes.
+
+        Fewer rows than processes are not divided: where nothing is trained, each process does all of them.
+
+        Raises:
+            UserError: there are such, and something is trained.
+        """
+        if len(batch) < self.size:
+            if torch.is_grad_enabled():
+                raise UserError(
+                    f"a batch of {len(batch)} for {self.size} processes; give a larger batch_size, or "
+                    f"LOWENERGY_PROCESSES={len(batch)}"
+                )
+            return batch
         start, end = (len(batch) * rank // self.size for rank in (self.rank, self.rank + 1))
         return batch[start:end]
 
@@ -43,7 +56,7 @@ class Team:
         Raises:
             TeamError: another process has ended. So do the methods below.
         """
-        if self.size == 1:
+        if self.size == 1 or count < self.size:
             return part
         longest = -(-count // self.size)
         padded = F.pad(part.detach(), [0, 0] * (part.ndim - 1) + [0, longest - len(part)]).contiguous()

@@ -46,13 +46,12 @@ class Crew:
 
     def know(self, snap: Snapshot, checkpoints: Path) -> None:
         """Let workers unpack a snapshot, before any of them is called; this machine's keep their checkpoints there."""
-        local = Path(self.repo.root_dir) / ".dvc" / "config.local"
         self.projects.append(
             Project(
                 snap,
                 cache=None if self.remote else self.repo.cache.legacy.path,
                 checkpoints=None if self.remote else str(checkpoints),
-                config=local.read_text() if local.exists() else "",
+                config=workspace.config_of(self.repo),
                 jobs=self.jobs or 0,
                 gpus=() if self.remote else gpus(),
             )

@@ -18,8 +18,8 @@ from typing import Any
 
 from lowenergy.running import workspace
 from lowenergy.running.crew import RunError, crew_of
-from lowenergy.running.pipeline import Pipeline, Plan, claimed, opened, report
-from lowenergy.running.worker import local_config
+from lowenergy.running.pipeline import Pipeline, Plan, alone, claimed, opened, report
+from lowenergy.running.workspace import Snapshot
 
 PLACE = Path(".dvc/tmp/lowenergy/queue")
 
@@ -39,24 +39,22 @@ def run_queued(*, jobs: int | None, address: str | None = None, keep_going: bool
     if not entries:
         raise RunError("no experiment is queued; `dvc exp run --queue -S prune.amount=0.7`")
     root = Path(repo.root_dir)
-    with claimed(repo, [str(root / PLACE)]):
-        found = [(entry.name or entry.stash_rev[:7], entry.stash_rev) for entry in entries]
-        places = [unpacked(repo, rev, root / PLACE / name) for name, rev in found]
-        plans = []
-        for place in places:
+    with alone(), claimed(repo, [str(root / PLACE)]):
+        queued = []
+        for entry in entries:
+            name = entry.name or entry.stash_rev[:7]
+            # Checkpoints of its own: stages of one name, but of other params, would overwrite each other's.
+            place, names = unpacked(repo, entry.stash_rev, root / PLACE / name, root / PLACE / f"{name}.checkpoints")
             with workspace.working_in(Path(place.root_dir)):
-                plans.append(Plan.of(place, targets_of(place)))
-        labels = [f"{name}:" for name, _ in found]
-        stages = [label + s.addressing for label, plan in zip(labels, plans, strict=True) for s in plan.stages]
+                queued.append((name, place, names, Plan.of(place, targets_of(place))))
+        stages = [f"{name}:{stage.addressing}" for name, _, _, plan in queued for stage in plan.stages]
         with ExitStack() as stack:
-            for place in places:
+            for _, place, _, _ in queued:
                 stack.enter_context(lock_repo(place))
             crew = stack.enter_context(crew_of(repo, stages, jobs, address))
             pipelines = []
-            for (name, rev), place, plan in zip(found, places, plans, strict=True):
-                names = workspace.known_files(root, rev)
+            for name, place, names, plan in queued:
                 snap = workspace.snapshot(Path(place.root_dir), names, workspace.outputs_of(place))
-                # Of its own: stages of one name, but of other params, would overwrite each other's checkpoints.
                 crew.know(snap, root / PLACE / f"{name}.checkpoints")
                 pipelines.append(Pipeline(place, plan, crew, snap, label=f"{name}:"))
             crew.run(pipelines, keep_going=keep_going)
@@ -70,25 +68,19 @@ def run_queued(*, jobs: int | None, address: str | None = None, keep_going: bool
         (root / PLACE / "record.log").write_text(recorded.stdout)
         report(pipelines)
         if recorded.returncode:
-            raise RunError(f"DVC could not record the experiments: {root / PLACE / 'record.log'}")
-        print(f"{', '.join(name for name, _ in found)}: `dvc exp show` shows them")
+            raise RunError(f"DVC could not record the experiments: {PLACE / 'record.log'}")
         shutil.rmtree(root / PLACE)
+    print(f"{', '.join(name for name, *_ in queued)}: `dvc exp show` shows them")
 
 
-def unpacked(repo: Any, commit: str, place: Path) -> Any:
-    """DVC's view of a workspace that holds the files of a commit, and those outputs that are in the cache."""
-    root = Path(repo.root_dir)
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    archive = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=True)
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-        tar.extractall(place, filter="data")
-    local = root / ".dvc" / "config.local"
-    config = local_config(local.read_text() if local.exists() else "", cache=repo.cache.legacy.path)
-    (place / ".dvc" / "config.local").write_text(config)
-    opened = workspace.open_repo(place)
-    opened.checkout(allow_missing=True, force=True)
-    return opened
+def unpacked(repo: Any, commit: str, place: Path, checkpoints: Path) -> tuple[Any, list[str]]:
+    """DVC's view of a workspace with the files of a commit and the outputs that are in the cache; the files' names."""
+    archive = subprocess.run(["git", "archive", commit], cwd=repo.root_dir, capture_output=True, check=True).stdout
+    config = workspace.with_cache(workspace.config_of(repo), repo.cache.legacy.path)
+    copied = workspace.Workspace(place, Snapshot(archive), config, checkpoints).repo
+    copied.checkout(allow_missing=True, force=True)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        return copied, tar.getnames()
 
 
 def targets_of(repo: Any) -> list[str]:

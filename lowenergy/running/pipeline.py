@@ -306,19 +306,30 @@ def run(
     Raises:
         RunError: a stage failed, another run is under way, or there is no remote for other machines to share.
     """
-    from dvc.lock import LockError
     from dvc.repo import lock_repo
 
     repo = opened()
+    with alone(), lock_repo(repo):
+        plan = Plan.of(repo, targets)
+        if dry:
+            _say(repo, plan, force)
+            return
+        outputs = {Path(out.fs_path) for stage in plan.stages for out in stage.outs}
+        with claimed(repo, _around(Path(repo.root_dir), outputs)):
+            _run(repo, plan, jobs, address, force, keep_going)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it, what somebody else has locked is one line.
+
+    Raises:
+        RunError: another run is under way.
+    """
+    from dvc.lock import LockError
+
     try:
-        with lock_repo(repo):
-            plan = Plan.of(repo, targets)
-            if dry:
-                _say(repo, plan, force)
-                return
-            outputs = {Path(out.fs_path) for stage in plan.stages for out in stage.outs}
-            with claimed(repo, _around(Path(repo.root_dir), outputs)):
-                _run(repo, plan, jobs, address, force, keep_going)
+        yield
     except LockError as error:
         raise RunError(f"another run is under way in this workspace: {str(error).splitlines()[0]}") from None
 
@@ -356,19 +367,11 @@ def _say(repo: Any, plan: Plan, force: bool) -> None:
 
 @contextmanager
 def claimed(repo: Any, paths: Sequence[str]) -> Iterator[None]:
-    """These paths are ours to write: `dvc repro` and a second run see that and refuse.
-
-    Raises:
-        RunError: somebody else writes them.
-    """
-    from dvc.lock import LockError
+    """These paths are ours to write: `dvc repro` and a second run see that and refuse."""
     from dvc.rwlock import rwlock
 
-    try:
-        with rwlock(repo.tmp_dir, repo.fs, " ".join(sys.argv), [], list(paths), False):
-            yield
-    except LockError as error:
-        raise RunError(f"another run is under way in this workspace: {str(error).splitlines()[0]}") from None
+    with rwlock(repo.tmp_dir, repo.fs, " ".join(sys.argv), [], list(paths), False):
+        yield
 
 
 def _run(repo: Any, plan: Plan, jobs: int | None, address: str | None, force: bool, keep_going: bool) -> None:

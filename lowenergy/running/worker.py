@@ -16,7 +16,7 @@ from typing import Any
 from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from lowenergy.running.workspace import Input, Snapshot, Workspace
+from lowenergy.running.workspace import Input, Snapshot, Workspace, with_cache
 
 TOPIC = "lowenergy"
 TAIL = 40  # lines of its output that a failed stage shows
@@ -70,7 +70,7 @@ class Project(WorkerPlugin):
         Args:
             cache: DVC's cache on this machine, shared by its workers; None: each machine its own, and a remote.
             checkpoints: folder of the workspace that is run; None: one for each machine.
-            config: the project's local DVC configuration.
+            config: of workspace.config_of.
             jobs, gpus: workers of this machine and what they divide among them; workers of a cluster see what they see.
         """
         self.jobs, self.gpus = jobs, gpus
@@ -84,7 +84,7 @@ class Project(WorkerPlugin):
         own = Path(worker.local_directory)
         cache = self.cache or str(own.parent / "lowenergy-cache")
         self.checkpoints = self.checkpoints or str(own.parent / "lowenergy-checkpoints")
-        self.config = local_config(self.config, cache=cache)
+        self.config = with_cache(self.config, cache)
         self.place = own / self.name
         if self.gpus:
             self.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_share(self.gpus, int(str(worker.name)), self.jobs))
@@ -101,16 +101,6 @@ class Project(WorkerPlugin):
 def gpu_share(gpus: tuple[str, ...], worker: int, workers: int) -> tuple[str, ...]:
     """Those GPUs that one of so many workers uses: some for itself, or else one that it shares."""
     return gpus[worker::workers] or (gpus[worker % len(gpus)],)
-
-
-def local_config(config: str, *, cache: str) -> str:
-    """DVC's local configuration with this cache, and without git, which a copy does not have."""
-    from configobj import ConfigObj
-
-    parsed = ConfigObj(config.splitlines())
-    parsed.setdefault("core", {})["no_scm"] = "true"
-    parsed.setdefault("cache", {})["dir"] = cache
-    return "\n".join(parsed.write()) + "\n"
 
 
 def execute(task: Task) -> Done:

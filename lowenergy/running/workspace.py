@@ -31,14 +31,15 @@ class Snapshot:
         return hashlib.sha256(self.content).hexdigest()[:12]
 
 
-def known_files(root: Path, commit: str = "") -> list[str]:
-    """Paths of all files that are in git or would be added, or of those of a commit.
+def known_files(root: Path) -> list[str]:
+    """Paths of all files that are in git or would be added.
 
     Raises:
         UserError: not a git repository.
     """
-    ask = ["ls-tree", "-rz", "--name-only", commit] if commit else ["ls-files", "-zco", "--exclude-standard"]
-    listed = subprocess.run(["git", *ask], cwd=root, capture_output=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True
+    )
     if listed.returncode:
         raise UserError(f"{root}: `lowenergy run` copies what git knows of; `git init` first")
     return listed.stdout.decode().split("\0")
@@ -143,6 +144,28 @@ def open_repo(root: Path) -> Any:
     from dvc.repo import Repo
 
     return Repo(str(root))
+
+
+def config_of(repo: Any) -> str:
+    """A project's local DVC configuration as a copy of it needs it: without git, and with remotes that are found from
+    there as well."""
+    from configobj import ConfigObj
+
+    local = Path(repo.root_dir) / ".dvc" / "config.local"
+    parsed = ConfigObj(local.read_text().splitlines() if local.exists() else [])
+    parsed.setdefault("core", {})["no_scm"] = "true"
+    for name, remote in repo.config["remote"].items():
+        parsed.setdefault(f'remote "{name}"', {})["url"] = str(remote["url"])
+    return "\n".join(parsed.write()) + "\n"
+
+
+def with_cache(config: str, cache: str) -> str:
+    """The configuration with DVC's cache in this folder."""
+    from configobj import ConfigObj
+
+    parsed = ConfigObj(config.splitlines())
+    parsed.setdefault("cache", {})["dir"] = cache
+    return "\n".join(parsed.write()) + "\n"
 
 
 def outputs_of(repo: Any) -> set[str]:

@@ -47,6 +47,7 @@ class Run:
         self.device = self.fabric.device
         self.team = Team(self.fabric.global_rank, self.fabric.world_size)
         if self.team.rank:
+            files.leave_to_another()
             sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 for the rest of this process
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.recoveries = 0  # how often training diverged and went back
