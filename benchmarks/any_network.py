@@ -25,10 +25,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "mobilenet_v2": {"name": "torchvision.models.mobilenet_v2", "arguments": {"num_classes": 10}},
     "resnet18": {"name": "torchvision.models.resnet18", "arguments": {"num_classes": 10}},
     "mobilenet_v3_small": {"name": "torchvision.models.mobilenet_v3_small", "arguments": {"num_classes": 10}},
-    "efficientnet_b0": {  # without what makes long trainings better and ends short ones at chance
-        "name": "torchvision.models.efficientnet_b0",
-        "arguments": {"num_classes": 10, "stochastic_depth_prob": 0.0, "dropout": 0.0},
-    },
+    "efficientnet_b0": {"name": "torchvision.models.efficientnet_b0", "arguments": {"num_classes": 10}},
     "convnext_tiny": {"name": "torchvision.models.convnext_tiny", "arguments": {"num_classes": 10}},
     "vit_b_16": {
         "name": "torchvision.models.VisionTransformer",
