@@ -198,7 +198,7 @@ def test_a_bad_stage_ends_its_dependents_only(tmp_path: Path) -> None:
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
-    toy = Toy.make(tmp_path / "toy", amount=100)
+    toy = Toy.make(tmp_path / "toy", amount=3000)  # no machine is so slow that this ends before it is stopped
     run = toy.start("--jobs", "2")
     try:
         until(lambda: len(steps_of(toy)) == 2)

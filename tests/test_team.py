@@ -119,7 +119,7 @@ def test_two_processes_learn_what_one_does(case: str, learnt: list[Path]) -> Non
 
 def test_shares_are_all_rows_once() -> None:
     batch = torch.arange(7)
-    for size in (1, 2, 3, 8):
+    for size in (1, 2, 3, 7):
         shares = [Team(rank, size).share(batch) for rank in range(size)]
         assert torch.cat(shares).tolist() == batch.tolist()
         assert max(map(len, shares)) - min(map(len, shares)) <= 1

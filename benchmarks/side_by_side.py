@@ -1,0 +1,67 @@
+"""The whole pipeline of this commit on digits: `dvc repro`, stage after stage, and `lowenergy run --jobs N`.
+
+    .venv/bin/python benchmarks/side_by_side.py FOLDER [--jobs 2]
+
+Each runs in a clone of its own under FOLDER, with an empty cache and all cores; what they leave is compared.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from record import write
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def fresh(place: Path) -> None:
+    """A clone without what was computed."""
+    shutil.rmtree(place, ignore_errors=True)
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(place)], check=True)
+    (place / "dvc.lock").unlink(missing_ok=True)
+
+
+def timed(place: Path, *command: str) -> float:
+    environment = os.environ | {"PYTHONPATH": str(place), "PYTHONWARNINGS": "ignore"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    started = time.monotonic()
+    with (place.parent / f"{place.name}.log").open("w") as log:
+        subprocess.run([sys.executable, "-m", *command], cwd=place, env=environment, check=True, stdout=log, stderr=log)
+    return time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    commands = {
+        "dvc repro": ("dvc", "repro", "--quiet"),
+        f"lowenergy run --jobs {args.jobs}": ("lowenergy.cli", "run", "--jobs", str(args.jobs)),
+    }
+    rows: list[dict[str, Any]] = []
+    places = []
+    for number, (name, command) in enumerate(commands.items()):
+        places.append(args.folder / str(number))
+        fresh(places[-1])
+        rows.append({"command": name, "seconds": round(timed(places[-1], *command))})
+        rows[-1]["share"] = round(rows[-1]["seconds"] / rows[0]["seconds"], 3)
+        status = subprocess.run([sys.executable, "-m", "dvc", "status"], cwd=places[-1], capture_output=True, text=True)
+        rows[-1]["dvc status"] = status.stdout.strip()
+        print(rows[-1], flush=True)
+    metrics = sorted(path.relative_to(places[0]) for path in (places[0] / "metrics").rglob("*.json"))
+    assert metrics
+    same = [path for path in metrics if (places[0] / path).read_bytes() == (places[1] / path).read_bytes()]
+    locks = [(place / "dvc.lock").read_bytes() for place in places]
+    rows[-1] |= {"metrics": len(metrics), "metrics_same": len(same), "lock_same": locks[0] == locks[1]}
+    write("side_by_side", rows)
+
+
+if __name__ == "__main__":
+    main()
