@@ -25,7 +25,8 @@ def main() -> None:
     artifact.save(
         artifact.dense(scorer, "scorer"), "models/scorer.safetensors", {"data": splits.source, "seed": p.seed}
     )
-    generation.write_reference(scorer, splits.train.images, REFERENCE)
+    real = {"train": splits.train.images, "validation": splits.validation.images}
+    generation.write_reference(scorer, real, REFERENCE)
 
     # The scale of every FID to come: real images that the scorer has not seen, and noise.
     test, logits = splits.test, accuracy.predict(scorer, splits.test.images, data.at_a_time(splits.test.images, 1000))
@@ -37,6 +38,7 @@ def main() -> None:
         | {
             "test_images": generation.measure(scorer, REFERENCE, test.images, p.seed),
             "uniform_noise": generation.measure(scorer, REFERENCE, noise, p.seed),
+            "validation": {"fid": generation.measure(scorer, REFERENCE, test.images, p.seed, "validation")["fid"]},
         },
     )
     finished(run)

@@ -1,6 +1,7 @@
 """Each method, on each kind of network: smaller, loadable, the same after loading, and doing what it says."""
 
 import copy
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -320,7 +321,7 @@ def test_layers_that_cannot_be_rounded_stay_float() -> None:
     network = networks.build(networks.Spec("cnn", 4, "3x3", "relu", "none", 1, 8, 10), seed=0)
     network.get_submodule("features.4.conv").padding = "same"  # another operation to the exporter
     scales = {name: int8.best_scale(layer.weight, 8) for name, layer in networks.coded_layers(network).items()}
-    rounded = {place.layer for place in int8.places(int8.prepare(network, scales))}
+    rounded = {place.layer for place in int8.places(int8.prepare(network, scales, dict.fromkeys(scales, 8)))}
     assert rounded == scales.keys() - {"features.4.conv"}
 
 
@@ -413,6 +414,46 @@ def test_classifiers_match_features_where_asked(compress: Any, tmp_path: Path) -
     curve = pd.read_csv(tmp_path / "plots/curves/classifier/distill/plots/metrics/feature_error.tsv", sep="\t")
     assert curve["feature_error"].iloc[-1] < curve["feature_error"].iloc[0]
     compress("quantize", "classifier", {"classifier.matching.feature_weight": 1.0})  # an int8 graph has none
+
+
+@given(st.data())
+def test_bits_are_shared_as_well_as_can_be(draw: st.DataObject) -> None:
+    """Against every other way, of layers of one size whose costs fall ever more slowly: there, greedy is best."""
+    falls = draw.draw(st.lists(st.lists(st.floats(0.01, 1), min_size=6, max_size=6), min_size=1, max_size=3))
+    costs = {str(i): {bits: sum(sorted(steps)[: 8 - bits]) for bits in range(2, 9)} for i, steps in enumerate(falls)}
+    budget = draw.draw(st.integers(2 * len(costs), 8 * len(costs)))
+    shares = quantize.share_bits(costs, dict.fromkeys(costs, 10), 10 * budget)
+    assert sum(shares.values()) <= budget and set(shares.values()) <= set(range(2, 9))
+    best = min(
+        sum(costs[str(i)][bits] for i, bits in enumerate(way))
+        for way in itertools.product(range(2, 9), repeat=len(costs))
+        if sum(way) <= budget
+    )
+    assert sum(costs[name][bits] for name, bits in shares.items()) == pytest.approx(best)
+
+
+def test_a_large_layer_pays_for_its_bits() -> None:
+    costs = {name: {2: 1.0, 4: 0.5, 8: 0.0} for name in ("large", "small")}
+    assert quantize.share_bits(costs, {"large": 100, "small": 10}, 500) == {"large": 4, "small": 8}
+    assert quantize.share_bits(costs, {"large": 100, "small": 10}, 100) == {"large": 2, "small": 2}  # the fewest
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_mixed_bits_take_no_more_room_and_lose_less(compress: Any, target: str, tmp_path: Path) -> None:
+    def made(allocation: str) -> tuple[artifact.Model, float, int]:
+        model = compress("quantize", target, {**rounding, "quantize.allocation": allocation})
+        path = tmp_path / allocation
+        artifact.save(model, path, {})
+        table = pd.read_csv(tmp_path / f"plots/curves/{target}/quantize/sensitivity.csv").set_index("layer")
+        return artifact.read(path)[0], float(table.loc["all", "added_loss"]), path.stat().st_size
+
+    rounding = {"quantize.weight_bits": 3, "quantize.finetune.epochs": 0}
+    (_, uniform, most), (model, mixed, size) = made("uniform"), made("sensitivity")
+    bits = {encoded.bits for encoded in model.tensors.values() if isinstance(encoded, Int8)}
+    assert len(bits) > 1 and size <= 1.02 * most  # the header names other numbers of bits
+    assert mixed < uniform
+    images = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.isfinite(network_of(model)(images)).all()
 
 
 @pytest.mark.parametrize("target", ["ebm", "jem"])

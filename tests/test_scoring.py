@@ -15,7 +15,7 @@ from torch import nn
 
 from lowenergy import data, networks
 from lowenergy.energies import Energy
-from lowenergy.reporting.tables import collect, pareto_front, shown
+from lowenergy.reporting.tables import collect, front_of, pareto_front, shown
 from lowenergy.runtimes.loading import network_of
 from lowenergy.scoring import accuracy, generation, micronet, ood, size
 from lowenergy.storage import artifact
@@ -32,7 +32,7 @@ def scorer() -> networks.Network:
 
 def test_fid_is_the_formula(scorer: networks.Network, splits: data.Splits, tmp_path: Path) -> None:
     real, fake = splits.train.images, splits.test.images
-    generation.write_reference(scorer, real, tmp_path / "reference")
+    generation.write_reference(scorer, {"train": real}, tmp_path / "reference")
     measured = generation.measure(scorer, tmp_path / "reference", data.to_float(fake), seed=0)
     with torch.no_grad():
         a, b = (scorer.features(data.to_float(x)).double().numpy() for x in (real, fake))
@@ -46,7 +46,7 @@ def test_both_figures_are_torchmetrics(scorer: networks.Network, splits: data.Sp
     from torchmetrics.image.inception import InceptionScore
 
     real, fake = (data.to_float(split.images) for split in (splits.train, splits.test))
-    generation.write_reference(scorer, splits.train.images, tmp_path / "reference")
+    generation.write_reference(scorer, {"train": splits.train.images}, tmp_path / "reference")
     measured = generation.measure(scorer, tmp_path / "reference", fake, seed=3)
     scorer.features.num_features = scorer.fc.in_features
     fid, inception = FrechetInceptionDistance(feature=scorer.features), InceptionScore(feature=scorer)
@@ -62,7 +62,7 @@ def test_both_figures_are_torchmetrics(scorer: networks.Network, splits: data.Sp
 def test_fid_of_the_reference_itself_is_zero_and_noise_is_far(
     scorer: networks.Network, splits: data.Splits, tmp_path: Path
 ) -> None:
-    generation.write_reference(scorer, splits.train.images, tmp_path / "reference")
+    generation.write_reference(scorer, {"train": splits.train.images}, tmp_path / "reference")
 
     def fid(images: torch.Tensor) -> float:
         return generation.measure(scorer, tmp_path / "reference", images, seed=0)["fid"]
@@ -82,7 +82,7 @@ def test_inception_score_of_sure_and_even_answers_is_the_number_of_classes(tmp_p
     scorer.features, scorer.fc = Sure(), nn.Identity()
     images = torch.zeros(1000, 1, 8, 8)
     images[:, 0, 0, 0] = (torch.arange(1000) % 10 - 4.5) / 5
-    generation.write_reference(scorer, data.to_bytes(images), tmp_path / "reference")
+    generation.write_reference(scorer, {"train": data.to_bytes(images)}, tmp_path / "reference")
     score = generation.measure(scorer, tmp_path / "reference", images, seed=0)["inception_score"]
     assert 9.0 < score <= 10.0  # splits of 100 are not perfectly even
 
@@ -224,3 +224,20 @@ def test_table_shows_each_figure_in_its_unit(tmp_path: Path) -> None:
     assert rows[["target", "branch"]].iloc[0].tolist() == ["ebm", "pq"]
     assert shown(rows).iloc[0].to_dict() == {"fid": "3.14", "ood_auroc.noise": "1.000", "size_bytes": "12,345"}
     assert list(shown(rows, everything=False)) == ["fid", "size_bytes"]
+
+
+@pytest.mark.parametrize("quality", ["accuracy", "fid"])
+def test_another_test_set_changes_no_choice(quality: str) -> None:
+    names = ["a", "b", "c", "d"]
+    rows = pd.DataFrame(
+        {
+            "size_bytes": [100, 50, 30, 20],
+            f"validation.{quality}": [0.9, 0.8, 0.85, 0.4],
+            quality: [0.1, 0.2, 0.3, 0.4],
+        },
+        index=names,
+    )
+    other = rows.assign(**{quality: rows[quality].to_numpy()[::-1]})
+    wanted = {"accuracy": ["d", "c", "a"], "fid": ["d"]}[quality]
+    assert list(front_of(rows).index) == list(front_of(other).index) == wanted
+    assert list(front_of(rows.drop(columns=f"validation.{quality}")).index) != wanted  # as old tables are read

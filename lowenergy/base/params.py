@@ -423,6 +423,10 @@ class Quantize(Section):
     source: Literal["teacher", "prune", "distill"] = Field(description="the branch to quantize")
     calibration_images: Count = Field(description="images whose activations set the int8 ranges")
     weight_bits: Annotated[int, Field(ge=2, le=8)] = Field(description="of weights; activations always have 8")
+    allocation: Literal["uniform", "sensitivity"] = Field(
+        description="uniform: weight_bits in every layer; sensitivity: 2 to 8, more where rounding costs more of the "
+        "matching loss, weight_bits of them on average"
+    )
     keep_float: list[str] = Field(
         description="layers that stay float32, as in `lowenergy show`; ebm:fc is the EBM's alone"
     )

@@ -3,9 +3,11 @@
 Of energies both directions are rounded, logits and input gradient, so that the int8 network samples by itself.
 """
 
+import copy
 import csv
 import io
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ from lowenergy.runtimes import int8
 from lowenergy.storage.artifact import Model, weights
 from lowenergy.storage.encodings import Dense, Encoding, Int8
 from lowenergy.training import Objective, Run
+
+FEWEST, MOST = 2, 8  # bits of a weight
 
 
 def compress(network: networks.AnyNetwork, target: str, objective: Objective, p: Quantize, run: Run) -> Model:
@@ -41,17 +45,20 @@ def compress(network: networks.AnyNetwork, target: str, objective: Objective, p:
     every = max(1, len(objective.inputs) // p.calibration_images)
     index = torch.arange(0, len(objective.inputs), every)
     images = objective.inputs[index.to(objective.inputs.device)].cpu()
-    scales = {name: int8.best_scale(layer.weight, p.weight_bits) for name, layer in layers.items()}
-    prepared = _calibrated(folded, scales, images, p.weight_bits)
+    bits = dict.fromkeys(layers, p.weight_bits)
+    if p.allocation == "sensitivity":
+        bits |= _allocated(folded, layers.keys() - keep_float, objective, index, p.weight_bits, run)
+    scales = {name: int8.best_scale(layer.weight, bits[name]) for name, layer in layers.items()}
+    prepared = _calibrated(folded, scales, images, bits)
     if unfit := scales.keys() - {place.layer for place in int8.places(prepared)}:
         run.fabric.print(f"{run.name}: without an int8 form, and float: {', '.join(sorted(unfit))}")
         keep_float |= unfit
     if not scales.keys() - keep_float:
         raise UserError(f"{target}: no layer of {folded.spec.name} is left to quantize")
-    spared = _spared(prepared, objective, index, keep_float, p.loss_budget, run)
+    spared = _spared(prepared, objective, index, keep_float, p.loss_budget, bits, run)
     for name in spared:
         del scales[name]
-    prepared = _calibrated(folded, scales, images, p.weight_bits)
+    prepared = _calibrated(folded, scales, images, bits)
     run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
     if p.finetune.epochs:
         training.hold_zeros(prepared)
@@ -59,20 +66,77 @@ def compress(network: networks.AnyNetwork, target: str, objective: Objective, p:
     trained = {name.removeprefix("network."): value for name, value in prepared.named_parameters()}
     tensors: dict[str, Encoding] = {}
     for name, untrained in weights(folded).items():
-        value, scale = trained.get(name, untrained).detach(), scales.get(name.removesuffix(".weight"))
-        if scale is None or name.endswith(".bias"):
+        value, layer = trained.get(name, untrained).detach(), name.removesuffix(".weight")
+        if layer not in scales or name.endswith(".bias"):
             tensors[name] = Dense(value)
         else:
-            tensors[name] = Int8(int8.rounded(value, scale, p.weight_bits), scale, p.weight_bits)
+            scale = scales[layer]
+            tensors[name] = Int8(int8.rounded(value, scale, bits[layer]), scale, bits[layer])
     return Model(target, folded.spec, tensors, int8.ranges(prepared))
 
 
-def _calibrated(network: networks.AnyNetwork, scales: dict[str, Tensor], images: Tensor, bits: int) -> GraphModule:
+def _calibrated(
+    network: networks.AnyNetwork, scales: dict[str, Tensor], images: Tensor, bits: Mapping[str, int]
+) -> GraphModule:
     prepared = int8.prepare(network, scales, bits, gradient=network.spec.head is not None, outputs=True)
     with torch.no_grad():
         for batch in images.split(250):
             prepared(batch)
     return int8.freeze(prepared)
+
+
+def _allocated(
+    network: networks.AnyNetwork, names: Collection[str], objective: Objective, index: Tensor, mean: int, run: Run
+) -> dict[str, int]:
+    """Bits of each layer's weights, at most `mean` of them on average, where they lower the objective's loss most.
+
+    Each layer's weights alone are rounded to each number of bits; of an energy the loss is of the score as well. From
+    the fewest bits on, the layer that gains most for each bit of its file gets more, as long as the budget lasts.
+    """
+    network = copy.deepcopy(network).to(run.device)
+    layers = {name: layer for name, layer in networks.coded_layers(network).items() if name in names}
+    exact = training.mean_loss(network, objective, index.to(run.device), run)
+    costs: dict[str, dict[int, float]] = {}
+    for name, layer in layers.items():
+        weight = layer.weight.detach().clone()
+        lowest = math.inf  # more bits never cost more: what says so is chance
+        for bits in range(FEWEST, MOST + 1):
+            scale = int8.best_scale(weight.cpu(), bits)
+            values = int8.rounded(weight.cpu(), scale, bits) * scale.view(-1, *[1] * (weight.ndim - 1))
+            with torch.no_grad():
+                layer.weight.copy_(values)
+            lowest = min(lowest, training.mean_loss(network, objective, index.to(run.device), run) - exact)
+            costs.setdefault(name, {})[bits] = lowest
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    shares = share_bits(costs, sizes, mean * sum(sizes.values()))
+    run.fabric.print(f"{run.name}: bits {', '.join(f'{name} {bits}' for name, bits in shares.items())}")
+    return shares
+
+
+def share_bits(costs: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], budget: int) -> dict[str, int]:
+    """Bits per weight of each layer.
+
+    Args:
+        costs: of each layer, at each number of bits; falling.
+        sizes: weights of each layer.
+        budget: bits of all layers together; the fewest bits of every layer are given in any case.
+    """
+    shares = {name: min(of_layer) for name, of_layer in costs.items()}
+    left = budget - sum(sizes[name] * bits for name, bits in shares.items())
+    while True:
+        steps = [
+            ((of_layer[shares[name]] - cost) / (sizes[name] * (bits - shares[name])), name, bits)
+            for name, of_layer in costs.items()
+            for bits, cost in of_layer.items()
+            if bits > shares[name] and sizes[name] * (bits - shares[name]) <= left and cost < of_layer[shares[name]]
+        ]
+        if not steps:
+            return shares
+        _, name, bits = max(steps)
+        left -= sizes[name] * (bits - shares[name])
+        shares[name] = bits
 
 
 def _spared(
@@ -81,6 +145,7 @@ def _spared(
     index: Tensor,
     keep_float: set[str],
     budget: float | None,
+    bits: Mapping[str, int],
     run: Run,
 ) -> set[str]:
     """The layers to keep float: those asked for, and the most sensitive ones until the loss is within budget."""
@@ -97,9 +162,9 @@ def _spared(
         run.fabric.print(f"{run.name}: {', '.join(sorted(spared))} float: rounding adds {total:.4g} to the loss")
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["layer", "added_loss", "int8"])
-    writer.writerows([name, f"{added[name]:.6g}", int(name not in spared)] for name in names)
-    writer.writerow(["all", f"{total:.6g}", 1])
+    writer.writerow(["layer", "added_loss", "int8", "bits"])
+    writer.writerows([name, f"{added[name]:.6g}", int(name not in spared), bits[name]] for name in names)
+    writer.writerow(["all", f"{total:.6g}", 1, ""])
     files.write_bytes(run.curves / "sensitivity.csv", table.getvalue().encode())
     run.fabric.print(f"{run.name}: rounding adds {total:.4g} to a loss of {exact:.4g}")
     return spared

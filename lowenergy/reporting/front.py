@@ -5,7 +5,7 @@ import math
 
 import pandas as pd
 
-from lowenergy.reporting.tables import FORMATS, front_of, quality_of
+from lowenergy.reporting.tables import FORMATS, front_of, is_fid, quality_of
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 40  # margins
@@ -20,7 +20,7 @@ def drawing(rows: pd.DataFrame) -> str:
     quality, sizes = quality_of(rows), rows["size_bytes"]
     values = rows[quality]
     across = _Scale(sizes.min(), sizes.max(), LEFT, WIDTH - RIGHT)
-    logarithmic = quality == "fid" and values.min() > 0 and values.max() > 8 * values.min()
+    logarithmic = is_fid(quality) and values.min() > 0 and values.max() > 8 * values.min()
     up = _Scale(values.min(), values.max(), HEIGHT - BOTTOM, TOP, logarithmic)
     parts = [f'<svg class="front" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{quality} against bytes">']
     for tick in _ticks(sizes.min(), sizes.max(), True):
@@ -29,11 +29,11 @@ def drawing(rows: pd.DataFrame) -> str:
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_bytes(tick)}</text>')
     for tick in _ticks(values.min(), values.max(), logarithmic):
         y = up(tick)
-        label = f"{tick:.4g}" if quality == "fid" else f"{100 * tick:.4g}%"
+        label = f"{tick:.4g}" if is_fid(quality) else f"{100 * tick:.4g}%"
         parts.append(f'<path class="rule" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-    better = "higher is better" if quality == "accuracy" else "lower is better"
-    name = "FID" if quality == "fid" else quality
+    better = "lower is better" if is_fid(quality) else "higher is better"
+    name = " ".join(reversed(quality.replace("fid", "FID").split(".")))
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">bytes on disk</text>')
     parts.append(f'<text x="4" y="{HEIGHT - 6}">{name}, {better}</text>')
     front = front_of(rows)
@@ -44,7 +44,12 @@ def drawing(rows: pd.DataFrame) -> str:
     taken: list[tuple[float, float]] = []
     for branch, row in rows.iterrows():
         x, y = across(row["size_bytes"]), up(row[quality])
-        text = f"{branch}: {FORMATS[quality].format(row[quality])}, {row['size_bytes']:,.0f} bytes"
+        tested = quality.removeprefix("validation.")
+        figures = [
+            f"{FORMATS[quality].format(row[quality])}",
+            *([f"test {FORMATS[tested].format(row[tested])}"] if tested != quality else []),
+        ]
+        text = f"{branch}: {', '.join(figures)}, {row['size_bytes']:,.0f} bytes"
         on = "on" if branch in front.index else "off"
         anchor, dx = ("end", -4) if x > WIDTH * 0.7 else ("start", 4)
         y -= 12  # above the point, clear of the line

@@ -26,14 +26,17 @@ def write(targets: list[str], chain: Callable[[str], str], root: Path = Path()) 
         chain: branch -> how it came about, to call it by.
     """
     table = collect(targets, root)
-    for quality in ("accuracy", "fid"):
-        if quality not in table:
-            table[quality] = float("nan")
-    pareto = table[["target", "branch", "size_bytes", "accuracy", "fid"]]
+    pareto = table.reindex(columns=["target", "branch", "size_bytes", *QUALITIES]).rename(columns=QUALITIES)
     files.write_bytes(root / "plots" / "pareto.csv", pareto.to_csv(index=False).encode())
     files.write_bytes(root / "report.html", _page(table, targets, chain, root).encode())
 
 
+QUALITIES = {  # and what they are called where a dot would part a name
+    "validation.accuracy": "validation_accuracy",
+    "accuracy": "accuracy",
+    "validation.fid": "validation_fid",
+    "fid": "fid",
+}
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #6b7280; --line: #d5d9df; --card: #fff; --page: #f4f5f7;
   --on: #0b6bcb; --off: #9aa3af }
@@ -99,7 +102,8 @@ def _answer(target: str, rows: pd.DataFrame) -> str:
     table = _html_table(shown(best[columns]).rename(columns=HEADS), "take")
     return (
         f'<section class="card"><h2>{TITLES.get(target, target)}</h2>{front.drawing(rows)}{table}'
-        "<figcaption>On the line: models that no smaller one matches. Point at one for its figures.</figcaption>"
+        "<figcaption>On the line: models that no smaller one matches, by validation figures. Point at one for all of "
+        "its figures.</figcaption>"
         "</section>"
     )
 
@@ -122,7 +126,16 @@ def _scorer(root: Path) -> str:
     return (
         f"<p>FID and Inception Score look through a scorer with {m['accuracy']:.2%} test accuracy. On its scale, real "
         f"test images have FID {real['fid']:.2f} and IS {real['inception_score']:.2f}, uniform noise "
-        f"{noise['fid']:.1f} and {noise['inception_score']:.2f}.</p>"
+        f"{noise['fid']:.1f} and {noise['inception_score']:.2f}. {_chosen_by(m)}</p>"
+    )
+
+
+def _chosen_by(scorer: dict[str, Any]) -> str:
+    if "validation" not in scorer:
+        return ""
+    return (
+        "Models are chosen by their validation figures: of images held out from training, and of samples other than "
+        f"those tested, whose FID is against them (that of real test images: {scorer['validation']['fid']:.2f})."
     )
 
 

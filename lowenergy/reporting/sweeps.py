@@ -14,7 +14,7 @@ from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.base.figures import axes as new_axes
 from lowenergy.base.params import METHODS
-from lowenergy.reporting.tables import quality_of
+from lowenergy.reporting.tables import is_fid, quality_of
 
 TITLES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "fid": "FID", "inception_score": "Inception Score"}
 SETTINGS = (  # what tells cells apart, where it is there; further parameters are kept if they differ
@@ -190,7 +190,7 @@ def by_amount(pruned: pd.DataFrame, quality: str) -> Any:
             markersize=4,
             label=f"{kind}, {scope}, {'after' if trained else 'before'} retraining",
         )
-    axes.set(xlabel="fraction pruned (weights, or channels)", ylabel=TITLES.get(quality, quality))
+    axes.set(xlabel="fraction pruned (weights, or channels)", ylabel=_title(quality))
     _scale(axes, quality, pruned[quality])
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -215,7 +215,7 @@ def by_ratio(table: pd.DataFrame, quality: str) -> Any:
                 facecolors=f"C{i}" if trained else "none",
                 label=f"{str(method).removeprefix('teacher → ')}{'' if trained else ', before retraining'}",
             )
-    axes.set(xscale="log", xlabel="compression ratio (bytes on disk)", ylabel=TITLES.get(quality, quality))
+    axes.set(xscale="log", xlabel="compression ratio (bytes on disk)", ylabel=_title(quality))
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -228,6 +228,11 @@ def _kind(row: Mapping[Any, Any]) -> str:
     return f" ({row['prune.kind']})" if row["branch"] == "prune" else ""
 
 
+def _title(quality: str) -> str:
+    of, _, name = quality.rpartition(".")
+    return " ".join(part for part in (TITLES.get(name, name), of and f"({of})") if part)
+
+
 def _scale(axes: Any, quality: str, values: pd.Series) -> None:
-    if quality == "fid" and values.min() > 0:  # from tenths to hundreds
+    if is_fid(quality) and values.min() > 0:  # from tenths to hundreds
         axes.set_yscale("log")

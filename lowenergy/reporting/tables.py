@@ -16,8 +16,11 @@ TITLES = {
     "jem": "Joint energy model (JEM)",
 }
 FORMATS = {
+    "validation.accuracy": "{:.2%}",
     "accuracy": "{:.2%}",
+    "validation.nll": "{:.3f}",
     "nll": "{:.3f}",
+    "validation.fid": "{:.2f}",
     "fid": "{:.2f}",
     "inception_score": "{:.2f}",
     "ood_auroc.noise": "{:.3f}",
@@ -35,8 +38,17 @@ FORMATS = {
     "micronet.score": "{:.5f}",
     "micronet.simplified": "{:.5f}",
 }
-HEADS = {"accuracy": "accuracy", "fid": "FID", "size_bytes": "bytes", "compression_ratio": "ratio", "macs": "MACs"}
-FIRST = ["accuracy", "fid", "size_bytes", "compression_ratio", "parameters", "macs"]  # what one looks at first
+HEADS = {
+    "validation.accuracy": "val. acc.",
+    "validation.fid": "val. FID",
+    "fid": "FID",
+    "size_bytes": "bytes",
+    "compression_ratio": "ratio",
+    "macs": "MACs",
+}
+# What one looks at first: quality by which to choose, and as tested; then what it costs.
+FIRST = ["validation.accuracy", "accuracy", "validation.fid", "fid", "size_bytes", "compression_ratio"]
+FIRST += ["parameters", "macs"]
 
 
 def collect(targets: list[str], root: Path = Path()) -> pd.DataFrame:
@@ -54,8 +66,19 @@ def collect(targets: list[str], root: Path = Path()) -> pd.DataFrame:
 
 
 def quality_of(rows: pd.DataFrame) -> str:
-    """What the size is paid with: an energy's samples, a classifier's answers."""
-    return "fid" if "fid" in rows and rows["fid"].notna().any() else "accuracy"
+    """What the size is paid with, and models are chosen by: an energy's samples, a classifier's answers.
+
+    Of validation images; of test images where there are no others, in tables of before there were.
+    """
+    known = [name for name in ("fid", "accuracy") if name in rows and rows[name].notna().any()]
+    quality = known[0] if known else "accuracy"
+    chosen_by = f"validation.{quality}"
+    return chosen_by if chosen_by in rows and rows[chosen_by].notna().any() else quality
+
+
+def is_fid(quality: str) -> bool:
+    """Whether less of it is better; accuracy is the other way round."""
+    return quality.endswith("fid")
 
 
 def shown(rows: pd.DataFrame, everything: bool = True) -> pd.DataFrame:
@@ -103,5 +126,5 @@ def pareto_front(sizes: list[float], losses: list[float]) -> list[int]:
 def front_of(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of one target that are on the front of quality against bytes, smallest first."""
     quality = quality_of(rows)
-    losses = [-v if quality == "accuracy" else v for v in rows[quality]]
+    losses = [v if is_fid(quality) else -v for v in rows[quality]]
     return rows.iloc[pareto_front(rows["size_bytes"].tolist(), losses)]

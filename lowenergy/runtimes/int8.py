@@ -73,14 +73,15 @@ class _Layers(Quantizer):
     """Annotates these layers, in both directions; the outputs of all but `last`, the logits of which an energy is made:
     one of hundreds matters to fractions."""
 
-    def __init__(self, bits: int, layers: Collection[str], outputs: bool, last: str) -> None:
-        self.weight, self.layers, self.outputs, self.last = _weight(bits), layers, outputs, last
+    def __init__(self, bits: Mapping[str, int], outputs: bool, last: str) -> None:
+        self.bits, self.outputs, self.last = bits, outputs, last
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
-            if node.target in ROUNDED and _layer(node)[0] in self.layers:
+            if node.target in ROUNDED and _layer(node)[0] in self.bits:
+                weight = _weight(self.bits[_layer(node)[0]])
                 node.meta["quantization_annotation"] = QuantizationAnnotation(
-                    input_qspec_map={node.args[0]: ACTIVATION, node.args[1]: self.weight},
+                    input_qspec_map={node.args[0]: ACTIVATION, node.args[1]: weight},
                     output_qspec=ACTIVATION if self.outputs and _layer(node) != (self.last, False) else None,
                     _annotated=True,
                 )
@@ -127,7 +128,7 @@ def best_scale(weight: Tensor, bits: int) -> Tensor:
 def prepare(
     network: networks.AnyNetwork,
     scales: Mapping[str, Tensor],
-    bits: int = 8,
+    bits: Mapping[str, int],
     *,
     gradient: bool = False,
     outputs: bool = False,
@@ -137,7 +138,7 @@ def prepare(
     Args:
         scales: of the int8 weights, (out,), by layer; layers not named here are kept float, and so are those that have
             no int8 form, because their weight is changed before it is used.
-        bits: of the weights.
+        bits: of each of these layers' weights.
         gradient: logits and input gradient of an energy, instead of logits alone.
         outputs: also where onnxruntime rounds.
     Raises:
@@ -156,7 +157,9 @@ def prepare(
     scales = {name: scale for name, scale in scales.items() if name in _used_as_they_are(graph)}
     if gradient:
         move_scales(graph, scales)
-    prepared = prepare_pt2e(graph, _Layers(bits, scales.keys(), outputs, networks.output_layer(network)))
+    prepared = prepare_pt2e(
+        graph, _Layers({name: bits[name] for name in scales}, outputs, networks.output_layer(network))
+    )
     allow_exported_model_train_eval(prepared)
     prepared.spec, prepared.gradient = network.spec, gradient
     for place in places(prepared):
@@ -305,10 +308,8 @@ def restore(model: Model, *, gradient: bool = False, outputs: bool = False) -> G
         ValueError: the file has no range for a place of the graph.
     """
     network = model.build()
-    scales, bits = {}, 8
-    for name, encoded in model.tensors.items():
-        if isinstance(encoded, Int8):
-            scales[name.removesuffix(".weight")], bits = encoded.scale, encoded.bits
+    coded = {name.removesuffix(".weight"): part for name, part in model.tensors.items() if isinstance(part, Int8)}
+    scales, bits = ({name: getattr(part, of) for name, part in coded.items()} for of in ("scale", "bits"))
     prepared = prepare(network, scales, bits, gradient=gradient, outputs=outputs)
     try:
         return freeze(prepared, model.activations)

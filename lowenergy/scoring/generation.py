@@ -5,6 +5,7 @@ place of Inception's, which know nothing of 8x8 or 28x28 images. Figures are the
 Both are torchmetrics' to six digits (a test compares), without the seconds that its import takes.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -40,19 +41,44 @@ def _looked_at(scorer: AnyNetwork, images: Tensor) -> tuple[Moments, Tensor]:
     return totals, torch.cat(logits)
 
 
-def write_reference(scorer: AnyNetwork, images: Tensor, path: str | Path) -> None:
-    """The moments of the scorer's features over the training images (uint8): every FID is measured against these."""
-    files.write_safetensors(path, _looked_at(scorer, images)[0], {})
+def write_reference(scorer: AnyNetwork, images: Mapping[str, Tensor], path: str | Path) -> None:
+    """The moments of the scorer's features over real images: every FID is measured against these.
+
+    Args:
+        images: uint8 (n, c, h, w) by the name of their split; `train` is what figures that are shown are measured
+            against, `validation` what models are chosen by.
+    """
+    moments = {split: _looked_at(scorer, found)[0] for split, found in images.items()}
+    tensors = {f"{split}.{name}": part for split, parts in moments.items() for name, part in parts.items()}
+    files.write_safetensors(path, tensors, {})
 
 
-def measure(scorer: AnyNetwork, reference: str | Path, images: Tensor, seed: int) -> dict[str, float]:
+def read_reference(path: str | Path, split: str) -> Moments:
+    """What `write_reference` wrote of one split.
+
+    Raises:
+        files.FileError: the file is missing, or was made before splits had names.
+    """
+    tensors = files.read_safetensors(path)[0]
+    found = {name.removeprefix(f"{split}."): part for name, part in tensors.items() if name.startswith(f"{split}.")}
+    if not found:
+        raise files.FileError(f"{path}: no statistics of the {split} images; `dvc repro scorer` makes them")
+    return found
+
+
+def measure(
+    scorer: AnyNetwork, reference: str | Path, images: Tensor, seed: int, split: str = "train"
+) -> dict[str, float]:
     """FID against the reference and Inception Score (mean over 10 splits) of images (n, c, h, w), uint8 or in [-1, 1].
 
     Images are rounded to 8 bits first: that is how they would be looked at.
+
+    Args:
+        split: whose real images the FID compares with, train or validation.
     """
     moments, logits = _looked_at(scorer, images if images.dtype == torch.uint8 else to_bytes(images))
     return {
-        "fid": frechet_distance(files.read_safetensors(reference)[0], moments),
+        "fid": frechet_distance(read_reference(reference, split), moments),
         "inception_score": inception_score(logits, torch.Generator().manual_seed(seed)),
     }
 

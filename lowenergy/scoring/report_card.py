@@ -1,4 +1,8 @@
-"""All figures of one model by its head: a classifier answers, an energy draws and detects, a JEM does both."""
+"""All figures of one model by its head: a classifier answers, an energy draws and detects, a JEM does both.
+
+Models are chosen by the figures of `validation`: answers to the validation images; samples that are not those of the
+test figures, against the statistics of the validation images. The test set then says what was chosen.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -20,11 +24,13 @@ from lowenergy.storage import artifact
 GRID, NEIGHBOURS = 100, 30  # samples shown
 BATCH = 500  # images classified at a time
 DECISIVE = ("accuracy", "fid", "size_bytes")  # what one decides by: quality, and what it costs
+OTHER_SEED = 2**31  # added to the seed of the samples that are measured on validation: above every seed of params.yaml
 
 
 def decisive(card: dict[str, Any]) -> dict[str, Any]:
     """The few figures that DVC's tables show; the card has all."""
-    return {key: card[key] for key in DECISIVE if key in card}
+    few = {key: card[key] for key in DECISIVE if key in card}
+    return few | {"validation": decisive(card["validation"])} if "validation" in card else few
 
 
 def measure(
@@ -50,17 +56,24 @@ def measure(
     network, test, head = loading.network_of(model), splits.test, model.spec.head
     plots.mkdir(parents=True, exist_ok=True)
     card: dict[str, Any] = {}
+    validation: dict[str, float] = {}
     if head in (None, "logsumexp"):
-        logits = accuracy.predict(network, test.images, at_a_time(test.images, getattr(p, "batch_size", BATCH)))
+        at_once = at_a_time(test.images, getattr(p, "batch_size", BATCH))
+        logits = accuracy.predict(network, test.images, at_once)
         card |= accuracy.measure(logits, test.labels)
+        held_out = splits.validation
+        validation |= accuracy.measure(accuracy.predict(network, held_out.images, at_once), held_out.labels)
         accuracy.write_confusion(logits, test, splits.classes, plots / "confusion.csv")
     if head is not None:
         assert isinstance(p, EnergyEvaluation)
         looked_through = loading.dense_network(artifact.read(scorer, trust=trust)[0])
         constants = sampling.constants_of(header, path)
-        card |= _draw_and_detect(model, network, looked_through, reference, splits, constants, p, seed, plots)
+        drawn = _draw_and_detect(model, network, looked_through, reference, splits, constants, p, seed, plots)
+        validation["fid"] = drawn.pop("validation.fid")
+        card |= drawn
         if "recoveries" in header["provenance"]:
             card["recoveries"] = header["provenance"]["recoveries"]
+    card["validation"] = validation
     card |= size.measure(network, path, teacher)
     if head is None:
         card["micronet"] = micronet.measure(model, card["macs"])
@@ -79,13 +92,19 @@ def _draw_and_detect(
     plots: Path,
 ) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    energy = sampling.fastest(model, network.to(device), images=p.samples * p.chain_steps)
-    generator = torch.Generator(device).manual_seed(seed)
+    work = 2 * p.samples * p.chain_steps
+    energy = sampling.fastest(model, network.to(device), images=work)
     shape, train, test = splits.input_shape, splits.train.images, handful(splits.test.images)
-    progress = Progress(f"{plots.parent.name}/{plots.name}: sampling", p.samples * p.chain_steps)
-    drawn = sample(
-        energy, shape, p.samples, steps=p.chain_steps, constants=constants, generator=generator, progress=progress
-    ).cpu()
+    progress = Progress(f"{plots.parent.name}/{plots.name}: sampling", work)
+
+    def draw(generator: torch.Generator) -> torch.Tensor:
+        steps = p.chain_steps
+        return sample(
+            energy, shape, p.samples, steps=steps, constants=constants, generator=generator, progress=progress
+        ).cpu()
+
+    generator = torch.Generator(device).manual_seed(seed)
+    drawn, others = draw(generator), draw(torch.Generator(device).manual_seed(seed + OTHER_SEED))
     data.write_grid(drawn[:GRID], plots / "samples.png")
     gallery.write_neighbours(drawn[:NEIGHBOURS], train, plots / "neighbours.png")
     gallery.write_classes(scorer, drawn, splits.classes, plots / "classes.png")
@@ -94,4 +113,7 @@ def _draw_and_detect(
     energies = ood.energies(loading.energy_of(model, network), images, generator)
     gallery.write_energies(energies, plots / "energies.png")
     network.cpu()
-    return generation.measure(scorer, reference, drawn, seed) | {"ood_auroc": ood.auroc(energies)}
+    return generation.measure(scorer, reference, drawn, seed) | {
+        "ood_auroc": ood.auroc(energies),
+        "validation.fid": generation.measure(scorer, reference, others, seed, "validation")["fid"],
+    }
