@@ -36,6 +36,22 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry", action="store_true", help="say what would run")
     run.set_defaults(run=_run)
 
+    search = commands.add_parser("search", help="the smallest model that is good enough; see docs/search.md")
+    search.add_argument("--target", required=True, help="what to compress: a target of params.yaml")
+    search.add_argument("--max-loss", help="5%% of the teacher's figure, or 0.5 points of accuracy, or FID")
+    search.add_argument("--max-bytes", type=int, help="of the model's file")
+    search.add_argument("--max-macs", type=int, help="multiply-accumulates of one image")
+    search.add_argument("--minimize", choices=["bytes", "macs", "latency"], default="bytes", help="default: bytes")
+    search.add_argument("--trials", type=int, default=40, help="models to try, those of before counted (default: 40)")
+    search.add_argument("--space", type=Path, default=Path("search.yaml"), help="default: search.yaml")
+    search.add_argument("--name", help="of the search (default: TARGET-MINIMIZE); it is kept in searches/NAME.log")
+    search.add_argument("--sampler", choices=["tpe", "random"], default="tpe", help="random: to compare with")
+    search.add_argument("--seed", type=int, default=0)
+    search.add_argument("--jobs", type=int, help="stages at a time, as of `lowenergy run`")
+    search.add_argument("--address", help="of a Dask scheduler, as of `lowenergy run`")
+    search.add_argument("--apply", action="store_true", help="afterwards, bring the winner into the workspace")
+    search.set_defaults(run=_search)
+
     profile = commands.add_parser("profile", help="write a profile of profiles/ into params.yaml")
     profile.add_argument("name", help="a file of profiles/; without a name, they are listed", nargs="?")
     profile.set_defaults(run=_profile)
@@ -64,6 +80,16 @@ def _parser() -> argparse.ArgumentParser:
     fid = commands.add_parser("fid", help="FID and Inception Score of images in a .npz file, by the pipeline's scorer")
     fid.add_argument("images", type=Path, help="array `images`, uint8, (n, h, w) or (n, c, h, w)")
     fid.set_defaults(run=_fid)
+
+    bench = commands.add_parser("bench", help="milliseconds and memory of models, each way of running them")
+    bench.add_argument("models", type=Path, nargs="+", help="the first is what the others are compared with")
+    bench.add_argument("--batch", type=int, nargs="+", default=[1, 64], help="images at a time (default: 1 64)")
+    bench.add_argument("--threads", type=int, nargs="+", default=[1], help="default: 1")
+    bench.add_argument("--steps", action="store_true", help="of an EBM or JEM: Langevin steps, not forward passes")
+    bench.add_argument("--rounds", type=int, default=50, help="runs of which the median is taken (default: 50)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    _trusts(bench)
+    bench.set_defaults(run=_bench)
 
     export = commands.add_parser("export", help="write a model as ONNX, for onnxruntime alone; see docs/deploy.md")
     export.add_argument("model", type=Path)
@@ -106,11 +132,15 @@ def _trusts(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _needs(command: str, package: str, extra: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise UserError(f"`lowenergy {command}` needs {package}: pip install 'lowenergy[{extra}]'")
+
+
 def _run(args: argparse.Namespace) -> None:
-    try:
-        import distributed  # noqa: F401
-    except ImportError:
-        raise UserError("`lowenergy run` needs Dask: pip install 'lowenergy[cluster]'") from None
+    _needs("run", "distributed", "cluster")
     from lowenergy.running import crew, experiments, pipeline
 
     if args.jobs is not None and args.jobs < 1:
@@ -127,6 +157,28 @@ def _run(args: argparse.Namespace) -> None:
         force=args.force,
         keep_going=args.keep_going,
         dry=args.dry,
+    )
+
+
+def _search(args: argparse.Namespace) -> None:
+    _needs("search", "distributed", "search")
+    _needs("search", "optuna", "search")
+    from lowenergy.searching import session
+
+    session.search(
+        args.target,
+        minimize=args.minimize,
+        max_loss=args.max_loss,
+        max_bytes=args.max_bytes,
+        max_macs=args.max_macs,
+        count=args.trials,
+        space=args.space,
+        name=args.name,
+        sampler=args.sampler,
+        seed=args.seed,
+        jobs=args.jobs,
+        address=args.address,
+        apply=args.apply,
     )
 
 
@@ -246,6 +298,46 @@ def _fid(args: argparse.Namespace) -> None:
     measured = generation.measure(scorer, "models/reference.safetensors", data.to_float(images), 0)
     print(f"{args.images}: {len(images):,} images")
     print(*(f"{key} {value:.4f}" for key, value in measured.items()), sep="\n")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from lowenergy.base import files
+    from lowenergy.reporting import timings
+    from lowenergy.runtimes import bench
+
+    if min([*args.batch, *args.threads, args.rounds]) < 1:
+        raise UserError("--batch, --threads and --rounds: give at least 1")
+    found: list[bench.Timing] = []
+    failed: list[bench.Failure] = []
+    ways = sum(len(bench.ways_of(path, steps=args.steps, trust=args.trust)) for path in args.models)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("timing", total=ways * len(args.threads) * len(args.batch))
+        for result in bench.bench(
+            args.models,
+            batches=args.batch,
+            threads=args.threads,
+            steps=args.steps,
+            rounds=args.rounds,
+            trust=args.trust,
+        ):
+            if isinstance(result, bench.Timing):
+                found.append(result)
+            else:
+                failed.append(result)
+            progress.advance(task)
+    if found:
+        timings.show([asdict(timing) for timing in found], "Langevin step" if args.steps else "forward pass")
+    for failure in failed:
+        print(f"{failure.model}: not {failure.way}: {failure.why}")
+    if args.json:
+        files.write_json(args.json, [asdict(timing) for timing in found])
+    if not found:
+        raise UserError("nothing could be timed")
 
 
 def _export(args: argparse.Namespace) -> None:

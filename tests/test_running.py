@@ -453,7 +453,7 @@ def test_local_workers_divide_threads_and_gpus(tmp_path: Path, monkeypatch: pyte
     (toy.place / "dvc.yaml").write_text(pipeline.replace("    meta: {where: here}\n", ""))
     toy.run("root", "--jobs", "2", CUDA_VISIBLE_DEVICES="3")
     seen = (tmp_path / "seen").read_text().splitlines()
-    assert "CUDA_VISIBLE_DEVICES=3" in seen and f"OMP_NUM_THREADS={crew._shares(2)[1]}" in seen
+    assert "CUDA_VISIBLE_DEVICES=3" in seen and f"OMP_NUM_THREADS={crew.shares(2)[1]}" in seen
 
 
 def test_dvc_yaml_says_where_stages_run() -> None:

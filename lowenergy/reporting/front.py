@@ -11,11 +11,12 @@ WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 40  # margins
 
 
-def drawing(rows: pd.DataFrame) -> str:
+def drawing(rows: pd.DataFrame, *, names: bool = True) -> str:
     """An SVG of one target's models; those that no smaller one matches are joined by a line.
 
     Args:
         rows: by the name to call each model by; columns size_bytes and accuracy or fid.
+        names: write each model's beside its point; of many, pointing at one tells.
     """
     quality, sizes = quality_of(rows), rows["size_bytes"]
     values = rows[quality]
@@ -41,26 +42,27 @@ def drawing(rows: pd.DataFrame) -> str:
         f"{across(size):.1f},{up(v):.1f}" for size, v in zip(front["size_bytes"], front[quality], strict=True)
     )
     parts.append(f'<polyline points="{line}"/>')
+    tested = quality.removeprefix("validation.")
     taken: list[tuple[float, float]] = []
     for branch, row in rows.iterrows():
         x, y = across(row["size_bytes"]), up(row[quality])
-        tested = quality.removeprefix("validation.")
-        figures = [
-            f"{FORMATS[quality].format(row[quality])}",
-            *([f"test {FORMATS[tested].format(row[tested])}"] if tested != quality else []),
-        ]
-        text = f"{branch}: {', '.join(figures)}, {row['size_bytes']:,.0f} bytes"
+        told = FORMATS[quality].format(row[quality])
+        if tested != quality and tested in rows:
+            told += f", test {FORMATS[tested].format(row[tested])}"
+        text = html.escape(f"{branch}: {told}, {row['size_bytes']:,.0f} bytes")
         on = "on" if branch in front.index else "off"
-        anchor, dx = ("end", -4) if x > WIDTH * 0.7 else ("start", 4)
-        y -= 12  # above the point, clear of the line
-        while any(abs(y - b) < 12 and abs(x - a) < 70 for a, b in taken):
-            y += 24 if y < TOP + 12 else -12
-        taken.append((x, y))
         parts.append(
-            f'<g class="{on}"><title>{html.escape(text)}</title>'
-            f'<circle cx="{x:.1f}" cy="{up(row[quality]):.1f}" r="5"/>'
-            f'<text x="{x + dx:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{html.escape(str(branch))}</text></g>'
+            f'<g class="{on}"><title>{text}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="{5 if names else 4}"/>'
         )
+        if names:
+            anchor, dx = ("end", -4) if x > WIDTH * 0.7 else ("start", 4)
+            y -= 12  # above the point, clear of the line
+            while any(abs(y - b) < 12 and abs(x - a) < 70 for a, b in taken):
+                y += 24 if y < TOP + 12 else -12
+            taken.append((x, y))
+            name = html.escape(str(branch))
+            parts.append(f'<text x="{x + dx:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{name}</text>')
+        parts.append("</g>")
     return "".join([*parts, "</svg>"])
 
 

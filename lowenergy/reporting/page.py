@@ -78,7 +78,7 @@ def _page(table: pd.DataFrame, targets: list[str], chain: Callable[[str], str], 
     for target, rows in named.items():
         branches = list(table[table.target == target].branch)
         details = [
-            _html_table(shown(rows).T),
+            html_table(shown(rows).T),
             _samples(target, branches, root),
             _confusion(target, root),
             _sensitivity(target, root),
@@ -88,8 +88,14 @@ def _page(table: pd.DataFrame, targets: list[str], chain: Callable[[str], str], 
         title = f"{TITLES.get(target, target)}: all figures, pictures, curves"
         parts.append(f"<details><summary>{title}</summary>{''.join(details)}</details>")
     body = "\n".join(part for part in parts if part)
+    return document("lowenergy report", body)
+
+
+def document(title: str, body: str) -> str:
+    """A page in this project's looks that needs nothing from elsewhere."""
     return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>lowenergy report</title>\n'
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f"<title>{html.escape(title)}</title>\n"
         '<meta name="viewport" content="width=device-width">\n'
         f"<style>{STYLE}</style>\n<body>\n{body}\n</body>\n</html>\n"
     )
@@ -99,7 +105,7 @@ def _answer(target: str, rows: pd.DataFrame) -> str:
     """One target's chart, and below it the models worth taking, best quality first."""
     best = front_of(rows)[::-1]
     columns = [name for name in FIRST if name in best and name not in ("parameters", "macs")]
-    table = _html_table(shown(best[columns]).rename(columns=HEADS), "take")
+    table = html_table(shown(best[columns]).rename(columns=HEADS), "take")
     return (
         f'<section class="card"><h2>{TITLES.get(target, target)}</h2>{front.drawing(rows)}{table}'
         "<figcaption>On the line: models that no smaller one matches, by validation figures. Point at one for all of "
@@ -108,7 +114,8 @@ def _answer(target: str, rows: pd.DataFrame) -> str:
     )
 
 
-def _html_table(table: pd.DataFrame, corner: str = "") -> str:
+def html_table(table: pd.DataFrame, corner: str = "") -> str:
+    """Rows by their index, whose column is called `corner`."""
     head = "".join(f"<th>{html.escape(str(c))}</th>" for c in (corner, *table.columns))
     body = "".join(
         f"<tr><td>{html.escape(str(branch))}</td>{''.join(f'<td>{html.escape(str(v))}</td>' for v in row)}</tr>"

@@ -4,6 +4,7 @@ import logging
 import os
 import queue
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from lowenergy.base.errors import UserError
 from lowenergy.running import workspace
 from lowenergy.running.screen import Screen
-from lowenergy.running.worker import TOPIC, Project
+from lowenergy.running.worker import TOPIC, Project, stop
 from lowenergy.running.workspace import Snapshot
 
 if TYPE_CHECKING:
     from lowenergy.running.pipeline import Pipeline
 
 PATIENCE = 0.5  # seconds between two looks at the screen
+Watch = Callable[[str, str], str | None]  # (stage, a line that it printed) -> why to stop it; None to let it run
 
 
 class RunError(UserError):
@@ -43,6 +45,14 @@ class Crew:
         self.projects: list[Project] = []
         self.over: queue.Queue[tuple[Pipeline, str, Any]] = queue.Queue()  # stages that have ended
         self.here = ThreadPoolExecutor(1, thread_name_prefix="here")
+        self.watch: Watch | None = None  # stops stages whose pipelines are hopeless
+        self.told: deque[tuple[str, str]] = deque()  # what it has not seen yet
+
+    def tell(self, stage: str, line: str) -> None:
+        """A running stage has printed this."""
+        self.screen.tell(stage, line)
+        if self.watch is not None:
+            self.told.append((stage, line))
 
     def know(self, snap: Snapshot, checkpoints: Path) -> None:
         """Let workers unpack a snapshot, before any of them is called; this machine's keep their checkpoints there."""
@@ -101,7 +111,7 @@ class Crew:
                     pipeline.start(name)
             if not any(p.running for p in pipelines):
                 break
-            pipeline, name, future = self._next()
+            pipeline, name, future = self._next(pipelines)
             done = pipeline.finish(name, future)
             if name in pipeline.running:  # tried again elsewhere
                 continue
@@ -113,12 +123,23 @@ class Crew:
         for pipeline in pipelines:
             pipeline.skip()
 
-    def _next(self) -> tuple["Pipeline", str, Any]:
+    def _next(self, pipelines: "Sequence[Pipeline]") -> tuple["Pipeline", str, Any]:
         while True:
             try:
                 return self.over.get(timeout=PATIENCE)
             except queue.Empty:
                 self.screen.refresh()
+                self._stop_hopeless(pipelines)
+
+    def _stop_hopeless(self, pipelines: "Sequence[Pipeline]") -> None:
+        while self.told:
+            stage, line = self.told.popleft()
+            why = self.watch(stage, line) if self.watch else None
+            for pipeline in pipelines:
+                name = stage.removeprefix(pipeline.label)
+                if why and stage.startswith(pipeline.label) and name in pipeline.running:
+                    pipeline.stopped[name] = why
+                    self.client.run(stop, pipeline.snap.name, pipeline.label + name)
 
 
 @contextmanager
@@ -136,14 +157,14 @@ def crew_of(repo: Any, stages: Iterable[str], jobs: int | None, address: str | N
         )
     if remote:
         workspace.persistently(lambda: repo.stage_cache.pull(None))
-    jobs, threads = (None, None) if remote else _shares(jobs)
+    jobs, threads = (None, None) if remote else shares(jobs)
     with ExitStack() as stack:
         screen = stack.enter_context(Screen(stages))
 
         def call() -> Any:
             made = scheduler(address) if address else workers(jobs or 1, threads or 1, Path(repo.root_dir))
             client = stack.enter_context(made)
-            client.subscribe_topic(TOPIC, lambda event: screen.tell(event[1]["stage"], event[1]["line"]))
+            client.subscribe_topic(TOPIC, lambda event: crew.tell(event[1]["stage"], event[1]["line"]))
             return client
 
         crew = Crew(repo, call, screen, {"OMP_NUM_THREADS": str(threads)} if threads else {}, jobs=jobs)
@@ -163,7 +184,7 @@ def gpus() -> tuple[str, ...]:
     return tuple(str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def _shares(jobs: int | None) -> tuple[int, int]:
+def shares(jobs: int | None) -> tuple[int, int]:
     """How many stages at a time, and the threads of each: together, the cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = min(jobs or max(2, cores // 2), cores)

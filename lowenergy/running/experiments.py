@@ -12,12 +12,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lowenergy.running import workspace
-from lowenergy.running.crew import RunError, crew_of
+from lowenergy.running.crew import RunError, Watch, crew_of
 from lowenergy.running.pipeline import Pipeline, Plan, alone, claimed, opened, report
 from lowenergy.running.workspace import Snapshot
 
@@ -32,45 +33,95 @@ def run_queued(*, jobs: int | None, address: str | None = None, keep_going: bool
     Raises:
         RunError: none is queued, another such run is under way, or some failed: DVC then knows them as failed.
     """
-    from dvc.repo import lock_repo
-
     repo = opened()
-    entries = list(repo.experiments.celery_queue.iter_queued())
-    if not entries:
-        raise RunError("no experiment is queued; `dvc exp run --queue -S prune.amount=0.7`")
-    root = Path(repo.root_dir)
-    with alone(), claimed(repo, [str(root / PLACE)]):
-        queued = []
-        for entry in entries:
-            name = entry.name or entry.stash_rev[:7]
-            # Checkpoints of its own: stages of one name, but of other params, would overwrite each other's.
-            place, names = unpacked(repo, entry.stash_rev, root / PLACE / name, root / PLACE / f"{name}.checkpoints")
-            with workspace.working_in(Path(place.root_dir)):
-                queued.append((name, place, names, Plan.of(place, targets_of(place))))
-        stages = [f"{name}:{stage.addressing}" for name, _, _, plan in queued for stage in plan.stages]
-        with ExitStack() as stack:
-            for _, place, _, _ in queued:
-                stack.enter_context(lock_repo(place))
-            crew = stack.enter_context(crew_of(repo, stages, jobs, address))
-            pipelines = []
-            for name, place, names, plan in queued:
-                snap = workspace.snapshot(Path(place.root_dir), names, workspace.outputs_of(place))
-                crew.know(snap, root / PLACE / f"{name}.checkpoints")
-                pipelines.append(Pipeline(place, plan, crew, snap, label=f"{name}:"))
-            crew.run(pipelines, keep_going=keep_going)
-        recorded = subprocess.run(
-            [sys.executable, "-m", "dvc", "exp", "run", "--run-all", "--jobs", str(jobs or 1)],
-            cwd=root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        (root / PLACE / "record.log").write_text(recorded.stdout)
+    with ours(repo):
+        entries = waiting(repo)
+        if not entries:
+            raise RunError("no experiment is queued; `dvc exp run --queue -S prune.amount=0.7`")
+        pipelines = run_entries(repo, entries, jobs=jobs, address=address, keep_going=keep_going)
+        recorded = record(repo, jobs)
         report(pipelines)
         if recorded.returncode:
             raise RunError(f"DVC could not record the experiments: {PLACE / 'record.log'}")
-        shutil.rmtree(root / PLACE)
-    print(f"{', '.join(name for name, *_ in queued)}: `dvc exp show` shows them")
+        shutil.rmtree(Path(repo.root_dir) / PLACE)
+    print(f"{', '.join(map(name_of, entries))}: `dvc exp show` shows them")
+
+
+@contextmanager
+def ours(repo: Any) -> Iterator[None]:
+    """Within it, no other run works on queued experiments here.
+
+    Raises:
+        RunError: one does.
+    """
+    with alone(), claimed(repo, [str(Path(repo.root_dir) / PLACE)]):
+        yield
+
+
+def waiting(repo: Any) -> list[Any]:
+    """DVC's entries of queued experiments."""
+    return list(repo.experiments.celery_queue.iter_queued())
+
+
+def name_of(entry: Any) -> str:
+    return str(entry.name or entry.stash_rev[:7])
+
+
+def run_entries(
+    repo: Any,
+    entries: Sequence[Any],
+    *,
+    jobs: int | None,
+    address: str | None = None,
+    keep_going: bool = False,
+    watch: Watch | None = None,
+) -> list[Pipeline]:
+    """Run all stages of queued experiments; what they made is in the cache and, until PLACE goes, in workspaces.
+
+    Args:
+        watch: see Crew.
+    Returns:
+        A pipeline for each, of which some may have failed.
+    """
+    from dvc.repo import lock_repo
+
+    root = Path(repo.root_dir)
+    queued = []
+    for entry in entries:
+        name = name_of(entry)
+        # Checkpoints of its own: stages of one name, but of other params, would overwrite each other's.
+        place, names = unpacked(repo, entry.stash_rev, root / PLACE / name, root / PLACE / f"{name}.checkpoints")
+        with workspace.working_in(Path(place.root_dir)):
+            queued.append((name, place, names, Plan.of(place, targets_of(place))))
+    stages = [f"{name}:{stage.addressing}" for name, _, _, plan in queued for stage in plan.stages]
+    with ExitStack() as stack:
+        for _, place, _, _ in queued:
+            stack.enter_context(lock_repo(place))
+        crew = stack.enter_context(crew_of(repo, stages, jobs, address))
+        crew.watch = watch
+        pipelines = []
+        for name, place, names, plan in queued:
+            snap = workspace.snapshot(Path(place.root_dir), names, workspace.outputs_of(place))
+            crew.know(snap, root / PLACE / f"{name}.checkpoints")
+            pipelines.append(Pipeline(place, plan, crew, snap, label=f"{name}:"))
+        crew.run(pipelines, keep_going=keep_going)
+    return pipelines
+
+
+def record(repo: Any, jobs: int | None) -> "subprocess.CompletedProcess[str]":
+    """Let DVC make experiments of all that is queued, out of its cache.
+
+    Its output is kept in PLACE/record.log.
+    """
+    recorded = subprocess.run(
+        [sys.executable, "-m", "dvc", "exp", "run", "--run-all", "--jobs", str(jobs or 1)],
+        cwd=repo.root_dir,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    (Path(repo.root_dir) / PLACE / "record.log").write_text(recorded.stdout)
+    return recorded
 
 
 def unpacked(repo: Any, commit: str, place: Path, checkpoints: Path) -> tuple[Any, list[str]]:

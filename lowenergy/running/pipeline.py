@@ -122,6 +122,7 @@ class Pipeline:
         self.ready: dict[str, str | None] = {}  # stage: the key of what it makes in DVC's run cache
         self.running: set[str] = set()
         self.failed: dict[str, str] = {}
+        self.stopped: dict[str, str] = {}  # stages that were ended because they were hopeless, and why
         self.attempts: dict[str, list[str]] = {}
         self.shared: set[str] = set()  # outputs that are on the remote
 
@@ -188,7 +189,7 @@ class Pipeline:
         if (stage.meta or {}).get("where") == HERE:
             stage.remove_outs()
             future: Any = crew.here.submit(
-                command, stage, crew.environment, lambda line: crew.screen.tell(self.label + name, line), lambda _: None
+                command, stage, crew.environment, lambda line: crew.tell(self.label + name, line), lambda _: None
             )
         else:
             task = Task(
@@ -241,7 +242,7 @@ class Pipeline:
                 self.fail(name, str(error))
             return False
         except Exception as error:  # of whatever kind: it is this stage's, and others may go on
-            self.fail(name, str(error))
+            self.fail(name, self.stopped.get(name) or str(error))
             return False
         with workspace.working_in(self.root):
             self._take(name, found)

@@ -79,6 +79,7 @@ class Project(WorkerPlugin):
         self.snap, self.cache, self.checkpoints, self.config = snap, cache, checkpoints, config
         self.remote = cache is None
         self.process: subprocess.Popen[str] | None = None
+        self.stage = ""  # that it runs
 
     def setup(self, worker: Worker) -> None:
         own = Path(worker.local_directory)
@@ -128,6 +129,7 @@ def execute(task: Task) -> Done:
             )
         )
 
+    project.stage = task.label + task.name
     try:
         workspace = project.workspace()
         entry = workspace.run(task.name, task.inputs, run, remote=project.remote)
@@ -184,6 +186,13 @@ def command(
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise StageError(f"`{text}` ended with {how}\n{tail}")
     return list(lines)
+
+
+def stop(snapshot: str, stage: str, dask_worker: Worker) -> None:
+    """End a stage if it is this worker that runs it."""
+    project = dask_worker.plugins.get(f"lowenergy-{snapshot}")
+    if isinstance(project, Project) and project.stage == stage and project.process is not None:
+        end(project.process)
 
 
 def end(process: subprocess.Popen[str]) -> None:

@@ -1,0 +1,198 @@
+"""How long a stored model takes, each way of running it: `lowenergy bench`.
+
+One run is a forward pass to the logits or, of an energy and with `steps`, one Langevin step: energy's gradient, clamps,
+noise. Ways: `eager` (channels_last), `compiled` by Inductor, `onnxruntime`; steps also under bfloat16 autocast, as
+profiles sample. int8 models run as Inductor's int8 kernels and in onnxruntime, from what `lowenergy export` writes.
+
+Each way of each model is measured in a process of its own, so that peak memory and thread pools are its alone.
+"""
+
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowenergy import energies
+from lowenergy.base.errors import UserError
+from lowenergy.base.params import Sampler
+from lowenergy.energies import Energy, ExplicitEnergy
+from lowenergy.energies.gradient import gradient_graph
+from lowenergy.runtimes import int8, loading, to_onnx
+from lowenergy.storage import artifact
+
+CONSTANTS = Sampler(step_size=0.05, noise=0.015, gradient_clamp=5.0)  # of a step; they do not change its time
+WARM_UP = 3  # runs that are not counted: the first ones compile, and allocate
+
+Run = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One line of the table: a model, a way of running it, on so many threads, so many images at a time."""
+
+    model: str
+    way: str
+    threads: int
+    batch: int
+    ms: float  # median of the runs
+    low_ms: float  # and their quartiles
+    high_ms: float
+    per_second: float  # images, or Langevin steps of one image
+    mib: float  # peak of memory above what the process took before it loaded the model
+
+
+@dataclass(frozen=True)
+class Failure:
+    model: str
+    way: str
+    why: str
+
+
+def ways_of(path: Path, *, steps: bool, trust: Collection[str] = ()) -> list[str]:
+    """The ways in which a model can be run.
+
+    Raises:
+        FileError: no model, or steps were asked of one without energy.
+    """
+    model, _ = artifact.read(path, trust=trust)
+    if steps and model.spec.head is None:
+        raise UserError(f"{path}: a {model.target} has no energy, and takes no Langevin steps; leave out --steps")
+    if model.activations:
+        return ["int8 Inductor", "int8 onnxruntime"]
+    return ["eager", "compiled", "onnxruntime", *(["bf16"] if steps else [])]
+
+
+def forward(path: Path, way: str, threads: int, trust: Collection[str] = ()) -> Run:
+    """images (n, c, h, w) -> logits, this way."""
+    model, header = artifact.read(path, trust=trust)
+    if "onnxruntime" in way:
+        return _in_onnxruntime(model, header, threads, "logits" if model.spec.head is None else "energy")
+    if way == "int8 Inductor":
+        return int8.compiled(int8.restore(model))
+    network = loading.dense_network(model).to(memory_format=torch.channels_last)
+    return int8.frozen(network) if way == "compiled" else torch.inference_mode()(network)
+
+
+def step(path: Path, way: str, threads: int, trust: Collection[str] = ()) -> Run:
+    """images (n, c, h, w) -> images one Langevin step later, this way."""
+    model, header = artifact.read(path, trust=trust)
+    if "onnxruntime" in way:
+        return _in_onnxruntime(model, header, threads, "next")
+    assert model.spec.head is not None
+    of_images: Energy
+    if way == "int8 Inductor":
+        graph = int8.compiled(int8.restore(model, gradient=True))
+        of_images = ExplicitEnergy(lambda images: graph(images)[0], graph, model.spec.head)
+    elif way == "compiled":
+        network = loading.dense_network(model).to(memory_format=torch.channels_last)
+        graph = int8.frozen(gradient_graph(network, model.spec.head, model.spec.input_shape))
+        of_images = ExplicitEnergy(lambda images: graph(images)[0], graph, model.spec.head)
+    else:
+        precision = "bf16-mixed" if way == "bf16" else "32-true"
+        of_images = loading.energy_of(model, loading.dense_network(model), precision)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    return lambda images: next(energies.langevin_chain(of_images, images, 1, CONSTANTS, generator))
+
+
+def _in_onnxruntime(model: artifact.Model, header: Any, threads: int, output: str) -> Run:
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        to_onnx.export(model, header, Path(folder) / "model.onnx", sampler=output == "next")
+        session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", options)
+    random = np.random.default_rng(0)
+    needs_noise = len(session.get_inputs()) == 2
+
+    def call(images: Tensor) -> Any:
+        inputs = {"images": images.numpy()}
+        if needs_noise:
+            inputs["noise"] = random.standard_normal(images.shape, dtype="float32")
+        return session.run([output], inputs)
+
+    return call
+
+
+def bench(
+    paths: Sequence[Path],
+    *,
+    batches: Sequence[int] = (1, 64),
+    threads: Sequence[int] = (1,),
+    steps: bool = False,
+    rounds: int = 50,
+    trust: Collection[str] = (),
+) -> Iterator[Timing | Failure]:
+    """Time models, every way that they can be run; each result as soon as it is there.
+
+    Args:
+        batches: images at a time.
+        steps: Langevin steps instead of forward passes.
+        rounds: runs that are counted, of each way and batch.
+        trust: what networks may come from, see artifact.read.
+    Raises:
+        FileError: one of them is no model, or has no energy; before anything is measured.
+    """
+    todo = [(path, way) for path in paths for way in ways_of(path, steps=steps, trust=trust)]
+    for count in threads:
+        for path, way in todo:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+                try:
+                    yield from alone.submit(_measured, path, way, count, batches, steps, rounds, trust).result()
+                except Exception as error:  # of a compiler or runtime that is not there, or cannot do it
+                    yield Failure(str(path), way, str(error).splitlines()[0] if str(error) else repr(error))
+
+
+def _measured(
+    path: Path, way: str, threads: int, batches: Sequence[int], steps: bool, rounds: int, trust: Collection[str]
+) -> list[Timing]:
+    torch.set_num_threads(threads)
+    shape = artifact.read(path, trust=trust)[0].spec.input_shape
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = (step if steps else forward)(path, way, threads, trust)
+    found = []
+    for batch in batches:
+        images = torch.rand(batch, *shape) * 2 - 1
+        times = torch.tensor([_milliseconds(run, images) for _ in range(WARM_UP + rounds)][WARM_UP:])
+        low, median, high = times.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        found.append(Timing(str(path), way, threads, batch, median, low, high, 1000 * batch / median, peak))
+    return found
+
+
+def _milliseconds(run: Run, images: Tensor) -> float:
+    started = time.perf_counter()
+    run(images)
+    return 1e3 * (time.perf_counter() - started)
+
+
+def share_of_time(
+    path: Path,
+    teacher: Path,
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    steps: bool = False,
+    rounds: int = 30,
+    trust: Collection[str] = (),
+) -> float:
+    """The time that onnxruntime takes for a model, as a share of what it takes for its teacher.
+
+    The two take turns, so that what else the machine does slows both; the median of the rounds' shares.
+    """
+    runs = []
+    for each in (path, teacher):
+        way = next(way for way in ways_of(each, steps=steps, trust=trust) if "onnxruntime" in way)
+        runs.append((step if steps else forward)(each, way, threads, trust))
+    images = torch.rand(batch, *artifact.read(path, trust=trust)[0].spec.input_shape) * 2 - 1
+    shares = [_milliseconds(runs[0], images) / _milliseconds(runs[1], images) for _ in range(WARM_UP + rounds)]
+    return float(torch.tensor(shares[WARM_UP:]).median())

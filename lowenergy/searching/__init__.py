@@ -1,0 +1,1 @@
+"""`lowenergy search`: the smallest model that is good enough, over chains of methods and their parameters."""
