@@ -307,8 +307,7 @@ def _bench(args: argparse.Namespace) -> None:
     from rich.progress import Progress
 
     from lowenergy.base import files
-    from lowenergy.reporting import timings
-    from lowenergy.runtimes import bench
+    from lowenergy.timing import bench, table
 
     if min([*args.batch, *args.threads, args.rounds]) < 1:
         raise UserError("--batch, --threads and --rounds: give at least 1")
@@ -331,7 +330,7 @@ def _bench(args: argparse.Namespace) -> None:
                 failed.append(result)
             progress.advance(task)
     if found:
-        timings.show([asdict(timing) for timing in found], "Langevin step" if args.steps else "forward pass")
+        table.show([asdict(timing) for timing in found], "Langevin step" if args.steps else "forward pass")
     for failure in failed:
         print(f"{failure.model}: not {failure.way}: {failure.why}")
     if args.json:

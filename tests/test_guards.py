@@ -72,7 +72,7 @@ OF_NO_CONSEQUENCE = {
 
 ROOMS = (
     *("base", "data", "networks", "energies", "storage", "runtimes", "training", "targets", "compression", "scoring"),
-    *("reporting", "running", "searching", "profiles", "cli"),
+    *("reporting", "running", "timing", "searching", "profiles", "cli"),
 )  # each imports from those before it
 
 

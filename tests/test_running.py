@@ -37,7 +37,7 @@ stages:
     outs: ["out/mid${item.i}"]
     metrics: ["m${item.i}.json": {cache: false}]
   end:
-    cmd: cat m0.json m1.json out/mid3 > out/end
+    cmd: echo end >> $RAN && cat m0.json m1.json out/mid3 > out/end
     deps: [m0.json, m1.json, out/mid3]
     params: [end]
     outs: [out/end]
@@ -61,7 +61,7 @@ if i == os.environ.get("BAD"):
 if os.environ.get("FULL"):
     with open("/dev/full", "w") as disk:
         disk.write("x" * 10**6)
-Path(f"out/mid{i}").write_text(Path("out/root").read_text() + i)
+Path(f"out/mid{i}").write_text(f"{Path('out/root').read_text()}{i} of {amount}")
 Path(f"m{i}.json").write_text('{"i": ' + i + "}\\n")
 checkpoint.unlink()
 """
@@ -124,8 +124,9 @@ class Toy:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
-    def started(self) -> list[str]:
-        return self.ran.read_text().splitlines() if self.ran.exists() else []
+    def started(self, what: str = " from ") -> list[str]:
+        """What work.py said of being started; of `end` it is just that."""
+        return [line for line in self.ran.read_text().splitlines() if what in line] if self.ran.exists() else []
 
     def is_clean(self) -> bool:
         assert "up to date" in self("dvc", "status")
@@ -164,7 +165,7 @@ def test_is_what_dvc_repro_would_have_left(tmp_path: Path) -> None:
     assert "6 done" in output and "step 0" in output
     assert (toy.place / "dvc.lock").read_bytes() == serial(toy, tmp_path / "serial")
     assert (toy.place / "m2.json").read_bytes() == (tmp_path / "serial" / "m2.json").read_bytes()
-    assert (toy.place / "out/end").read_text() == '{"i": 0}\n{"i": 1}\nonly here 3'
+    assert (toy.place / "out/end").read_text() == '{"i": 0}\n{"i": 1}\nonly here 3 of 3'
     assert toy.is_clean()
     assert "6 unchanged" in toy.run()
 
@@ -245,6 +246,7 @@ def test_queued_experiments_share_what_they_have_in_common(tmp_path: Path) -> No
         toy("dvc", "exp", "run", "--queue", "--name", name, "-S", f"amount={amount}", "-S", f"end={end}")
     output = toy.run("--queue", "--jobs", "2")
     assert len(toy.started()) == len(before) + 4  # what one and two have in common, once; three's is there already
+    assert len(toy.started("end")) == 1 + 3  # and DVC, when it recorded them, found all of it in the cache
     assert "one:mid@0" in output and "two:mid@0" in output and "three:mid@0" not in output
     shown = list(csv.DictReader(toy("dvc", "exp", "show", "--csv", "--no-pager").splitlines()))
     found = {row["Experiment"]: (row["amount"], row["end"], row["m2.json:i"]) for row in shown}

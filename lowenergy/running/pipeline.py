@@ -115,7 +115,8 @@ class Pipeline:
         self.force, self.remote = force, crew.remote
         self.root = Path(repo.root_dir)
         self.by_name = {stage.addressing: stage for stage in plan.stages}
-        self.outputs = {out.fs_path: out for stage in repo.index.stages for out in stage.outs}
+        # The plan's last: what a stage makes is noted on them, and DVC may have read dvc.yaml anew since.
+        self.outputs = {out.fs_path: out for stage in [*repo.index.stages, *plan.stages] for out in stage.outs}
         self.paths = sorted(self.outputs)
         self.lock = Lock(self.root, plan)
         self.waiting = {name: set(above) for name, above in plan.upstream.items()}
@@ -162,6 +163,7 @@ class Pipeline:
     def _settled(self, name: str) -> bool:
         """Whether nothing needs to run: the stage is unchanged, or what it makes is in the cache or on the remote."""
         from dvc.stage.cache import RunCacheNotFoundError
+        from dvc_data.hashfile.hash_info import HashInfo
 
         stage = self.by_name[name]
         if self.force:
@@ -176,6 +178,8 @@ class Pipeline:
             self.repo.stage_cache.restore(stage, pull=self.remote)
         except RunCacheNotFoundError:
             stage.save_deps()
+            for out in stage.outs:  # else DVC takes them to be what comes of these deps, when it is asked once more
+                out.hash_info = HashInfo()
             return False
         self.lock.add(stage.name, workspace.finished(stage))
         self._show(name, "cached")

@@ -124,8 +124,8 @@ def card_of(repo: Any, revision: str, target: str, branch: str) -> dict[str, Any
 
 
 def _share_of_time(repo: Any, revision: str, target: str, branch: str, trust: Collection[str]) -> float:
-    from lowenergy.runtimes import bench
     from lowenergy.storage import artifact
+    from lowenergy.timing import bench
 
     place = Path(repo.root_dir) / experiments.PLACE / "timing"
     experiments.unpacked(repo, revision, place, place.with_suffix(".checkpoints"))

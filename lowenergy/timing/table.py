@@ -10,7 +10,7 @@ def show(rows: Sequence[Mapping[str, Any]], what: str) -> None:
     """Print a line per timing; ratios are to the fastest way of the first model, of the same threads and batch.
 
     Args:
-        rows: fields of runtimes.bench.Timing.
+        rows: fields of bench.Timing.
         what: one run is: forward pass, or Langevin step.
     """
     from rich import box

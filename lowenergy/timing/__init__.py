@@ -1,0 +1,1 @@
+"""How long stored models take: `lowenergy bench`."""
