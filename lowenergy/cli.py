@@ -67,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--all", action="store_true", help="all figures")
     table.set_defaults(run=_table)
 
+    report = commands.add_parser("report", help="what a pull request should say: changed figures, what to take")
+    report.add_argument("--markdown", action="store_true", required=True, help="the page is `dvc repro report`'s")
+    report.add_argument("--base", default="HEAD", help="revision to compare with (default: HEAD)")
+    report.set_defaults(run=_report)
+
     show = commands.add_parser("show", help="print what is in a model file")
     show.add_argument("model", type=Path)
     show.set_defaults(run=_show)
@@ -234,6 +239,14 @@ def _table(args: argparse.Namespace) -> None:
 
     p = params.load()
     tables.show(tables.collect(list(p.targets)), p.chain, everything=args.all)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from lowenergy.base import params
+    from lowenergy.reporting import markdown
+
+    p = params.load()
+    print(markdown.text(list(p.targets), p.chain, args.base))
 
 
 def _show(args: argparse.Namespace) -> None:

@@ -21,9 +21,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from lowenergy.base.errors import UserError
+from lowenergy.base.params import METHODS
 from lowenergy.searching import trials
 from lowenergy.searching.goal import HOPELESS, Figures, Goal
-from lowenergy.searching.space import Space, refused
+from lowenergy.searching.space import Space, refused, sources, with_values
 from lowenergy.searching.trials import Failed, Wanted
 
 FOLDER = Path("searches")
@@ -91,7 +92,7 @@ class Search:
                 "target": target,
                 "limits": json.dumps(asdict(goal)),
                 "search space": space.model_dump_json(),
-                "params.yaml": hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest(),
+                "params.yaml": hashlib.sha256(json.dumps(_fixed(values, space), sort_keys=True).encode()).hexdigest(),
                 "sampler": sampler,
                 "seed": str(seed),
             }
@@ -265,6 +266,12 @@ class Search:
         excess = {t.number: max(t.user_attrs["violations"]) for t in self._told() if "figures" in t.user_attrs}
         by_name = {f"{self.name}-{number:03}": value for number, value in excess.items()}
         return sorted(self.results(), key=lambda r: by_name[r.name])[:count]
+
+
+def _fixed(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """What all trials have in common: without what they set, which the winner leaves in params.yaml."""
+    own = [*space.parameters, *sources(list(METHODS))]
+    return with_values(values, dict.fromkeys(own))
 
 
 def _drawn(trial: FrozenTrial) -> bool:

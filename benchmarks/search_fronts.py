@@ -1,0 +1,125 @@
+"""What a search finds, beside the five default branches and beside random trials: one target of this workspace.
+
+    .venv/bin/python benchmarks/search_fronts.py classifier --trials 40 --max-loss 0.5
+
+Needs a workspace whose pipeline has run. Searches by Optuna's TPE and at random, with as many trials each; what both
+have in common is computed once. The figures that count are validation's; those of the test set are looked at for the
+smallest model of each way alone.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from record import RECORDS, write
+
+from lowenergy.base.params import BRANCHES
+from lowenergy.running import pipeline
+from lowenergy.searching import trials
+from lowenergy.searching.goal import Goal, Limit
+
+
+def searched(target: str, sampler: str, trials: int, max_loss: str, jobs: int) -> tuple[Any, float]:
+    """The trials' figures, and the seconds they took."""
+    name = f"{target}-{sampler}"
+    command = ["lowenergy.cli", "search", "--target", target, "--trials", str(trials), "--max-loss", max_loss]
+    started = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", *command, "--sampler", sampler, "--name", name, "--jobs", str(jobs)], check=True
+    )
+    return name, time.monotonic() - started
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    import pandas as pd
+
+    rows = pd.read_csv(Path("searches") / f"{name}.csv").to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
+
+
+def tested(model: dict[str, Any], target: str) -> dict[str, float]:
+    """Test figures of a default branch, or of an experiment."""
+    if "experiment" not in model:
+        return {key: model[key] for key in ("accuracy", "fid") if key in model}
+    repo = pipeline.opened()
+    revision = trials.revisions(repo, [model["experiment"]])[model["experiment"]]
+    return tested(trials.card_of(repo, revision, target, model["model"].split(" → ")[-1]), target)
+
+
+def hypervolume(points: list[tuple[float, float]], worst: tuple[float, float]) -> float:
+    """The area that points (loss, logarithm of bytes) leave behind them, up to the worst corner."""
+    area, low = 0.0, worst[0]
+    for loss, size in sorted(points, key=lambda point: (point[1], point[0])):
+        if loss < low and size < worst[1]:
+            area += (low - loss) * (worst[1] - size)
+            low = loss
+    return area
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target")
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--max-loss", default="10%")
+    parser.add_argument("--samplers", nargs="+", default=["tpe", "random"])
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    goal = Goal(max_loss=Limit.parse(args.max_loss))
+    cards = {branch: json.loads(Path(f"metrics/{args.target}/{branch}.card.json").read_text()) for branch in BRANCHES}
+    teacher = cards["teacher"]
+    ways: dict[str, list[dict[str, Any]]] = {
+        "default branches": [{"model": branch, **card} for branch, card in cards.items() if branch != "teacher"]
+    }
+    seconds: dict[str, float] = {}
+    for sampler in args.samplers:
+        name, seconds[sampler] = searched(args.target, sampler, args.trials, args.max_loss, args.jobs)
+        ways[sampler] = [
+            {
+                "experiment": row["experiment"],
+                "model": row["chain"],
+                "size_bytes": row["size_bytes"],
+                "macs": row["macs"],
+                "validation": {
+                    key.removeprefix("validation."): value
+                    for key, value in row.items()
+                    if key.startswith("validation.") and not (isinstance(value, float) and math.isnan(value))
+                },
+            }
+            for row in rows_of(name)
+        ]
+    worst = (math.log(2), math.log(teacher["size_bytes"]))  # twice the teacher's FID, or half its accuracy; its bytes
+    rows = []
+    for way, models in ways.items():
+        points = [(goal.loss(model, teacher), math.log(model["size_bytes"])) for model in models]
+        within = [model for model in models if all(v <= 0 for v in goal.violations(model, teacher))]
+        best = min(within, key=lambda model: model["size_bytes"], default=None)
+        rows.append(
+            {
+                "target": args.target,
+                "way": way,
+                "models": len(models),
+                "seconds": round(seconds.get(way, 0)),
+                "hypervolume": round(hypervolume(points, worst), 3),
+                "smallest_within": best
+                and {
+                    **{key: best[key] for key in ("experiment", "model", "size_bytes", "validation") if key in best},
+                    "test": tested(best, args.target),
+                },
+                "times_smaller_than_teacher": best and round(teacher["size_bytes"] / best["size_bytes"], 1),
+            }
+        )
+        print(rows[-1], flush=True)
+    path = RECORDS / "search_fronts.json"
+    others = (
+        [row for row in json.loads(path.read_text())["rows"] if row["target"] != args.target] if path.exists() else []
+    )
+    write("search_fronts", [*others, *rows], max_loss=args.max_loss)
+
+
+if __name__ == "__main__":
+    main()
