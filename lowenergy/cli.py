@@ -84,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
 
     fid = commands.add_parser("fid", help="FID and Inception Score of images in a .npz file, by the pipeline's scorer")
     fid.add_argument("images", type=Path, help="array `images`, uint8, (n, h, w) or (n, c, h, w)")
+    fid.add_argument(
+        "--scorer",
+        type=Path,
+        default=Path("models/scorer.safetensors"),
+        help="its statistics lie beside it: reference for scorer in the name (default: models/scorer.safetensors)",
+    )
     fid.set_defaults(run=_fid)
 
     bench = commands.add_parser("bench", help="milliseconds and memory of models, each way of running them")
@@ -92,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=int, nargs="+", default=[1], help="default: 1")
     bench.add_argument("--steps", action="store_true", help="of an EBM or JEM: Langevin steps, not forward passes")
     bench.add_argument("--rounds", type=int, default=50, help="runs of which the median is taken (default: 50)")
+    bench.add_argument("--way", action="append", default=[], help="only this one of the ways shown; may be repeated")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     _trusts(bench)
     bench.set_defaults(run=_bench)
@@ -296,7 +303,8 @@ def _fid(args: argparse.Namespace) -> None:
     from lowenergy.storage import artifact
 
     trust = params.load().trusted if Path("params.yaml").exists() else []
-    scorer = dense_network(artifact.read("models/scorer.safetensors", trust=trust)[0])
+    scorer = dense_network(artifact.read(args.scorer, trust=trust)[0])
+    reference = args.scorer.with_name(args.scorer.name.replace("scorer", "reference"))
     try:
         with np.load(args.images, allow_pickle=False) as arrays:
             images = torch.from_numpy(arrays["images"])
@@ -308,7 +316,7 @@ def _fid(args: argparse.Namespace) -> None:
             f"{args.images}: {images.dtype} images of {tuple(images.shape[1:])}; the scorer looks at uint8 images of "
             f"{scorer.spec.input_shape}"
         )
-    measured = generation.measure(scorer, "models/reference.safetensors", data.to_float(images), 0)
+    measured = generation.measure(scorer, reference, data.to_float(images), 0)
     print(f"{args.images}: {len(images):,} images")
     print(*(f"{key} {value:.4f}" for key, value in measured.items()), sep="\n")
 
@@ -324,24 +332,26 @@ def _bench(args: argparse.Namespace) -> None:
 
     if min([*args.batch, *args.threads, args.rounds]) < 1:
         raise UserError("--batch, --threads and --rounds: give at least 1")
+    if unknown := set(args.way) - set(bench.WAYS):
+        raise UserError(f"--way {unknown.pop()}: there are {', '.join(bench.WAYS)}")
     found: list[bench.Timing] = []
     failed: list[bench.Failure] = []
-    ways = sum(len(bench.ways_of(path, steps=args.steps, trust=args.trust)) for path in args.models)
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("timing", total=ways * len(args.threads) * len(args.batch))
+        task = progress.add_task("timing", total=None)
         for result in bench.bench(
             args.models,
             batches=args.batch,
             threads=args.threads,
             steps=args.steps,
             rounds=args.rounds,
+            ways=args.way,
             trust=args.trust,
         ):
             if isinstance(result, bench.Timing):
                 found.append(result)
+                progress.update(task, description=f"{Path(result.model).stem}, {result.way}: {result.ms:.2f} ms")
             else:
                 failed.append(result)
-            progress.advance(task)
     if found:
         table.show([asdict(timing) for timing in found], "Langevin step" if args.steps else "forward pass")
     for failure in failed:

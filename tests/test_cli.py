@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from lowenergy import cli, data
 from lowenergy.base import params
 from lowenergy.reporting import page
 from lowenergy.scoring import report_card
+from lowenergy.timing import bench
 
 
 @pytest.fixture
@@ -123,6 +125,43 @@ def test_fid_of_images_in_a_file(inside: Clone, tmp_path: Path, capsys: pytest.C
     (tmp_path / "no.npz").write_bytes(b"no archive")
     for name, message in (("small", "images of (1, 4, 4)"), ("no", "no .npz file"), ("none", "No such file")):
         assert cli.main(["fid", str(tmp_path / f"{name}.npz")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_fid_by_a_scorer_from_elsewhere(inside: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("scorer", "reference"):
+        shutil.copy(f"models/{name}.safetensors", tmp_path / f"my-{name}.safetensors")
+    np.savez(tmp_path / "test.npz", images=data.load("data/splits.safetensors").test.images.numpy())
+    for options in ([], ["--scorer", str(tmp_path / "my-scorer.safetensors")]):
+        assert cli.main(["fid", str(tmp_path / "test.npz"), *options]) == 0
+    own, other = capsys.readouterr().out.split("test.npz: ")[1:]
+    assert own.splitlines()[1:3] == other.splitlines()[1:3]
+    assert cli.main(["fid", str(tmp_path / "test.npz"), "--scorer", str(tmp_path / "none.safetensors")]) == 2
+
+
+def test_bench(inside: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ["models/classifier/distill.safetensors"]
+    few = ["--batch", "1", "8", "--rounds", "3", "--way", "eager", "--way", "onnxruntime", "--way", "int8 onnxruntime"]
+    assert cli.main(["bench", *models, *few, "--json", str(tmp_path / "times.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "distill" in shown and "onnxruntime" in shown and max(map(len, shown.splitlines())) <= 100
+    rows = json.loads((tmp_path / "times.json").read_text())
+    wanted = [(way, batch) for way in ("eager", "onnxruntime") for batch in (1, 8)]
+    assert [(row["way"], row["batch"]) for row in rows] == wanted
+    assert all(0 < row["low_ms"] <= row["ms"] <= row["high_ms"] and row["mib"] > 0 for row in rows)
+    assert all(row["per_second"] == pytest.approx(1000 * row["batch"] / row["ms"]) for row in rows)
+    energies = [Path(f"models/ebm/{branch}.safetensors") for branch in ("quantize", "teacher")]
+    assert cli.main(["bench", str(energies[0]), "--steps", *few]) == 0
+    assert "Langevin step" in capsys.readouterr().out
+    assert 0 < bench.share_of_time(*energies, steps=True, rounds=5) < 50
+    assert bench.share_of_time(energies[1], energies[1], rounds=20) == pytest.approx(1, rel=0.5)
+    for bad, message in (
+        ([models[0], "--steps"], "has no energy"),
+        ([models[0], "--way", "abacus"], "--way abacus: there are eager"),
+        ([models[0], "--rounds", "0"], "give at least 1"),
+        (["none.safetensors"], "none.safetensors"),
+    ):
+        assert cli.main(["bench", *bad]) == 2
         assert message in capsys.readouterr().err
 
 

@@ -31,6 +31,8 @@ from lowenergy.storage import artifact
 CONSTANTS = Sampler(step_size=0.05, noise=0.015, gradient_clamp=5.0)  # of a step; they do not change its time
 WARM_UP = 3  # runs that are not counted: the first ones compile, and allocate
 
+WAYS = ("eager", "compiled", "onnxruntime", "bf16", "int8 Inductor", "int8 onnxruntime")
+
 Run = Callable[[Tensor], Any]
 
 
@@ -130,6 +132,7 @@ def bench(
     threads: Sequence[int] = (1,),
     steps: bool = False,
     rounds: int = 50,
+    ways: Collection[str] = (),
     trust: Collection[str] = (),
 ) -> Iterator[Timing | Failure]:
     """Time models, every way that they can be run; each result as soon as it is there.
@@ -138,11 +141,12 @@ def bench(
         batches: images at a time.
         steps: Langevin steps instead of forward passes.
         rounds: runs that are counted, of each way and batch.
+        ways: only these; none for all.
         trust: what networks may come from, see artifact.read.
     Raises:
         FileError: one of them is no model, or has no energy; before anything is measured.
     """
-    todo = [(path, way) for path in paths for way in ways_of(path, steps=steps, trust=trust)]
+    todo = [(path, way) for path in paths for way in ways_of(path, steps=steps, trust=trust) if not ways or way in ways]
     for count in threads:
         for path, way in todo:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
