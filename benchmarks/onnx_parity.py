@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from record import write
 from rich.console import Console
 from rich.table import Table
 
@@ -78,6 +79,7 @@ def quality(model: artifact.Model, path: Path, splits: data.Splits, p: Any) -> d
 def main() -> None:
     p, splits = params.load(), data.load("data/splits.safetensors")
     images = data.to_float(splits.test.images[:200])
+    rows: list[dict[str, Any]] = []
     table = Table(title="ONNX")
     for column in ("model", "stored", "ONNX", "ratio", "difference", "in onnxruntime", "in torch"):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
@@ -93,14 +95,20 @@ def main() -> None:
                 known = json.loads(Path(f"metrics/{target}/{branch}.json").read_text())[key]
                 shown = "{:.2%}" if key == "accuracy" else "FID {:.2f}"
                 sizes = (stored.stat().st_size, path.stat().st_size)
+                apart = difference(model, header, path, images)
+                rows.append(
+                    {"target": target, "branch": branch, "bytes": sizes[0], "onnx_bytes": sizes[1], "difference": apart}
+                    | {"ratio": sizes[1] / sizes[0], f"{key}_onnxruntime": found[key], f"{key}_torch": known}
+                )
                 table.add_row(
                     f"{target} {branch}",
                     *(f"{size:,}" for size in sizes),
                     f"{sizes[1] / sizes[0]:.2f}",
-                    difference(model, header, path, images),
+                    apart,
                     *(shown.format(value) for value in (found[key], known)),
                 )
     Console(width=120).print(table)
+    write("onnx_parity", rows, source=p.data.source, seed=p.seed)
 
 
 if __name__ == "__main__":
