@@ -1,5 +1,6 @@
 """`lowenergy run` with real Dask workers, DVC and S3: what DVC says afterwards, and what is left after faults."""
 
+import ast
 import csv
 import os
 import shutil
@@ -217,6 +218,37 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     toy.run()
     assert any("from " in line and not line.endswith("from 0") for line in toy.started())  # goes on where it was
     assert toy.is_clean()
+
+
+STOPPING = """
+from lowenergy.running import experiments, pipeline
+
+if __name__ == "__main__":
+    repo = pipeline.opened()
+    with experiments.ours(repo):
+        made = experiments.run_entries(
+            repo,
+            experiments.waiting(repo),
+            jobs=2,
+            keep_going=True,
+            watch=lambda stage, line: None if line == "step 0" or "mid@2" in stage else f"{stage} is hopeless",
+        )
+    print(made[0].failed, sorted(made[0].waiting))
+"""
+
+
+def test_what_is_hopeless_is_stopped_and_the_rest_goes_on(tmp_path: Path) -> None:
+    toy = Toy.make(tmp_path / "toy", amount=1)
+    toy.run()
+    toy("git", "add", "--all")
+    toy("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "ran")
+    toy("dvc", "exp", "run", "--queue", "--name", "long", "-S", "amount=40")
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    output = toy(sys.executable, str(tmp_path / "stopping.py"))
+    failed, waiting = output.splitlines()[-1].rsplit(" [", 1)
+    assert ast.literal_eval(failed) == {f"mid@{i}": f"long:mid@{i} is hopeless" for i in (0, 1, 3)}
+    assert waiting == "'end']"
+    assert "done long:mid@2" in output and not steps_of(toy)
 
 
 def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
