@@ -24,6 +24,7 @@ from lowenergy.storage import artifact
 GRID, NEIGHBOURS = 100, 30  # samples shown
 BATCH = 500  # images classified at a time
 DECISIVE = ("accuracy", "fid", "size_bytes")  # what one decides by: quality, and what it costs
+FEWEST_OTHERS = 500  # of those samples
 OTHER_SEED = 2**31  # added to the seed of the samples that are measured on validation: above every seed of params.yaml
 
 
@@ -92,19 +93,21 @@ def _draw_and_detect(
     plots: Path,
 ) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    work = 2 * p.samples * p.chain_steps
+    others = min(p.samples, max(FEWEST_OTHERS, len(splits.validation)))  # more say no more than the images they meet
+    work = (p.samples + others) * p.chain_steps
     energy = sampling.fastest(model, network.to(device), images=work)
     shape, train, test = splits.input_shape, splits.train.images, handful(splits.test.images)
     progress = Progress(f"{plots.parent.name}/{plots.name}: sampling", work)
 
-    def draw(generator: torch.Generator) -> torch.Tensor:
+    def draw(count: int, generator: torch.Generator) -> torch.Tensor:
         steps = p.chain_steps
         return sample(
-            energy, shape, p.samples, steps=steps, constants=constants, generator=generator, progress=progress
+            energy, shape, count, steps=steps, constants=constants, generator=generator, progress=progress
         ).cpu()
 
     generator = torch.Generator(device).manual_seed(seed)
-    drawn, others = draw(generator), draw(torch.Generator(device).manual_seed(seed + OTHER_SEED))
+    drawn = draw(p.samples, generator)
+    to_choose_by = draw(others, torch.Generator(device).manual_seed(seed + OTHER_SEED))
     data.write_grid(drawn[:GRID], plots / "samples.png")
     gallery.write_neighbours(drawn[:NEIGHBOURS], train, plots / "neighbours.png")
     gallery.write_classes(scorer, drawn, splits.classes, plots / "classes.png")
@@ -115,5 +118,5 @@ def _draw_and_detect(
     network.cpu()
     return generation.measure(scorer, reference, drawn, seed) | {
         "ood_auroc": ood.auroc(energies),
-        "validation.fid": generation.measure(scorer, reference, others, seed, "validation")["fid"],
+        "validation.fid": generation.measure(scorer, reference, to_choose_by, seed, "validation")["fid"],
     }
