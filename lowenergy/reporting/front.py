@@ -34,7 +34,7 @@ def drawing(rows: pd.DataFrame, *, names: bool = True) -> str:
         parts.append(f'<path class="rule" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     better = "lower is better" if is_fid(quality) else "higher is better"
-    name = " ".join(reversed(quality.replace("fid", "FID").split(".")))
+    name = quality.replace("fid", "FID").replace(".", " ")
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">bytes on disk</text>')
     parts.append(f'<text x="4" y="{HEIGHT - 6}">{name}, {better}</text>')
     front = front_of(rows)
