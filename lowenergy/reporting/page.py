@@ -55,7 +55,8 @@ details { margin-top: 1rem } summary { cursor: pointer; font-weight: 600 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; width: 100% }
 th, td { padding: .2rem .4rem; text-align: right; border-bottom: 1px solid var(--line) }
 th { color: var(--soft); font-weight: 500 } th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere }
-.answers table { font-size: 12.5px } .answers th, .answers td { padding: .2rem .25rem } .answers td { white-space: nowrap }
+.answers table { font-size: 12.5px } .answers th, .answers td { padding: .2rem .25rem }
+.answers td { white-space: nowrap }
 .front { width: 100%; font: 11px system-ui, sans-serif } .front text { fill: var(--soft) }
 .front .rule { stroke: var(--line); stroke-width: .6 }
 .front polyline { fill: none; stroke: var(--on); stroke-width: 1.5 }
