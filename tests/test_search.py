@@ -163,6 +163,7 @@ def test_another_space_is_another_search(search: Any, space: spaces.Space, value
 def test_hopeless_trials_are_stopped_half_way(search: Any) -> None:
     found = go(search("watched"))
     good = [result.name for result in found.results() if result.within][:3]
+    found.chains = dict.fromkeys([*good, "new", "fine"], ["quantize"]) | {"pruned": ["prune", "quantize"]}
     for i, name in enumerate(good):
         assert (
             found._watch(f"{name}:quantize@classifier", f"classifier/quantize  step 50/100  loss 0.{i + 1}  9 s left")
@@ -173,6 +174,7 @@ def test_hopeless_trials_are_stopped_half_way(search: Any) -> None:
     assert "0.3" in (found._watch("new:quantize@classifier", line.format(60, 0.9)) or "")
     assert found._watch("fine:quantize@classifier", line.format(60, 0.25)) is None
     assert found._watch("other:prune@classifier", line.format(60, 0.9)) is None  # of which nothing is known
+    assert found._watch("pruned:quantize@classifier", line.format(60, 0.9)) is None  # towards another network
 
 
 @given(value=st.floats(0.01, 1), teacher=st.floats(0.1, 1), share=st.floats(0, 0.5))

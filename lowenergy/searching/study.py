@@ -97,7 +97,8 @@ class Search:
                 "seed": str(seed),
             }
         )
-        self.halfway: dict[tuple[str, int], dict[str, float]] = {}  # (stage, steps) -> trial -> loss
+        self.chains: dict[str, list[str]] = {}  # of the trials that this process runs
+        self.halfway: dict[tuple[str, str, int], dict[str, float]] = {}  # (stage, its source, steps) -> trial -> loss
 
     def _is_the_same(self, facts: dict[str, str]) -> None:
         before = self.study.user_attrs.get("facts")
@@ -134,9 +135,11 @@ class Search:
             if not asked:
                 print(f"{self.name}: the space has no other trials", flush=True)
                 return
+            wanted = [self._wanted(trial) for trial in asked]
+            self.chains |= {trial.name: trial.chain for trial in wanted}
             cards = trials.run(
                 repo,
-                [self._wanted(trial) for trial in asked],
+                wanted,
                 self.target,
                 jobs=jobs,
                 address=address,
@@ -217,7 +220,8 @@ class Search:
         if not found or 2 * int(found[1]) < int(found[2]):
             return None
         trial, _, name = stage.partition(":")
-        losses = self.halfway.setdefault((name, int(found[2])), {})
+        source = " → ".join(self.chains.get(trial, [])).partition(name.split("@")[0])[0]  # which losses are towards
+        losses = self.halfway.setdefault((name, source, int(found[2])), {})
         if trial in losses:
             return None
         losses[trial] = float(found[3])
