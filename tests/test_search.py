@@ -163,7 +163,7 @@ def test_another_space_is_another_search(search: Any, space: spaces.Space, value
 def test_hopeless_trials_are_stopped_half_way(search: Any) -> None:
     found = go(search("watched"))
     good = [result.name for result in found.results() if result.within][:3]
-    found.chains = dict.fromkeys([*good, "new", "fine"], ["quantize"]) | {"pruned": ["prune", "quantize"]}
+    found.chains = {key: ["quantize"] for key in [*good, "new", "fine"]} | {"pruned": ["prune", "quantize"]}
     for i, name in enumerate(good):
         assert (
             found._watch(f"{name}:quantize@classifier", f"classifier/quantize  step 50/100  loss 0.{i + 1}  9 s left")
