@@ -87,7 +87,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook; it cannot with pytest 9.2
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a pipeline go to one worker, which runs it once."""
     for item in items:
