@@ -300,6 +300,13 @@ def test_search_refuses_before_any_compute(clone: Clone) -> None:
         assert "no validation figures to choose by" in said("--target", "ebm")
     finally:
         path.write_text(before)
+    head = clone.run("git", "rev-parse", "HEAD").strip()
+    ref = f"refs/exps/{head[:2]}/{head[2:]}/ebm-bytes-000"
+    clone.run("git", "update-ref", ref, "HEAD")
+    try:
+        assert "ebm-bytes-000 is of an earlier search" in said("--target", "ebm")
+    finally:
+        clone.run("git", "update-ref", "-d", ref)
     clone.run("dvc", "exp", "run", "--queue", "--name", "mine", "-S", "prune.amount=0.6")
     try:
         assert "experiments are queued that are not this search's (mine)" in said("--target", "ebm")

@@ -16,7 +16,7 @@ from lowenergy.searching.study import Result, Search
 SHARE = "share_of_time"  # of the teacher's, where it is what is minimised
 
 
-def table_of(search: Search, results: list[Result]) -> pd.DataFrame:
+def table_of(results: list[Result]) -> pd.DataFrame:
     """A row per trial: its experiment, chain and parameters, validation figures, what it takes."""
     rows = [
         {
@@ -42,7 +42,7 @@ def show_front(search: Search, most: int = 12) -> None:
     found = search.front()
     if not found:
         return
-    rows = table_of(search, found[-most:] if len(found) > most else found)
+    rows = table_of(found[-most:] if len(found) > most else found)
     sheet = Table(title=f"{search.name}: front", title_justify="left", box=box.SIMPLE_HEAD)
     columns = [name for name in rows if name in FORMATS or name == SHARE]
     for name in ("experiment", "chain", *columns, "limits"):
@@ -65,7 +65,7 @@ def progress(search: Search, done: int, left: float) -> None:
 def write(search: Search) -> list[Path]:
     """searches/NAME.csv with all trials, searches/NAME.html with the front to point at; their paths."""
     results = search.results()
-    rows = table_of(search, results)
+    rows = table_of(results)
     paths = [search.path.with_suffix(".csv"), search.path.with_suffix(".html")]
     files.write_bytes(paths[0], rows.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
     files.write_bytes(paths[1], _page(search, rows).encode())
@@ -79,7 +79,7 @@ def _page(search: Search, rows: pd.DataFrame) -> str:
         **{f"validation.{name}": search.teacher["validation"][name] for name in qualities(search.teacher)},
     }
     drawn = pd.concat([pd.DataFrame([teacher]), rows]).set_index("experiment")
-    shown = table_of(search, search.front()).set_index("experiment")
+    shown = table_of(search.front()).set_index("experiment")
     text = shown.apply(lambda column: column.map(FORMATS.get(str(column.name), "{}").format, na_action="ignore"))
     body = (
         f"<h1>{search.name}: {len(rows)} trials</h1><p>{limits(search)}. All figures are of validation images.</p>"

@@ -54,6 +54,11 @@ def search(
             f"{len(others)} experiments are queued that are not this search's ({others[0]}); run them first: "
             "`lowenergy run --queue`, or `dvc queue remove --queued`"
         )
+    if not found.begun and (old := trials.begun_with(repo, f"{name}-")):
+        raise SearchError(
+            f"{old[0]} is of an earlier search: its figures would be taken for this one's; give another --name, or "
+            "remove it: `dvc exp remove`, `dvc queue remove`"
+        )
     print(f"{outcome.limits(found)}; {count} trials, kept in {found.path}", flush=True)
     side_by_side = 1 if address else crew.shares(jobs)[0]
     trust = tuple(p.trusted)

@@ -173,11 +173,7 @@ def _bad_parameters(space: Space, values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-class _Missing:
-    pass
-
-
-MISSING = _Missing()
+MISSING = object()
 
 
 def value_at(values: Any, name: str) -> Any:
@@ -209,4 +205,4 @@ def _refused(values: Mapping[str, Any], changes: Mapping[str, Value]) -> str:
 
 def refused(values: Mapping[str, Any], changes: Mapping[str, Value]) -> str:
     """Why a trial's values do not go together; '' if they do."""
-    return _refused(values, changes).splitlines()[0] if _refused(values, changes) else ""
+    return _refused(values, changes).partition("\n")[0]

@@ -152,6 +152,11 @@ class Search:
             done = len(self._told())
             report(self, done, (time.monotonic() - started) / max(1, done - before) * (count - done))
 
+    @property
+    def begun(self) -> bool:
+        """Whether any trial was asked for."""
+        return any(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
+
     def _asked(self, most: int) -> list[FrozenTrial]:
         """Trials that were asked for and not yet told: those of a search that was killed, or new ones."""
         pending = self.study.get_trials(states=[TrialState.RUNNING])

@@ -111,6 +111,14 @@ def revisions(repo: Any, names: Collection[str]) -> dict[str, str]:
     return {name: repo.scm.get_ref(str(refs[0])) for name, refs in found.items()}
 
 
+def begun_with(repo: Any, prefix: str) -> list[str]:
+    """Names that begin so, of experiments that there are or that wait."""
+    from dvc.repo.experiments.utils import exp_refs
+
+    names = {ref.name for ref in exp_refs(repo.scm)} | set(map(experiments.name_of, experiments.waiting(repo)))
+    return sorted(name for name in names if name and name.startswith(prefix))
+
+
 def card_of(repo: Any, revision: str, target: str, branch: str) -> dict[str, Any]:
     """All figures of one model of an experiment."""
     shown = subprocess.run(
