@@ -341,7 +341,7 @@ def test_students_are_smaller_and_learn(
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("method", ["prune", "distill"])
+@pytest.mark.parametrize("method", ["prune", "quantize", "distill", "pq"])
 def test_retraining_lowers_the_targets_own_loss(
     compress: Any, target: str, method: str, small: params.Params, splits: data.Splits, tmp_path: Path
 ) -> None:
@@ -352,12 +352,35 @@ def test_retraining_lowers_the_targets_own_loss(
         part = "train" if method == "distill" else "finetune"
         changes = {f"{method}.{part}.epochs": 0, f"{method}.retrain.epochs": epochs}
         changes["distill.student.norm"] = "batch" if target == "classifier" else "none"  # SGD wants it, energies do not
-        network = network_of(compress(method, target, changes))
+        # What is rounded has no norms any more, which SGD's rate counts on.
+        rates = {f"{method}.retrain.lr": 4.0 if (method, target) == ("quantize", "classifier") else 1.0}
+        model = compress(method, target, {**changes, **rates, "quantize.weight_bits": 4})
+        assert all(weight.bits == 4 for weight in model.tensors.values() if isinstance(weight, Int8))
+        network = model.build()
         run.generator.manual_seed(1)
         return sum(float(objective.own_loss(network, run).detach()) for _ in range(8))
 
     assert own_loss(6) < 0.9 * own_loss(0)
     assert (tmp_path / "plots/curves" / target / method / "retrain/plots/metrics/loss.tsv").exists()
+
+
+@given(bits=st.integers(2, 8), seed=st.integers(0, 100))
+def test_weights_are_trained_where_their_integers_are(bits: int, seed: int) -> None:
+    """What a retrained network computes with is what the file will say; beyond the range a weight has no slope."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(4, 3, 2, 2, generator=generator).requires_grad_()
+    scale = int8.best_scale(weight.detach(), bits)
+    rounding = quantize.RoundedWeight(scale, bits, weight.shape)
+    wanted = int8.rounded(weight.detach(), scale, bits) * scale.view(-1, 1, 1, 1)
+    assert torch.allclose(rounding(weight), wanted)
+    rounding(weight).square().sum().backward()
+    assert weight.grad is not None and rounding.scale.grad is not None
+    steps = weight.detach() / scale.view(-1, 1, 1, 1)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    at_the_edge = (steps == low) | (steps == high)  # where either is right
+    found = torch.where((steps > low) & (steps < high), 2 * wanted, 0.0)
+    assert torch.allclose(weight.grad[~at_the_edge], found[~at_the_edge], atol=1e-6)
+    assert (rounding.scale.grad != 0).all()
 
 
 def test_energies_trained_by_chains_alone_retrain_by_chains_alone(compress: Any, tmp_path: Path) -> None:

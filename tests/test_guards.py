@@ -149,7 +149,7 @@ def test_params_are_the_keys_read(clone: Clone) -> None:
 
 def only_sometimes(leaf: str, name: str) -> bool:
     """Read under other values only: data.* of the sources not in use, blocks of layers that a network lacks."""
-    finetunes_layers = {"pq.layer_finetune.lr"}  # not with 0 steps
+    finetunes_layers = {"pq.layer_finetune.lr", "quantize.retrain.lr", "pq.retrain.lr"}  # not with 0 steps
     of_channels = {"prune.amount_of"}
     method, _, target = name.partition("@")
     if method in METHODS and leaf.split(".")[0] in (target, "energies") and leaf.split(".")[1] == "train":

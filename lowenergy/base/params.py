@@ -366,10 +366,16 @@ class Finetune(Section):
 
 
 class Retrain(Section):
-    """Training by the target's own loss and constants, those of <target>.train: no teacher is looked at."""
+    """Training by the target's own loss and constants, those of <target>.train: no teacher is looked at. Of energies
+    chains join in at once."""
 
     epochs: SomeEpochs = Field(description="passes over the training images; 0 for none")
     lr: Positive = Field(description="learning rate, as a share of <target>.train.lr; it falls to 0")
+
+
+class StudentRetrain(Retrain):
+    """The same of a network that may know little yet."""
+
     contrastive_from: Fraction = Field(description="of energies: share of these epochs before chains join in")
     precision: Precision = Field(description="of the forward and backward passes")
 
@@ -435,6 +441,9 @@ class Quantize(Section):
         "null for no budget"
     )
     finetune: Finetune = Field(description="training of the rounded network (QAT); 0 epochs for none (PTQ)")
+    retrain: Retrain = Field(
+        description="then training of the rounded weights and their steps by the target's own loss, activations float"
+    )
 
 
 class Distill(Section):
@@ -444,7 +453,9 @@ class Distill(Section):
         description="the student's first weights; teacher: the teacher's leading channels wherever both have a layer"
     )
     train: Finetune = Field(description="matching the teacher")
-    retrain: Retrain = Field(description="then training by the target's own loss, which gives an EBM its own negatives")
+    retrain: StudentRetrain = Field(
+        description="then training by the target's own loss, which gives an EBM its own negatives"
+    )
 
 
 class LayerFinetune(Section):
@@ -477,6 +488,7 @@ class Pq(Section):
     calibration_images: Count = Field(description="images whose activations weigh the error of each layer")
     layer_finetune: LayerFinetune = Field(description="training of a layer's codewords after coding it")
     finetune: Finetune = Field(description="training of all codewords after coding all layers")
+    retrain: Retrain = Field(description="then training of all codewords by the target's own loss")
 
 
 class Params(Section):
@@ -546,6 +558,8 @@ MOVED = {
     "jem.train.label_smoothing": "always 0",
     "jem.matching.temperature": "a constant of lowenergy/targets/jem.py",
     "jem.matching.class_weight": "a constant of lowenergy/targets/jem.py",
+    "prune.retrain.contrastive_from": "chains join in at once",
+    "prune.retrain.precision": "now that of <target>.train",
     "pq.layer_finetune.batch_size": "now pq.finetune.batch_size",
     **{f"{part}.precision": "now that of classifier.train; energies are matched in float32" for part in (
         "prune.finetune", "quantize.finetune", "distill.train", "pq.finetune"

@@ -4,6 +4,7 @@
         learn its codebook on activations that come through the coded layers below it
         finetune its codewords towards the teacher
     finetune all codewords, norms and biases towards the teacher
+    train them on by the target's own loss
 
 Beyond the paper: errors are weighed by what the layer's outputs do to the network's, and bits have a price, one for all
 layers, so that the bytes of a budget go where they save most error.
@@ -61,6 +62,8 @@ def compress(network: networks.AnyNetwork, target: str, objective: Objective, p:
     fit_budget(network, target, p)
     networks.refresh_batchnorm(network, images)
     training.finetune(network, objective, p.finetune, run)
+    if p.retrain.epochs:
+        objective.retrain(network, p.retrain, run)
     return encoded(network, target)
 
 

@@ -1,4 +1,5 @@
 """Static quantization: integer weights per output channel, int8 activations with calibrated ranges; then QAT.
+Rounded networks are trained towards the teacher, then by the target's own loss.
 
 Of energies both directions are rounded, logits and input gradient, so that the int8 network samples by itself.
 """
@@ -8,15 +9,17 @@ import csv
 import io
 import math
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.utils import parametrize
 
 from lowenergy import networks, training
 from lowenergy.base import files
 from lowenergy.base.errors import UserError
-from lowenergy.base.params import Quantize
+from lowenergy.base.params import Quantize, Retrain
 from lowenergy.runtimes import int8
 from lowenergy.storage.artifact import Model, weights
 from lowenergy.storage.encodings import Dense, Encoding, Int8
@@ -63,16 +66,67 @@ def compress(network: networks.AnyNetwork, target: str, objective: Objective, p:
     if p.finetune.epochs:
         training.hold_zeros(prepared)
         training.finetune(prepared, objective, p.finetune, run)
-    trained = {name.removeprefix("network."): value for name, value in prepared.named_parameters()}
+    if p.retrain.epochs:
+        folded.load_state_dict(_trained(prepared), strict=False)
+        scales = _retrained(folded, scales, bits, objective, p.retrain, run)
+        prepared = _calibrated(folded, scales, images, bits)
+    trained = _trained(prepared)
     tensors: dict[str, Encoding] = {}
     for name, untrained in weights(folded).items():
-        value, layer = trained.get(name, untrained).detach(), name.removesuffix(".weight")
+        value, layer = trained.get(name, untrained), name.removesuffix(".weight")
         if layer not in scales or name.endswith(".bias"):
             tensors[name] = Dense(value)
         else:
             scale = scales[layer]
             tensors[name] = Int8(int8.rounded(value, scale, bits[layer]), scale, bits[layer])
     return Model(target, folded.spec, tensors, int8.ranges(prepared))
+
+
+def _trained(prepared: GraphModule) -> dict[str, Tensor]:
+    return {name.removeprefix("network."): value.detach() for name, value in prepared.named_parameters()}
+
+
+class RoundedWeight(nn.Module):
+    """A weight on the steps of its integers, as a parametrization; weights and steps are trained as if nothing were
+    rounded (learned step size, Esser et al. 2020, arXiv 1902.08153).
+
+    Unlike an int8 graph it leaves the network as fast as it is, which the chains of an energy's own loss need.
+    """
+
+    def __init__(self, scale: Tensor, bits: int, shape: torch.Size) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale.view(-1, *[1] * (len(shape) - 1)).clone())
+        self.levels = 2 ** (bits - 1)
+        self.caution = (shape.numel() / len(scale) * self.levels) ** -0.5  # a step moves all weights of its channel
+
+    def forward(self, weight: Tensor) -> Tensor:
+        moved = self.caution * self.scale
+        scale = self.scale.detach() + (moved - moved.detach())
+        steps = (weight / scale).clamp(-self.levels, self.levels - 1)
+        return (steps + (steps.round() - steps).detach()) * scale
+
+
+def _retrained(
+    network: networks.AnyNetwork,
+    scales: Mapping[str, Tensor],
+    bits: Mapping[str, int],
+    objective: Objective,
+    p: Retrain,
+    run: Run,
+) -> dict[str, Tensor]:
+    """Train in place by the target's own loss, weights rounded and activations float; the scales found."""
+    layers = {name: networks.coded_layers(network)[name] for name in scales}
+    for name, layer in layers.items():
+        rounding = RoundedWeight(scales[name], bits[name], layer.weight.shape)
+        parametrize.register_parametrization(layer, "weight", rounding)
+    training.hold_zeros(network)
+    objective.retrain(network, p, run)
+    found = {}
+    for name, layer in layers.items():
+        of_weight: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+        found[name] = of_weight[0].scale.detach().abs().clamp_min(int8.SMALLEST_SCALE).flatten()
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    return found
 
 
 def _calibrated(

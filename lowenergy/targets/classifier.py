@@ -5,7 +5,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
-from lowenergy.base.params import Classifier, ClassifierTraining, Precision, Retrain, Scorer, ScorerTraining
+from lowenergy.base.params import (
+    Classifier,
+    ClassifierTraining,
+    Precision,
+    Retrain,
+    Scorer,
+    ScorerTraining,
+    StudentRetrain,
+)
 from lowenergy.data import Batches, Floats, Split, Splits, at_a_time, augment, shrink, to_float
 from lowenergy.networks import (
     AnyNetwork,
@@ -55,6 +63,7 @@ def _fit(
     split, held_out = splits.train.to(run.device), splits.validation.to(run.device)
     batches = Batches(len(split), t.batch_size, run.seed)
     epochs, lr = (retrain.epochs, retrain.lr * t.lr) if retrain else (t.epochs, t.lr)
+    precision = retrain.precision if isinstance(retrain, StudentRetrain) else t.precision
     scales = [1.0] if retrain else t.image_scales  # it has learnt from small images already
     steps = epochs * batches.per_epoch
     optimizer = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=WEIGHT_DECAY, nesterov=True)
@@ -63,7 +72,7 @@ def _fit(
         batch = split.take(batches(step).to(run.device))
         images = augment(to_float(batch.images), t.crop_padding, t.flip, run.generator)
         images = shrink(images, scales[step * len(scales) // steps])
-        with run.autocast((retrain or t).precision):
+        with run.autocast(precision):
             logits = run.team.gather(network(run.team.share(images)).float(), len(images))
         return F.cross_entropy(logits, batch.labels, label_smoothing=t.label_smoothing), {
             "accuracy": (logits.argmax(1) == batch.labels).float().mean()

@@ -6,9 +6,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import LambdaLR
 
-from lowenergy.base.params import Ebm, EnergyTraining, Jem, Precision, Retrain
+from lowenergy.base.params import Ebm, EnergyTraining, Jem, Precision, Retrain, StudentRetrain
 from lowenergy.data import Batches, Split, Splits, to_float, write_grid
 from lowenergy.energies import (
     HEADS,
@@ -63,8 +64,11 @@ def fit_energy(
     assert head is not None, "an energy needs a head"
     batches = Batches(len(data), p.batch_size, run.seed)
     steps = (retrain or p).epochs * batches.per_epoch
-    chains_from = (retrain or p).contrastive_from * steps if p.flow_weight else 0  # until then there is only the flow
-    precision = (retrain or p).precision
+    late = 0.0 if retrain else p.contrastive_from
+    precision = p.precision
+    if isinstance(retrain, StudentRetrain):
+        late, precision = retrain.contrastive_from, retrain.precision
+    chains_from = late * steps if p.flow_weight else 0  # until then there is only the flow
     buffer = ReplayBuffer(p.buffer_size, network.spec.input_shape, run.generator)
     optimizer = torch.optim.Adam(network.parameters(), lr=p.lr, betas=(p.beta1, 0.999))
     schedule = LambdaLR(
@@ -133,6 +137,8 @@ def fit_energy(
             recoveries=RECOVERIES,
         )
     except DivergedError as error:
+        if any(map(parametrize.is_parametrized, network.modules())):  # coded or rounded: its file is not yet made
+            raise
         path = run.checkpoint("last-healthy").with_suffix(".safetensors")
         provenance = {"stage": "teacher", "diverged": True, "sampler": p.recorded_sampler}
         save(dense(network.cpu(), run.name.split("/")[0]), path, provenance)
