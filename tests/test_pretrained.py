@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -14,11 +16,14 @@ from lowenergy.networks import spec_of
 from lowenergy.storage import artifact
 from lowenergy.storage.encodings import Coded
 
-MODELS = sorted((ROOT / "pretrained").glob("*.safetensors"))
+SCORER = ROOT / "pretrained/mnist-scorer.safetensors"
+MODELS = sorted(
+    path for path in (ROOT / "pretrained").glob("*.safetensors") if not path.stem.endswith(("scorer", "reference"))
+)
 DRAWING = [path for path in MODELS if artifact.read(path)[0].target != "classifier"]
 
 
-def figures(path: Path) -> dict[str, float]:
+def figures(path: Path) -> Any:
     return json.loads(path.with_suffix(".json").read_text())
 
 
@@ -59,3 +64,25 @@ def test_it_draws_ink_on_paper(path: Path, tmp_path: Path) -> None:
     shades = decode_png(read_file(str(out)))[0].float()
     assert (shades < 32).float().mean() > 0.6  # digits are mostly background,
     assert 0.03 < (shades > 223).float().mean() < 0.3  # and some of each is ink, as in MNIST
+
+
+def test_anyone_can_check_an_fid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Few samples, which FID overrates; noise is worlds apart."""
+    drawn, noise = tmp_path / "drawn.npz", tmp_path / "noise.npz"
+    tiny = ROOT / "pretrained/mnist-ebm-tiny.safetensors"
+    assert cli.main(["sample", str(tiny), "--n", "500", "--steps", "100", "--out", str(drawn)]) == 0
+    np.savez(noise, images=np.random.default_rng(0).integers(0, 256, (500, 28, 28), dtype=np.uint8))
+    found = {}
+    for images in (drawn, noise):
+        capsys.readouterr()
+        assert cli.main(["fid", str(images), "--scorer", str(SCORER)]) == 0
+        found[images] = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert float(found[drawn]["fid"]) < 5 and float(found[drawn]["inception_score"]) > 8
+    assert float(found[noise]["fid"]) > 100
+
+
+def test_the_scorers_card_is_its_own() -> None:
+    card, kept = (ROOT / "pretrained/README.md").read_text(), figures(SCORER)
+    assert f"{100 * kept['accuracy']:.2f} %" in card and f"FID {kept['test_images']['fid']:.3f}" in card
+    model, header = artifact.read(SCORER)
+    assert model.target == "scorer" and header["provenance"]["data"] == "mnist"
