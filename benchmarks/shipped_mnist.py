@@ -2,8 +2,9 @@
 
     python benchmarks/shipped_mnist.py [--images published.npz]
 
-The same figures by hand: `lowenergy sample MODEL --n 5000 --steps 200 --out images.npz`, then `lowenergy fid images.npz --scorer
-pretrained/mnist-scorer.safetensors`. What was measured of the same file before is kept; give --again to measure all anew.
+The same figures by hand: `lowenergy sample MODEL --n 5000 --steps 200 --out images.npz`, then
+`lowenergy fid images.npz --scorer pretrained/mnist-scorer.safetensors`. What was measured of a file before is kept;
+give --again to measure all anew.
 """
 
 import argparse

@@ -10,6 +10,7 @@ again.
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,11 @@ def main() -> None:
             files.write_json(took, round(timed(place, *command)))
         rows.append({"command": name, "seconds": json.loads(took.read_text())})
         rows[-1]["share"] = round(rows[-1]["seconds"] / rows[0]["seconds"], 3)
+        rows[-1]["commit"] = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=place, capture_output=True, text=True
+        ).stdout.strip()
+        if ends := re.findall(r"^done .+ in (\d+) s$", (args.folder / f"{number}.log").read_text(), re.M):
+            rows[-1]["seconds of all stages"] = sum(map(int, ends))
         status = subprocess.run([sys.executable, "-m", "dvc", "status"], cwd=place, capture_output=True, text=True)
         rows[-1]["dvc status"] = status.stdout.strip()
         print(rows[-1], flush=True)

@@ -12,6 +12,7 @@ from lowenergy.base import files, params
 from lowenergy.base.params import ParamsError
 
 PROFILES, PARAMS = Path("profiles"), Path("params.yaml")
+OPTIONAL = ("weights", "arguments")  # of a network: not in params.yaml where there are none; null takes them out
 
 
 def names() -> list[str]:
@@ -40,6 +41,13 @@ def _round_trip() -> YAML:
 def _overlay(values: Any, changes: Any, at: str, changed: list[str]) -> None:
     for key, new in changes.items():
         field = f"{at}{key}"
+        if key in OPTIONAL and (new is None or key not in values):
+            old = values.pop(key, None)
+            if new is not None:
+                values[key] = new
+            if old != new:
+                changed.append(f"{field}: {old} -> {new}")
+            continue
         if key not in values:
             raise ParamsError(f"{field} is not in params.yaml; see the spelling there")
         if field == "targets":  # which there are is the value

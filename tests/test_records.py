@@ -12,6 +12,7 @@ RECORDED = {
     ("README.md", "branch | classifier: accuracy"): ["metrics/*/*.card.json"],
     ("docs/networks.md", "network | teacher"): ["benchmarks/records/any_network.json"],
     ("docs/energies.md", "threads, batch | ours"): ["benchmarks/records/sampler_peers.json"],
+    ("docs/scaling.md", "command | seconds"): ["benchmarks/records/side_by_side.json"],
     ("docs/scaling.md", "stages | command"): ["benchmarks/records/run_overhead.json"],
     ("docs/scaling.md", "training | one"): ["benchmarks/records/data_parallel.json"],
     ("docs/pruning.md", "| | 10 %"): ["docs/sweeps/*.csv"],
