@@ -19,12 +19,13 @@ from lowenergy import data, energies, networks, targets
 from lowenergy.base import params
 from lowenergy.base.errors import UserError
 from lowenergy.compression import distill, pq, prune, quantize
+from lowenergy.compression.budget import share
 from lowenergy.energies import energy_gradient
 from lowenergy.runtimes import int8
 from lowenergy.runtimes.loading import energy_of, network_of
 from lowenergy.storage import artifact
-from lowenergy.storage.encodings import Int8
-from lowenergy.training import Run
+from lowenergy.storage.encodings import Coded, Int8
+from lowenergy.training import Run, mean_loss
 
 METHODS = {"prune": prune, "quantize": quantize, "distill": distill, "pq": pq}
 
@@ -445,7 +446,8 @@ def test_bits_are_shared_as_well_as_can_be(draw: st.DataObject) -> None:
     falls = draw.draw(st.lists(st.lists(st.floats(0.01, 1), min_size=6, max_size=6), min_size=1, max_size=3))
     costs = {str(i): {bits: sum(sorted(steps)[: 8 - bits]) for bits in range(2, 9)} for i, steps in enumerate(falls)}
     budget = draw.draw(st.integers(2 * len(costs), 8 * len(costs)))
-    shares = quantize.share_bits(costs, dict.fromkeys(costs, 10), 10 * budget)
+    choices = {name: {bits: (10 * bits, cost) for bits, cost in of.items()} for name, of in costs.items()}
+    shares = share(choices, 10 * budget)
     assert sum(shares.values()) <= budget and set(shares.values()) <= set(range(2, 9))
     best = min(
         sum(costs[str(i)][bits] for i, bits in enumerate(way))
@@ -456,9 +458,35 @@ def test_bits_are_shared_as_well_as_can_be(draw: st.DataObject) -> None:
 
 
 def test_a_large_layer_pays_for_its_bits() -> None:
-    costs = {name: {2: 1.0, 4: 0.5, 8: 0.0} for name in ("large", "small")}
-    assert quantize.share_bits(costs, {"large": 100, "small": 10}, 500) == {"large": 4, "small": 8}
-    assert quantize.share_bits(costs, {"large": 100, "small": 10}, 100) == {"large": 2, "small": 2}  # the fewest
+    sizes, costs = {"large": 100, "small": 10}, {2: 1.0, 4: 0.5, 8: 0.0}
+    choices = {name: {bits: (size * bits, cost) for bits, cost in costs.items()} for name, size in sizes.items()}
+    assert share(choices, 500) == {"large": 4, "small": 8}
+    assert share(choices, 100) == {"large": 2, "small": 2}  # the fewest
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_mixed_blocks_and_codewords_take_no_more_room_and_lose_less(
+    target: str, small_values: Any, splits: data.Splits, tmp_path: Path
+) -> None:
+    coding = {"pq.codewords": 16, "pq.finetune.epochs": 0, f"{target}.train.epochs": 4}
+    section = getattr(params.check(with_changes(small_values, coding)), target)
+    trained = targets.get(target).train(splits, section, Run(f"{target}/teacher", 0, [], root=tmp_path))
+
+    def made(allocation: str) -> tuple[set[tuple[int, ...]], float, int]:
+        p = params.check(with_changes(small_values, {**coding, "pq.allocation": allocation})).pq
+        run = Run(f"{target}/pq", 0, [p], root=tmp_path)
+        objective = targets.get(target).objective(copy.deepcopy(trained), splits, section, run)
+        model = pq.compress(copy.deepcopy(trained), target, objective, p, run)
+        codebooks = {tuple(part.codebook.shape) for part in model.tensors.values() if isinstance(part, Coded)}
+        artifact.save(model, tmp_path / allocation, {})
+        shares = artifact.shares(tmp_path / allocation)
+        loss = mean_loss(model.build(), objective, torch.arange(0, len(objective.inputs), 3), run)
+        return codebooks, loss, shares["codes"] + shares["codebooks"]
+
+    (_, uniform, most), (codebooks, mixed, size) = made("uniform"), made("sensitivity")
+    assert len({shape[1] for shape in codebooks}) > 1  # blocks of several lengths
+    assert size <= 1.05 * most  # codes of a byte or less are not all packed as tightly
+    assert mixed < uniform
 
 
 @pytest.mark.parametrize("target", TARGETS)

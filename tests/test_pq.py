@@ -159,7 +159,7 @@ def test_coding_keeps_the_function_roughly(setting: Any, gram: str) -> None:
     net, _, objective, p, run = setting({"gram": gram})
     images = objective.inputs[:200]
     before = net(images)
-    pq.code_layers(net, objective, images, None, 0.0, p, run)
+    pq.code_layers(net, objective, images, None, pq.shapes_of(net, objective, images, None, p, run), 0.0, p, run)
     networks.refresh_batchnorm(net, images)
     assert F.cosine_similarity(before, net(images), dim=1).mean() > 0.8
     for name, layer, codebook, code in coded_weights(net):
@@ -217,7 +217,8 @@ def test_layer_finetuning_lowers_the_loss_and_moves_codewords_only(setting: Any)
         coded = copy.deepcopy(net)
         q = p.model_copy(update={"layer_finetune": p.layer_finetune.model_copy(update={"steps": steps})})
         own = Run("classifier/pq", 0, [steps], root=run.checkpoints.parent)
-        pq.code_layers(coded, objective, images, None, 0.0, q, own)
+        shapes = pq.shapes_of(coded, objective, images, None, q, own)
+        pq.code_layers(coded, objective, images, None, shapes, 0.0, q, own)
         coded.train()
         changed.append(float(objective.loss(coded, torch.arange(500), own)[0]))
         both = zip(norms_of(coded), norms_of(net), strict=True)
@@ -241,7 +242,7 @@ def test_stored_network_answers_as_the_one_finetuned(setting: Any, tmp_path: Pat
     """float16, BatchNorm as scale and shift, entropy-coded symbols: nothing of it shows in the answers."""
     net, target, objective, p, run = setting()
     images = objective.inputs[:100]
-    pq.code_layers(net, objective, images, None, 0.0, p, run)
+    pq.code_layers(net, objective, images, None, pq.shapes_of(net, objective, images, None, p, run), 0.0, p, run)
     model = pq.encoded(net, target)
     artifact.save(model, tmp_path / "model", {})
     loaded, coded = lowenergy.load(tmp_path / "model"), lowenergy.load(tmp_path / "model", coded=True)

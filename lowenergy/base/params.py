@@ -475,6 +475,10 @@ class Pq(Section):
     block_1x1: Count = Field(description="block length of 1x1 convolutions, along the input channels")
     block_fc: Count = Field(description="block length of the last layer, along the inputs")
     vectors_per_codeword: Count = Field(description="codewords are clamped to a power of two <= blocks / this")
+    allocation: Literal["uniform", "sensitivity"] = Field(
+        description="uniform: blocks and codewords of every layer as above; sensitivity: blocks up to twice as long or "
+        "short, and four times as many or few codewords, where they lower the matching loss most in as many bits"
+    )
     keep_first: bool = Field(description="leave the first convolution uncoded")
     gram: Literal["covariance", "position", "layer", "none"] = Field(
         description="what weighs a block's error: covariance or second moment of the inputs it meets, the second "

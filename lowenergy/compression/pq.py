@@ -10,6 +10,7 @@ Beyond the paper: errors are weighed by what the layer's outputs do to the netwo
 layers, so that the bytes of a budget go where they save most error.
 """
 
+import copy
 import math
 import time
 from contextlib import suppress
@@ -21,6 +22,7 @@ from torch import Generator, Tensor, nn
 from lowenergy import networks, training
 from lowenergy.base.errors import UserError
 from lowenergy.base.params import Pq, Precision
+from lowenergy.compression.budget import share
 from lowenergy.compression.codebooks import (
     Codebook,
     Metric,
@@ -41,6 +43,9 @@ from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, entrop
 from lowenergy.training import Objective, Run
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+Shapes = dict[str, tuple[int, int]]  # by layer: block length and codewords
+SCALES = 0.5, 1.0, 2.0  # of the params' block lengths, that allocation tries
+TRIED_ON = 200  # inputs
 SAMPLE = 2**13  # blocks a layer that are enough to find the price of a bit
 FILL = 0.99, 0.997  # of the budget, before finetuning, which may cost a few bytes
 
@@ -55,10 +60,11 @@ def compress(network: networks.AnyNetwork, target: str, objective: Objective, p:
     network = network.cpu().eval()
     generator = torch.Generator().manual_seed(run.seed)
     weights = output_weights(network, images, generator) if p.output_weights else None
-    rate = price_of_bits(network, images, weights, p, objective.precision, run.seed) if p.budget_bytes else 0.0
+    shapes = shapes_of(network, objective, images, weights, p, run)
+    rate = price_of_bits(network, images, weights, shapes, p, objective.precision, run.seed) if p.budget_bytes else 0.0
     if rest := networks.left_out(network):
         run.fabric.print(f"{run.name}: of no layer, and uncoded: {', '.join(rest)}")
-    code_layers(network, objective, images, weights, rate, p, run)
+    code_layers(network, objective, images, weights, shapes, rate, p, run)
     fit_budget(network, target, p)
     networks.refresh_batchnorm(network, images)
     training.finetune(network, objective, p.finetune, run)
@@ -203,10 +209,88 @@ def layers_to_code(network: nn.Module, p: Pq) -> dict[str, nn.Conv2d | nn.Linear
     return found
 
 
+def shapes_of(
+    network: networks.AnyNetwork,
+    objective: Objective,
+    images: Tensor,
+    weights: dict[str, Tensor] | None,
+    p: Pq,
+    run: Run,
+) -> Shapes:
+    """Block length and codewords of each layer: the params', or with allocation `sensitivity` those that lower the
+    objective's loss most and take no more bits, codes and codebooks, than the params' would.
+
+    Each layer alone is coded in each of the ways. Of an energy the loss is of the score as well.
+    """
+    layers = layers_to_code(network, p)
+    plain = {name: (d := block_length(layer, p), codewords_for(layer, d, p)) for name, layer in layers.items()}
+    if p.allocation == "uniform":
+        return plain
+    if (content := training.kept(run, "shapes")) is not None:
+        return {name: (d, k) for name, (d, k) in content.items()}
+    index = torch.arange(0, len(objective.inputs), max(1, len(objective.inputs) // TRIED_ON), device=run.device)
+    tried = copy.deepcopy(network).to(run.device)
+    exact = training.mean_loss(tried, objective, index, run)
+    ways = {name: _ways(layer, p) for name, layer in layers.items()}
+    choices: dict[str, dict[tuple[int, int], tuple[int, float]]] = {name: {} for name in layers}
+    for scale in SCALES:
+        lengths = {name: of_layer[scale][0] for name, of_layer in ways.items()}
+        moments = moments_of(network, lengths, images, objective.precision)
+        for name, layer in layers.items():
+            d, counts = ways[name][scale]
+            groups, weight = groups_of(layer), layer.weight.detach()
+            blocks = blocks_of(weight, d, groups)
+            matter = weights[name] if weights else torch.ones(len(weight))
+            metric = Metric(grams_for(moments[name], p), outputs_by_position(matter, len(blocks), groups))
+            place = networks.coded_layers(tried)[name].weight
+            for k in counts:
+                if (d, k) in choices[name]:
+                    continue
+                found = learn(blocks, metric, k, steps=4, generator=torch.Generator().manual_seed(run.seed))
+                code = CodedWeight(row_major(found.codes, groups), k, tuple(weight.shape))
+                with torch.no_grad():
+                    place.copy_(code(found.codewords))
+                added = training.mean_loss(tried, objective, index, run) - exact
+                choices[name][d, k] = (_bits(layer, d, k), added)
+            with torch.no_grad():
+                place.copy_(weight)
+    shapes = share(choices, sum(_bits(layers[name], *shape) for name, shape in plain.items()))
+    run.fabric.print(
+        f"{run.name}: blocks and codewords {', '.join(f'{name} {d} {k}' for name, (d, k) in shapes.items())}"
+    )
+    training.keep(run, "shapes", shapes)
+    return shapes
+
+
+def _ways(layer: nn.Conv2d | nn.Linear, p: Pq) -> dict[float, tuple[int, list[int]]]:
+    """Block lengths about as long as the params', half and twice; of each, numbers of codewords."""
+    found = {}
+    for scale in SCALES:
+        scaled = {
+            of: max(1, int(getattr(p, of) * scale)) for of in ("block_conv", "block_small", "block_1x1", "block_fc")
+        }
+        d = block_length(layer, p.model_copy(update=scaled))
+        wanted = {
+            of: [max(2, int(getattr(p, of) * more)) for more in (1 / 4, 1, 4)] for of in ("codewords", "codewords_fc")
+        }
+        counts = {
+            codewords_for(layer, d, p.model_copy(update=dict(zip(wanted, pair, strict=True))))
+            for pair in zip(*wanted.values(), strict=True)
+        }
+        found[scale] = (d, sorted(counts))
+    return found
+
+
+def _bits(layer: nn.Conv2d | nn.Linear, d: int, k: int) -> int:
+    """Of codes and codebook."""
+    return layer.weight.numel() // d * math.ceil(math.log2(k)) + 16 * k * d
+
+
 def price_of_bits(
     network: nn.Module,
     images: Tensor,
     weights: dict[str, Tensor] | None,
+    shapes: Shapes,
     p: Pq,
     precision: Precision,
     seed: int,
@@ -217,7 +301,7 @@ def price_of_bits(
     """
     assert p.budget_bytes is not None
     layers = layers_to_code(network, p)
-    lengths = {name: block_length(layer, p) for name, layer in layers.items()}
+    lengths = {name: d for name, (d, _) in shapes.items()}
     moments = moments_of(network, lengths, images, precision)
     wanted = 8.0 * p.budget_bytes
     sampled: list[tuple[float, Tensor, Tensor, Tensor, Codebook]] = []
@@ -230,7 +314,7 @@ def price_of_bits(
             outputs_by_position(weights[name], len(blocks), groups)[..., some] if weights else torch.ones(len(some))
         )
         metric = Metric(grams_for(moments[name], p), matter)
-        k = min(codewords_for(layer, lengths[name], p), blocks.shape[0] * len(some))
+        k = min(shapes[name][1], blocks.shape[0] * len(some))
         found = learn(blocks[:, some], metric, k, steps=4, generator=torch.Generator().manual_seed(seed))
         factors = metric.factors()
         scale = blocks.shape[1] / len(some)
@@ -261,6 +345,7 @@ def code_layers(
     objective: Objective,
     images: Tensor,
     weights: dict[str, Tensor] | None,
+    shapes: Shapes,
     rate: float,
     p: Pq,
     run: Run,
@@ -273,6 +358,7 @@ def code_layers(
         images: (n, c, h, w) whose activations weigh the errors; those of each layer come through the coded layers
             below it, so that later codebooks make up for earlier errors.
         weights: by layer, how much an error of each output channel matters; None for all alike.
+        shapes: by layer, block length and codewords.
         rate: price of a bit of code.
     """
     layers = layers_to_code(network, p)
@@ -281,10 +367,10 @@ def code_layers(
     started = time.monotonic()
     total = sum(layer.weight.numel() for layer in list(layers.values())[done:])
     for name, layer in list(layers.items())[done:]:
-        d = block_length(layer, p)
+        d, k = shapes[name]
         moments = moments_of(network, {name: d}, images, objective.precision, only=True)[name]
         weight, groups = layer.weight.detach(), groups_of(layer)
-        blocks, k = blocks_of(weight, d, groups), codewords_for(layer, d, p)
+        blocks = blocks_of(weight, d, groups)
         matter = weights[name] if weights else torch.ones(len(weight))
         metric = Metric(grams_for(moments, p), outputs_by_position(matter, len(blocks), groups))
         found = learn(blocks, metric, k, steps=p.kmeans_steps, generator=generator, rate=rate)

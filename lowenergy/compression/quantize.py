@@ -20,6 +20,7 @@ from lowenergy import networks, training
 from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.base.params import Quantize, Retrain
+from lowenergy.compression.budget import share
 from lowenergy.runtimes import int8
 from lowenergy.storage.artifact import Model, weights
 from lowenergy.storage.encodings import Dense, Encoding, Int8
@@ -164,33 +165,10 @@ def _allocated(
         with torch.no_grad():
             layer.weight.copy_(weight)
     sizes = {name: layer.weight.numel() for name, layer in layers.items()}
-    shares = share_bits(costs, sizes, mean * sum(sizes.values()))
+    choices = {name: {bits: (sizes[name] * bits, cost) for bits, cost in costs[name].items()} for name in layers}
+    shares = share(choices, mean * sum(sizes.values()))
     run.fabric.print(f"{run.name}: bits {', '.join(f'{name} {bits}' for name, bits in shares.items())}")
     return shares
-
-
-def share_bits(costs: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], budget: int) -> dict[str, int]:
-    """Bits per weight of each layer.
-
-    Args:
-        costs: of each layer, at each number of bits; falling.
-        sizes: weights of each layer.
-        budget: bits of all layers together; the fewest bits of every layer are given in any case.
-    """
-    shares = {name: min(of_layer) for name, of_layer in costs.items()}
-    left = budget - sum(sizes[name] * bits for name, bits in shares.items())
-    while True:
-        steps = [
-            ((of_layer[shares[name]] - cost) / (sizes[name] * (bits - shares[name])), name, bits)
-            for name, of_layer in costs.items()
-            for bits, cost in of_layer.items()
-            if bits > shares[name] and sizes[name] * (bits - shares[name]) <= left and cost < of_layer[shares[name]]
-        ]
-        if not steps:
-            return shares
-        _, name, bits = max(steps)
-        left -= sizes[name] * (bits - shares[name])
-        shares[name] = bits
 
 
 def _spared(
