@@ -145,7 +145,8 @@ def setting(small_values: Any, splits: data.Splits, tmp_path: Path) -> Any:
     """(changes) -> what pq.compress takes, on an untrained classifier."""
 
     def make(changes: dict[str, Any] | None = None, root: Path = tmp_path) -> tuple[Any, ...]:
-        p = params.check(with_changes(small_values, {f"pq.{k}": v for k, v in (changes or {}).items()}))
+        changes = {"allocation": "uniform", **(changes or {})}
+        p = params.check(with_changes(small_values, {f"pq.{k}": v for k, v in changes.items()}))
         run = Run("classifier/pq", 0, [p.pq], root=root)
         net = network()
         objective = targets.get("classifier").objective(copy.deepcopy(net), splits, p.classifier, run)
@@ -285,7 +286,7 @@ keep = training.keep
 
 def keep_and_die(run, part, content):
     keep(run, part, content)
-    if content["done"] == 4:
+    if content.get("done") == 4:
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -300,7 +301,7 @@ def test_a_killed_run_goes_on_at_the_layer_reached_with_the_same_bytes(
 ) -> None:
     from ruamel.yaml import YAML
 
-    changes = {"layer_finetune.steps": 2, "budget_bytes": 20000}
+    changes = {"layer_finetune.steps": 2, "budget_bytes": 20000, "allocation": "sensitivity"}
     values = with_changes(small_values, {f"pq.{k}": v for k, v in changes.items()})
     YAML(typ="safe").dump(values, tmp_path / "params.yaml")
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)

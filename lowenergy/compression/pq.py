@@ -227,7 +227,7 @@ def shapes_of(
     if p.allocation == "uniform":
         return plain
     if (content := training.kept(run, "shapes")) is not None:
-        return {name: (d, k) for name, (d, k) in content.items()}
+        return {name: (d, k) for name, (d, k) in content["shapes"].items()}
     index = torch.arange(0, len(objective.inputs), max(1, len(objective.inputs) // TRIED_ON), device=run.device)
     tried = copy.deepcopy(network).to(run.device)
     exact = training.mean_loss(tried, objective, index, run)
@@ -258,7 +258,7 @@ def shapes_of(
     run.fabric.print(
         f"{run.name}: blocks and codewords {', '.join(f'{name} {d} {k}' for name, (d, k) in shapes.items())}"
     )
-    training.keep(run, "shapes", shapes)
+    training.keep(run, "shapes", {"shapes": shapes})
     return shapes
 
 
