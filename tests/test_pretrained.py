@@ -77,7 +77,7 @@ def test_anyone_can_check_an_fid(tmp_path: Path, capsys: pytest.CaptureFixture[s
         capsys.readouterr()
         assert cli.main(["fid", str(images), "--scorer", str(SCORER)]) == 0
         found[images] = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
-    assert float(found[drawn]["fid"]) < 5 and float(found[drawn]["inception_score"]) > 8
+    assert float(found[drawn]["fid"]) < 5 and float(found[drawn]["inception_score"]) > 7
     assert float(found[noise]["fid"]) > 100
 
 
