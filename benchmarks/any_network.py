@@ -85,6 +85,7 @@ CHANGES = {
     "distill.student.activation": "relu",
     "distill.train.epochs": 10,
     "distill.retrain.epochs": 0,
+    "pq.allocation": "uniform",
     "pq.codewords": 256,
     "pq.block_conv": 9,
     "pq.block_1x1": 2,
