@@ -22,6 +22,7 @@ from torch import Generator, Tensor, nn
 from lowenergy import networks, training
 from lowenergy.base.errors import UserError
 from lowenergy.base.params import Pq, Precision
+from lowenergy.base.progress import Progress
 from lowenergy.compression.budget import share
 from lowenergy.compression.codebooks import (
     Codebook,
@@ -220,45 +221,44 @@ def shapes_of(
     """Block length and codewords of each layer: the params', or with allocation `sensitivity` those that lower the
     objective's loss most and take no more bits, codes and codebooks, than the params' would.
 
-    Each layer alone is coded in each of the ways. Of an energy the loss is of the score as well.
+    Each layer alone is coded in each of the ways; what was found is kept on disk, so that a killed run goes on there. Of an
+    energy the loss is of the score as well.
     """
     layers = layers_to_code(network, p)
     plain = {name: (d := block_length(layer, p), codewords_for(layer, d, p)) for name, layer in layers.items()}
     if p.allocation == "uniform":
         return plain
-    if (content := training.kept(run, "shapes")) is not None:
-        return {name: (d, k) for name, (d, k) in content["shapes"].items()}
+    kept = training.kept(run, "ways")
+    choices: dict[str, dict[tuple[int, int], tuple[int, float]]] = kept["choices"] if kept else {}
     index = torch.arange(0, len(objective.inputs), max(1, len(objective.inputs) // TRIED_ON), device=run.device)
     tried = copy.deepcopy(network).to(run.device)
     exact = training.mean_loss(tried, objective, index, run)
     ways = {name: _ways(layer, p) for name, layer in layers.items()}
-    choices: dict[str, dict[tuple[int, int], tuple[int, float]]] = {name: {} for name in layers}
+    progress = Progress(f"{run.name}: codes of each layer tried", len(SCALES) * len(layers))
     for scale in SCALES:
         lengths = {name: of_layer[scale][0] for name, of_layer in ways.items()}
         moments = moments_of(network, lengths, images, objective.precision)
         for name, layer in layers.items():
             d, counts = ways[name][scale]
-            groups, weight = groups_of(layer), layer.weight.detach()
+            groups, weight, of_layer = groups_of(layer), layer.weight.detach(), choices.setdefault(name, {})
             blocks = blocks_of(weight, d, groups)
             matter = weights[name] if weights else torch.ones(len(weight))
             metric = Metric(grams_for(moments[name], p), outputs_by_position(matter, len(blocks), groups))
             place = networks.coded_layers(tried)[name].weight
-            for k in counts:
-                if (d, k) in choices[name]:
-                    continue
+            for k in (k for k in counts if (d, k) not in of_layer):
                 found = learn(blocks, metric, k, steps=4, generator=torch.Generator().manual_seed(run.seed))
                 code = CodedWeight(row_major(found.codes, groups), k, tuple(weight.shape))
                 with torch.no_grad():
                     place.copy_(code(found.codewords))
-                added = training.mean_loss(tried, objective, index, run) - exact
-                choices[name][d, k] = (_bits(layer, d, k), added)
+                of_layer[d, k] = (_bits(layer, d, k), training.mean_loss(tried, objective, index, run) - exact)
             with torch.no_grad():
                 place.copy_(weight)
+            training.keep(run, "ways", {"choices": choices})
+            progress(1)
     shapes = share(choices, sum(_bits(layers[name], *shape) for name, shape in plain.items()))
     run.fabric.print(
         f"{run.name}: blocks and codewords {', '.join(f'{name} {d} {k}' for name, (d, k) in shapes.items())}"
     )
-    training.keep(run, "shapes", {"shapes": shapes})
     return shapes
 
 
