@@ -221,8 +221,8 @@ def shapes_of(
     """Block length and codewords of each layer: the params', or with allocation `sensitivity` those that lower the
     objective's loss most and take no more bits, codes and codebooks, than the params' would.
 
-    Each layer alone is coded in each of the ways; what was found is kept on disk, so that a killed run goes on there. Of an
-    energy the loss is of the score as well.
+    Each layer alone is coded in each of the ways; what was found is kept on disk, so that a killed run goes on there.
+    Of an energy the loss is of the score as well.
     """
     layers = layers_to_code(network, p)
     plain = {name: (d := block_length(layer, p), codewords_for(layer, d, p)) for name, layer in layers.items()}
