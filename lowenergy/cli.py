@@ -399,6 +399,7 @@ def _sample(args: argparse.Namespace) -> None:
 
     from lowenergy import data
     from lowenergy.base import files
+    from lowenergy.base.device import fastest
     from lowenergy.energies import sample
     from lowenergy.runtimes import sampling
     from lowenergy.runtimes.loading import network_of
@@ -409,7 +410,7 @@ def _sample(args: argparse.Namespace) -> None:
         raise files.FileError(f"{args.model}: a {model.target} has no energy to sample from; give an EBM or a JEM")
     constants = sampling.constants_of(header, args.model)
     steps = args.steps or int(header["provenance"]["sampler"]["chain_steps"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = fastest()
     with Progress() as progress:
         task = progress.add_task(f"{steps} Langevin steps", total=steps * args.n)
         images = sample(

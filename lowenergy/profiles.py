@@ -12,7 +12,8 @@ from lowenergy.base import files, params
 from lowenergy.base.params import ParamsError
 
 PROFILES, PARAMS = Path("profiles"), Path("params.yaml")
-OPTIONAL = ("weights", "arguments")  # of a network: not in params.yaml where there are none; null takes them out
+# Of a network, of energies: not in params.yaml where there are none; null takes them out.
+OPTIONAL = ("weights", "arguments", "flip")
 
 
 def names() -> list[str]:

@@ -126,8 +126,9 @@ class Architecture(Section):
     """A network by name; channels of the images and number of classes come from the data."""
 
     name: Annotated[str, AfterValidator(_network)] = Field(
-        description="resnet18, resnet10, resnet20, resnet8, cnn, strided, compact or shallow (docs/architectures.md), "
-        "or an import path such as torchvision.models.resnet18 or mynets.py:Net (docs/networks.md)"
+        description="resnet18, resnet10, resnet20, resnet8, cnn, strided, compact, shallow or residual "
+        "(docs/architectures.md), or an import path such as torchvision.models.resnet18 or mynets.py:Net "
+        "(docs/networks.md)"
     )
     width: Annotated[int, Field(ge=2, le=1024)] | None = Field(
         default=None, description="channels of the first stage; this and the next three of the zoo's networks only"
@@ -233,6 +234,7 @@ class EnergyTraining(Section):
     contrastive_from: Fraction = Field(description="share of the epochs trained on the flow alone; then chains join in")
     regularization: NotNegative = Field(description="weight of the mean squared energy, which keeps energies near 0")
     data_noise: NotNegative = Field(description="standard deviation of noise added to real images")
+    flip: bool = Field(False, description="mirror half of the real images; may be left out")
     buffer_size: Count = Field(description="chains kept in the replay buffer")
     fresh_fraction: Annotated[float, Field(ge=0, le=1)] = Field(description="chains restarted from uniform noise")
     chain_steps: Count = Field(description="Langevin steps between two updates of the weights")

@@ -1,5 +1,6 @@
 """Static quantization: integer weights per output channel, int8 activations with calibrated ranges; then QAT.
-Rounded networks are trained towards the teacher, then by the target's own loss.
+Rounded networks are trained towards the teacher, then by the target's own loss: those with BatchNorm with their norms
+at work and activations float, then folded; others folded, in the int8 graph towards the teacher.
 
 Of energies both directions are rounded, logits and input gradient, so that the int8 network samples by itself.
 """
@@ -8,7 +9,8 @@ import copy
 import csv
 import io
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch.nn.utils import parametrize
 from lowenergy import networks, training
 from lowenergy.base import files
 from lowenergy.base.errors import UserError
-from lowenergy.base.params import Quantize, Retrain
+from lowenergy.base.params import Quantize
 from lowenergy.compression.budget import share
 from lowenergy.runtimes import int8
 from lowenergy.storage.artifact import Model, weights
@@ -27,6 +29,7 @@ from lowenergy.storage.encodings import Dense, Encoding, Int8
 from lowenergy.training import Objective, Run
 
 FEWEST, MOST = 2, 8  # bits of a weight
+BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def compress(network: networks.AnyNetwork, target: str, objective: Objective, p: Quantize, run: Run) -> Model:
@@ -64,12 +67,22 @@ def compress(network: networks.AnyNetwork, target: str, objective: Objective, p:
         del scales[name]
     prepared = _calibrated(folded, scales, images, bits)
     run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
-    if p.finetune.epochs:
+    with_norms = any(isinstance(module, BatchNorm) for module in network.modules())
+    if p.finetune.epochs and not with_norms:
         training.hold_zeros(prepared)
         training.finetune(prepared, objective, p.finetune, run)
-    if p.retrain.epochs:
         folded.load_state_dict(_trained(prepared), strict=False)
-        scales = _retrained(folded, scales, bits, objective, p.retrain, run)
+    if with_norms and (p.finetune.epochs or p.retrain.epochs):
+        starts = {name: int8.best_scale(networks.coded_layers(network)[name].weight, bits[name]) for name in scales}
+        with rounded_weights(network, starts, bits):
+            training.finetune(network, objective, p.finetune, run)
+            if p.retrain.epochs:
+                objective.retrain(network, p.retrain, run)
+        folded, scales = _folded(network, starts)
+        prepared = _calibrated(folded, scales, images, bits)
+    elif p.retrain.epochs:
+        with rounded_weights(folded, scales, bits):
+            objective.retrain(folded, p.retrain, run)
         prepared = _calibrated(folded, scales, images, bits)
     trained = _trained(prepared)
     tensors: dict[str, Encoding] = {}
@@ -107,27 +120,34 @@ class RoundedWeight(nn.Module):
         return (steps + (steps.round() - steps).detach()) * scale
 
 
-def _retrained(
-    network: networks.AnyNetwork,
-    scales: Mapping[str, Tensor],
-    bits: Mapping[str, int],
-    objective: Objective,
-    p: Retrain,
-    run: Run,
-) -> dict[str, Tensor]:
-    """Train in place by the target's own loss, weights rounded and activations float; the scales found."""
+@contextmanager
+def rounded_weights(network: networks.AnyNetwork, scales: dict[str, Tensor], bits: Mapping[str, int]) -> Iterator[None]:
+    """Within it, the weights of these layers are rounded and can be trained; then `scales`, (out,) by layer, are those
+    to round them with."""
     layers = {name: networks.coded_layers(network)[name] for name in scales}
     for name, layer in layers.items():
         rounding = RoundedWeight(scales[name], bits[name], layer.weight.shape)
         parametrize.register_parametrization(layer, "weight", rounding)
     training.hold_zeros(network)
-    objective.retrain(network, p, run)
-    found = {}
+    yield
     for name, layer in layers.items():
         of_weight: Any = layer.parametrizations.weight  # type: ignore[union-attr]
-        found[name] = of_weight[0].scale.detach().abs().clamp_min(int8.SMALLEST_SCALE).flatten()
+        scales[name] = of_weight[0].scale.detach().abs().clamp_min(int8.SMALLEST_SCALE).flatten()
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-    return found
+
+
+def _folded(
+    network: networks.AnyNetwork, scales: Mapping[str, Tensor]
+) -> tuple[networks.AnyNetwork, dict[str, Tensor]]:
+    """Without norms, and the scales by which its weights round to the integers that they were: a norm's factor is one
+    of each output channel, like a scale's."""
+    folded = networks.fold_batchnorm(network.cpu().eval())
+    found = {}
+    for name, scale in scales.items():
+        before, after = (networks.coded_layers(of)[name].weight.detach().flatten(1) for of in (network, folded))
+        factor = (before * after).sum(1).abs() / before.square().sum(1).clamp_min(1e-30)
+        found[name] = (scale * factor).clamp_min(int8.SMALLEST_SCALE)
+    return folded, found
 
 
 def _calibrated(

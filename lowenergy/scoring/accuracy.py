@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowenergy.base.device import measured
 from lowenergy.data import Split, to_float
 
 
 def predict(network: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Logits, (n, outputs), of uint8 images."""
-    with torch.inference_mode():
-        return torch.cat([network(to_float(batch)) for batch in images.split(batch_size)])
+    with measured(network) as device, torch.inference_mode():
+        return torch.cat([network(to_float(batch.to(device))).cpu() for batch in images.split(batch_size)])
 
 
 def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:

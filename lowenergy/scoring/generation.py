@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from lowenergy.base import files
+from lowenergy.base.device import measured
 from lowenergy.data import at_a_time, to_bytes, to_float
 from lowenergy.networks import AnyNetwork, features_and_logits
 
@@ -32,12 +33,12 @@ def _looked_at(scorer: AnyNetwork, images: Tensor) -> tuple[Moments, Tensor]:
     """Moments of the features, and the logits, (n, classes), of images uint8 (n, c, h, w)."""
     totals: Moments = {}
     logits = []
-    with torch.inference_mode():
+    with measured(scorer) as device, torch.inference_mode():
         for batch in images.split(at_a_time(images, BATCH)):
-            features, found = features_and_logits(scorer, to_float(batch))
+            features, found = features_and_logits(scorer, to_float(batch.to(device)))
             assert features is not None
-            logits.append(found)
-            totals = {name: totals.get(name, 0) + part for name, part in _moments(features).items()}
+            logits.append(found.cpu())
+            totals = {name: totals.get(name, 0) + part for name, part in _moments(features.cpu()).items()}
     return totals, torch.cat(logits)
 
 

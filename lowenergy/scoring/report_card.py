@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lowenergy import data
+from lowenergy.base.device import fastest
 from lowenergy.base.params import ClassifierEvaluation, EnergyEvaluation, Sampler
 from lowenergy.base.progress import Progress
 from lowenergy.data import Splits, at_a_time, handful, to_float
@@ -92,7 +93,7 @@ def _draw_and_detect(
     seed: int,
     plots: Path,
 ) -> dict[str, Any]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = fastest()
     others = min(p.samples, max(FEWEST_OTHERS, len(splits.validation)))  # more say no more than the images they meet
     work = (p.samples + others) * p.chain_steps
     energy = sampling.fastest(model, network.to(device), images=work)

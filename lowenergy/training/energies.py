@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import LambdaLR
 
 from lowenergy.base.params import Ebm, EnergyTraining, Jem, Precision, Retrain, StudentRetrain
-from lowenergy.data import Batches, Split, Splits, to_float, write_grid
+from lowenergy.data import Batches, Split, Splits, augment, to_float, write_grid
 from lowenergy.energies import (
     HEADS,
     EnergyMatch,
@@ -80,7 +80,7 @@ def fit_energy(
 
     def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
         batch = data.take(batches(step).to(run.device))
-        images = to_float(batch.images)
+        images = augment(to_float(batch.images), 0, p.flip, run.generator)
         images = images + p.data_noise * torch.randn(images.shape, generator=run.generator, device=run.device)
         chains, sampled = images[:0], torch.zeros(0, dtype=torch.bool, device=run.device)
         if p.contrastive_weight and step >= chains_from:

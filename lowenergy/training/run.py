@@ -43,7 +43,7 @@ class Run:
         self.fingerprint = _fingerprint([name, seed, *inputs])
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it; filling takes time
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # filling takes time
         self.fabric = _launched()
         self.device = self.fabric.device
         self.team = Team(self.fabric.global_rank, self.fabric.world_size)

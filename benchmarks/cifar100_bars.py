@@ -1,0 +1,179 @@
+"""What each way of compressing costs CIFAR-100's ResNet-18, from one trained teacher, rows side by side.
+
+    python benchmarks/cifar100_bars.py teacher.safetensors --root data/raw --work /tmp/bars --jobs 4
+
+A row is a chain of methods with the params that differ from `lowenergy profile cifar100`, in a workspace of its own, by
+the pipeline's own stages; every model of the chain is measured. Rows that are done are kept in the record and skipped;
+killed rows go on. `--only` picks rows by the start of their labels. A GPU takes minutes for a row, two cores an hour.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from record import RECORDS, write
+from ruamel.yaml import YAML
+
+from lowenergy.storage import artifact
+
+ROOT = Path(__file__).resolve().parents[1]
+Changes = Mapping[str, Any]
+
+CHANNELS = {
+    "prune.kind": "structured",
+    "prune.amount_of": "macs",
+    "prune.importance": "taylor",
+    "prune.retrain.epochs": 0,
+}
+PRUNE = {"prune.finetune.batch_size": 128, "prune.finetune.lr": 0.002, "prune.scan_images": 0}
+QUANTIZE = {"quantize.finetune.batch_size": 128, "quantize.retrain.epochs": 0}
+CODE = {"pq.finetune.batch_size": 128, "pq.finetune.lr": 0.002}
+
+
+def pq(budget: int, epochs: int, **more: Any) -> Changes:
+    return {**CODE, "pq.budget_bytes": budget, "pq.finetune.epochs": epochs, **{f"pq.{k}": v for k, v in more.items()}}
+
+
+def prune(amount: float, epochs: int) -> Changes:
+    return {**CHANNELS, **PRUNE, "prune.amount": amount, "prune.finetune.epochs": epochs}
+
+
+def quantize(bits: int, epochs: int, lr: float) -> Changes:
+    fit = {"quantize.finetune.epochs": epochs, "quantize.finetune.lr": lr}
+    return {**QUANTIZE, **fit, "quantize.weight_bits": bits}
+
+
+SMALLEST = {"block_conv": 18, "block_small": 9}
+UNSTRUCTURED = {**PRUNE, "prune.kind": "unstructured", "prune.amount": 0.9, "prune.amount_of": "weights",
+                "prune.importance": "l1", "prune.retrain.epochs": 0, "prune.finetune.epochs": 12}  # fmt: skip
+ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
+    **{f"pq, 32x, seed {seed}": (("pq",), {"seed": seed, **pq(1_400_000, 8)}) for seed in (0, 1, 2)},
+    "half the MACs, then 4 bits": (
+        ("prune", "quantize"),
+        {**prune(0.5, 16), "quantize.source": "prune", **quantize(4, 6, 0.001)},
+    ),
+    "2 bits": (("quantize",), quantize(2, 14, 0.002)),
+    **{f"pq, 45x, seed {seed}": (("pq",), {"seed": seed, **pq(995_000, 10)}) for seed in (0, 1, 2)},
+    "4 bits": (("quantize",), quantize(4, 6, 0.001)),
+    "8 bits": (("quantize",), quantize(8, 2, 0.0002)),
+    "a quarter of the MACs": (("prune",), prune(0.75, 16)),
+    "a tenth of the weights": (("prune",), UNSTRUCTURED),
+    **{f"pq, 64x, seed {seed}": (("pq",), {"seed": seed, **pq(695_000, 14, **SMALLEST)}) for seed in (0, 1, 2)},
+}
+
+
+class Bench:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.end = args, time.monotonic() + args.seconds
+        self.lock, self.running = threading.Lock(), set[subprocess.Popen[bytes]]()
+        self.path = RECORDS / f"{args.record}.json"
+        self.rows: list[dict[str, Any]] = json.loads(self.path.read_text())["rows"] if self.path.exists() else []
+        self.data = args.work / "splits"
+        self._workspace(self.data, {})
+        if not (self.data / "data/splits.safetensors").exists():
+            self._run(self.data, "stages.prepare")
+
+    def _workspace(self, place: Path, changes: Changes) -> None:
+        """The params of the profile with these changes, and links to everything else."""
+        place.mkdir(parents=True, exist_ok=True)
+        for name in ("stages", "lowenergy", "profiles"):
+            if not (place / name).is_symlink():
+                (place / name).symlink_to(ROOT / name)
+        yaml = YAML()
+        shutil.copy(ROOT / "params.yaml", place / "params.yaml")
+        self._run(place, "lowenergy.cli", "profile", "cifar100")
+        values = yaml.load(place / "params.yaml")
+        values["data"]["root"] = str(self.args.root)
+        for name, value in changes.items():
+            *sections, last = name.split(".")
+            section = values
+            for part in sections:
+                section = section[part]
+            section[last] = value
+        yaml.dump(values, place / "params.yaml")
+
+    def _run(self, place: Path, *command: str) -> None:
+        with (place / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=place,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ
+                | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "PYTHONWARNINGS": "ignore"},
+            )
+        self.running.add(process)
+        try:
+            process.wait(max(0.1, self.end - time.monotonic()))
+        finally:
+            process.kill()
+            self.running.discard(process)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {(place / 'log.txt').read_text()[-1500:]}")
+
+    def row(self, label: str) -> None:
+        methods, changes = ROWS[label]
+        place = self.args.work / label.replace(", ", "-").replace(" ", "_")
+        started = time.monotonic()
+        if started > self.end:
+            return
+        self._workspace(place, changes)
+        for link, to in (
+            ("models/classifier/teacher.safetensors", self.args.teacher),
+            ("data/splits.safetensors", self.data / "data/splits.safetensors"),
+        ):
+            (place / link).parent.mkdir(parents=True, exist_ok=True)
+            if not (place / link).is_symlink():
+                (place / link).symlink_to(to)
+        cards = {}
+        for method in methods:
+            model = place / f"models/classifier/{method}.safetensors"
+            if not model.exists():
+                self._run(place, "stages.compress", method, "classifier")
+            self._run(place, "stages.evaluate", "classifier", method)
+            cards[method] = json.loads((place / f"metrics/classifier/{method}.card.json").read_text())
+            if self.args.keep and model.stat().st_size < 8_000_000:
+                kept = self.args.keep / f"{place.name}-{method}.safetensors"
+                shutil.copy(model, kept)
+        digests = {m: artifact.sha256(place / f"models/classifier/{m}.safetensors") for m in methods}
+        row = {"label": label, "seconds": round(time.monotonic() - started), "params": dict(changes), "sha256": digests}
+        with self.lock:
+            self.rows = [*(old for old in self.rows if old["label"] != label), {**row, "cards": cards}]
+            write(self.args.record, self.rows, jobs=self.args.jobs, teacher=artifact.sha256(self.args.teacher))
+        card = cards[methods[-1]]
+        print(f"{label}: {card['accuracy']:.2%}, validation {card['validation']['accuracy']:.2%}, "
+              f"{card['size_bytes']:,} bytes, {row['seconds']} s", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", type=Path, help="models/classifier/teacher.safetensors of the profile")
+    parser.add_argument("--root", type=Path, default=Path("data/raw"), help="torchvision root with CIFAR-100")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the workspaces")
+    parser.add_argument("--keep", type=Path, help="folder for small models")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=[""])
+    parser.add_argument("--seconds", type=float, default=1e6, help="stop then")
+    parser.add_argument("--record", default="cifar100_bars")
+    args = parser.parse_args()
+    args.teacher, args.root, args.work = args.teacher.resolve(), args.root.resolve(), args.work.resolve()
+    bench = Bench(args)
+    done = {row["label"] for row in bench.rows}
+    labels = [label for label in ROWS if label not in done and label.startswith(tuple(args.only))]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for label, future in [(label, pool.submit(bench.row, label)) for label in labels]:
+            if error := future.exception():
+                print(f"{label}: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
