@@ -56,16 +56,16 @@ SMALLEST = {"block_conv": 18, "block_small": 9}
 UNSTRUCTURED = {**PRUNE, "prune.kind": "unstructured", "prune.amount": 0.9, "prune.amount_of": "weights",
                 "prune.importance": "l1", "prune.retrain.epochs": 0, "prune.finetune.epochs": 12}  # fmt: skip
 ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
-    **{f"pq, 32x, seed {seed}": (("pq",), {"seed": seed, **pq(1_400_000, 8)}) for seed in (0, 1, 2)},
     "half the MACs, then 4 bits": (
         ("prune", "quantize"),
         {**prune(0.5, 16), "quantize.source": "prune", **quantize(4, 6, 0.001)},
     ),
+    "a quarter of the MACs": (("prune",), prune(0.75, 16)),
+    **{f"pq, 32x, seed {seed}": (("pq",), {"seed": seed, **pq(1_400_000, 8)}) for seed in (0, 1, 2)},
     "2 bits": (("quantize",), quantize(2, 14, 0.002)),
     **{f"pq, 45x, seed {seed}": (("pq",), {"seed": seed, **pq(995_000, 10)}) for seed in (0, 1, 2)},
     "4 bits": (("quantize",), quantize(4, 6, 0.001)),
     "8 bits": (("quantize",), quantize(8, 2, 0.0002)),
-    "a quarter of the MACs": (("prune",), prune(0.75, 16)),
     "a tenth of the weights": (("prune",), UNSTRUCTURED),
     **{f"pq, 64x, seed {seed}": (("pq",), {"seed": seed, **pq(695_000, 14, **SMALLEST)}) for seed in (0, 1, 2)},
 }
