@@ -121,7 +121,9 @@ class Bench:
             raise RuntimeError(f"{' '.join(command)}: {(place / 'log.txt').read_text()[-1500:]}")
 
     def row(self, label: str) -> None:
-        methods, changes = ROWS[label]
+        methods, changes = ROWS[label][0], dict(ROWS[label][1])
+        for name in [name for name in changes if name.endswith("finetune.epochs")]:
+            changes[name] = max(1, round(self.args.share * changes[name]))
         place = self.args.work / label.replace(", ", "-").replace(" ", "_")
         started = time.monotonic()
         if started > self.end:
@@ -145,7 +147,7 @@ class Bench:
                 kept = self.args.keep / f"{place.name}-{method}.safetensors"
                 shutil.copy(model, kept)
         digests = {m: artifact.sha256(place / f"models/classifier/{m}.safetensors") for m in methods}
-        row = {"label": label, "seconds": round(time.monotonic() - started), "params": dict(changes), "sha256": digests}
+        row = {"label": label, "seconds": round(time.monotonic() - started), "params": changes, "sha256": digests}
         with self.lock:
             self.rows = [*(old for old in self.rows if old["label"] != label), {**row, "cards": cards}]
             write(self.args.record, self.rows, jobs=self.args.jobs, teacher=artifact.sha256(self.args.teacher))
@@ -163,6 +165,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[""])
     parser.add_argument("--seconds", type=float, default=1e6, help="stop then")
+    parser.add_argument("--share", type=float, default=1.0, help="of the epochs of each row, for a quicker look")
     parser.add_argument("--record", default="cifar100_bars")
     args = parser.parse_args()
     args.teacher, args.root, args.work = args.teacher.resolve(), args.root.resolve(), args.work.resolve()
