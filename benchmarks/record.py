@@ -24,8 +24,10 @@ def write(name: str, rows: Sequence[dict[str, Any]], **facts: Any) -> Path:
     Args:
         facts: what else decides the figures, such as seed and params that differ.
     """
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    commit = commit or os.environ.get("COMMIT", "")  # where the files went without the repository
+    commit = os.environ.get("COMMIT")  # where the files went without the repository
+    if not commit:
+        described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+        commit = described.stdout.strip()
     own = Path(sys.argv[0]).resolve().relative_to(Path(__file__).resolve().parents[1])
     shown = [Path(part).name if Path(part).is_absolute() else part for part in sys.argv[1:]]  # places of no machine
     command = " ".join(["python", str(own), *shown])
