@@ -28,46 +28,39 @@ from lowenergy.storage import artifact
 ROOT = Path(__file__).resolve().parents[1]
 Changes = Mapping[str, Any]
 
-CHANNELS = {
-    "prune.kind": "structured",
-    "prune.amount_of": "macs",
-    "prune.importance": "taylor",
-    "prune.retrain.epochs": 0,
-}
-PRUNE = {"prune.finetune.batch_size": 128, "prune.finetune.lr": 0.002, "prune.scan_images": 0}
-QUANTIZE = {"quantize.finetune.batch_size": 128, "quantize.retrain.epochs": 0}
-CODE = {"pq.finetune.batch_size": 128, "pq.finetune.lr": 0.002}
+
+def prune(amount: float, epochs: int, **more: Any) -> Changes:
+    fit = {"finetune.epochs": epochs, "finetune.batch_size": 128, "finetune.lr": 0.0015, "retrain.epochs": 0}
+    channels = {"kind": "structured", "amount_of": "macs", "importance": "taylor", "amount": amount, "scan_images": 0}
+    return {f"prune.{key}": value for key, value in (fit | channels | more).items()}
+
+
+def quantize(bits: int, epochs: int, lr: float, **more: Any) -> Changes:
+    fit = {"finetune.epochs": epochs, "finetune.batch_size": 128, "finetune.lr": lr, "weight_bits": bits}
+    return {f"quantize.{key}": value for key, value in (fit | more).items()}
 
 
 def pq(budget: int, epochs: int, **more: Any) -> Changes:
-    return {**CODE, "pq.budget_bytes": budget, "pq.finetune.epochs": epochs, **{f"pq.{k}": v for k, v in more.items()}}
+    fit = {"finetune.epochs": epochs, "finetune.batch_size": 128, "finetune.lr": 0.001, "budget_bytes": budget}
+    return {f"pq.{key}": value for key, value in (fit | more).items()}
 
 
-def prune(amount: float, epochs: int) -> Changes:
-    return {**CHANNELS, **PRUNE, "prune.amount": amount, "prune.finetune.epochs": epochs}
-
-
-def quantize(bits: int, epochs: int, lr: float) -> Changes:
-    fit = {"quantize.finetune.epochs": epochs, "quantize.finetune.lr": lr}
-    return {**QUANTIZE, **fit, "quantize.weight_bits": bits}
-
-
-SMALLEST = {"block_conv": 18, "block_small": 9}
-UNSTRUCTURED = {**PRUNE, "prune.kind": "unstructured", "prune.amount": 0.9, "prune.amount_of": "weights",
-                "prune.importance": "l1", "prune.retrain.epochs": 0, "prune.finetune.epochs": 12}  # fmt: skip
 ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
-    "half the MACs, then 4 bits": (
-        ("prune", "quantize"),
-        {**prune(0.5, 16), "quantize.source": "prune", **quantize(4, 6, 0.001)},
+    "half the MACs, of that 4 bits, of that pq": (
+        ("prune", "quantize", "pq"),
+        {**prune(0.5, 12), **quantize(4, 4, 0.0005, source="prune"), **pq(695_000, 5, source="prune")},
     ),
-    "a quarter of the MACs": (("prune",), prune(0.75, 16)),
-    **{f"pq, 32x, seed {seed}": (("pq",), {"seed": seed, **pq(1_400_000, 8)}) for seed in (0, 1, 2)},
-    "2 bits": (("quantize",), quantize(2, 14, 0.002)),
-    **{f"pq, 45x, seed {seed}": (("pq",), {"seed": seed, **pq(995_000, 10)}) for seed in (0, 1, 2)},
-    "4 bits": (("quantize",), quantize(4, 6, 0.001)),
-    "8 bits": (("quantize",), quantize(8, 2, 0.0002)),
-    "a tenth of the weights": (("prune",), UNSTRUCTURED),
-    **{f"pq, 64x, seed {seed}": (("pq",), {"seed": seed, **pq(695_000, 14, **SMALLEST)}) for seed in (0, 1, 2)},
+    "a quarter of the MACs": (("prune",), prune(0.75, 12)),
+    "2 bits": (("quantize",), quantize(2, 10, 0.001)),
+    **{f"pq, 32x, seed {seed}": (("pq",), {"seed": seed, **pq(1_400_000, 5)}) for seed in (0, 1, 2)},
+    **{f"pq, 45x, seed {seed}": (("pq",), {"seed": seed, **pq(995_000, 6)}) for seed in (0, 1, 2)},
+    "a tenth of the weights": (
+        ("prune",),
+        prune(0.9, 8, kind="unstructured", amount_of="weights", importance="l1"),
+    ),
+    "4 bits": (("quantize",), quantize(4, 4, 0.0005)),
+    "8 bits": (("quantize",), quantize(8, 1, 0.0001)),
+    "pq, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9)),
 }
 
 
