@@ -39,10 +39,12 @@ def teacher(target: str, small: params.Params) -> networks.Network:
 
 @pytest.fixture
 def compress(small_values: Any, splits: data.Splits, tmp_path: Path) -> Any:
-    def run_method(method: str, target: str, changes: dict[str, Any] | None = None) -> artifact.Model:
+    def run_method(
+        method: str, target: str, changes: dict[str, Any] | None = None, network: networks.Network | None = None
+    ) -> artifact.Model:
         p = params.check(with_changes(small_values, changes or {}))
         run = Run(f"{target}/{method}", 0, [], root=tmp_path)
-        network = teacher(target, p)
+        network = network or teacher(target, p)
         objective = targets.get(target).objective(copy.deepcopy(network), splits, getattr(p, target), run)
         return METHODS[method].compress(network, target, objective, getattr(p, method), run)
 
@@ -293,6 +295,9 @@ def test_finetuning_in_int8_brings_it_nearer_to_the_teacher(
     compress: Any, target: str, small: params.Params, splits: data.Splits
 ) -> None:
     images, exact = data.to_float(splits.test.images), teacher(target, small)
+    networks.refresh_batchnorm(
+        exact, data.to_float(splits.train.images)
+    )  # norms that know what they see, as if trained
 
     def distance(epochs: int) -> float:
         changes = {
@@ -301,7 +306,7 @@ def test_finetuning_in_int8_brings_it_nearer_to_the_teacher(
             "quantize.finetune.lr": 0.0005,
             "classifier.matching.label_weight": 0.0,
         }
-        model = compress("quantize", target, changes)
+        model = compress("quantize", target, changes, copy.deepcopy(exact))
         network = network_of(model)
         if target == "classifier":
             return float((network(images).log_softmax(1) - exact(images).log_softmax(1)).square().mean())
@@ -310,6 +315,28 @@ def test_finetuning_in_int8_brings_it_nearer_to_the_teacher(
         return float((gradient - wanted).square().mean())
 
     assert distance(15) < 0.7 * distance(0)
+
+
+def test_a_network_trained_with_its_norms_keeps_its_integers_when_they_are_folded() -> None:
+    spec = networks.Spec("resnet8", 8, "3x3", "relu", "batch", 1, 8, 10)
+    network, generator = networks.build(spec, seed=0).eval(), torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.weight.data, module.running_var):
+                values.copy_(torch.rand(values.shape, generator=generator) + 0.2)
+            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator))
+    layers = networks.coded_layers(network)
+    scales = {name: int8.best_scale(layer.weight, 3) for name, layer in layers.items()}
+    wanted = {name: int8.rounded(layer.weight, scales[name], 3) for name, layer in layers.items()}
+    with quantize.rounded_weights(network, scales, dict.fromkeys(scales, 3)):
+        images = torch.rand(5, 1, 8, 8, generator=generator)
+        answers = network(images)
+    for name, layer in layers.items():
+        layer.weight.data = wanted[name] * scales[name].view(-1, *[1] * (layer.weight.ndim - 1))
+    folded, found = quantize._folded(network, scales)
+    torch.testing.assert_close(folded(images), answers, rtol=1e-4, atol=1e-4)
+    for name, layer in networks.coded_layers(folded).items():
+        assert torch.equal(int8.rounded(layer.weight, found[name], 3), wanted[name])
 
 
 def test_int8_files_without_a_range_are_refused(compress: Any) -> None:

@@ -1,5 +1,6 @@
 """What goes into a file comes out of it, for any tensor; damaged files are refused."""
 
+import base64
 import json
 import math
 from itertools import pairwise
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from safetensors.torch import save
 
 import lowenergy
 from lowenergy import networks
@@ -165,6 +167,25 @@ def test_coded_parts_are_compressed_where_it_pays(tmp_path: Path) -> None:
     model, header = artifact.read(tmp_path / "m")
     assert "fc.weight" in header["packed"]
     assert torch.equal(model.tensors["fc.weight"].decode(), ones)
+
+
+def test_headers_of_coded_files_are_packed_and_plain_ones_still_load(tmp_path: Path) -> None:
+    names = [f"features.{i}.conv.weight" for i in range(20)]
+    weights = {name: Int8(torch.ones(4, 3, dtype=torch.int8), torch.ones(4)) for name in names}
+    model = artifact.Model("ebm", SPEC, weights)
+    path = tmp_path / "model.safetensors"
+    artifact.save(model, path, {"data": "digits"})
+    assert b"digits" not in path.read_bytes()
+    tensors, header = files.read_safetensors(path)
+    assert header["provenance"] == {"data": "digits"}
+    plain = tmp_path / "plain.safetensors"
+    files.write_safetensors(plain, tensors, header)
+    assert b"digits" in plain.read_bytes() and plain.stat().st_size > path.stat().st_size + 500
+    assert artifact.read(plain, trust=None)[1] == artifact.read(path, trust=None)[1]
+    for text in ("no base 85 \x00", base64.b85encode(b"not zstd").decode()):
+        plain.write_bytes(save({"w": torch.ones(1)}, {files.HEADER: text}))
+        with pytest.raises(FileError, match=r"plain.safetensors: a safetensors file, but not one of lowenergy's"):
+            files.read_safetensors(plain)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 50, 5000])

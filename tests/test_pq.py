@@ -239,6 +239,24 @@ def test_a_budget_is_met_and_an_impossible_one_refused(setting: Any, tmp_path: P
         pq.compress(*setting({"budget_bytes": 3000}))
 
 
+def test_of_files_that_fit_a_budget_the_largest_is_kept_whatever_comes_after(
+    setting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = iter([26000, 22000, *[30000] * 30])
+    seen: list[list[Tensor]] = []
+
+    def to_bytes(model: artifact.Model, provenance: Any) -> bytes:
+        seen.append([part.codes for part in model.tensors.values() if isinstance(part, Coded)])
+        return bytes(next(sizes))
+
+    net, target, objective, p, run = setting({"budget_bytes": 23000, "finetune.epochs": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "to_bytes", to_bytes)
+        model = pq.compress(net, target, objective, p, run)
+    kept = [part.codes for part in model.tensors.values() if isinstance(part, Coded)]
+    assert all(map(torch.equal, kept, seen[1])) and not all(map(torch.equal, kept, seen[0]))
+
+
 def test_stored_network_answers_as_the_one_finetuned(setting: Any, tmp_path: Path) -> None:
     """float16, BatchNorm as scale and shift, entropy-coded symbols: nothing of it shows in the answers."""
     net, target, objective, p, run = setting()

@@ -12,6 +12,7 @@ layers, so that the bytes of a budget go where they save most error.
 
 import copy
 import math
+import sys
 import time
 from contextlib import suppress
 from functools import partial
@@ -48,6 +49,7 @@ Shapes = dict[str, tuple[int, int]]  # by layer: block length and codewords
 SCALES = 0.5, 1.0, 2.0  # of the params' block lengths, that allocation tries
 TRIED_ON = 200  # inputs
 SAMPLE = 2**13  # blocks a layer that are enough to find the price of a bit
+SETTLING = 3  # times that codes are chosen by the bits that the choice before gave them
 FILL = 0.99, 0.997  # of the budget, before finetuning, which may cost a few bytes
 
 
@@ -103,14 +105,19 @@ class PricedCode(CodedWeight):
     def __init__(self, found: Codebook, weight: Tensor, metric: Metric, rate: float, groups: int = 1) -> None:
         super().__init__(row_major(found.codes, groups), len(found.codewords), tuple(weight.shape))
         self.weight, self.metric, self.rate, self.groups = weight, metric, rate, groups
+        self.first = self.codes.clone()
 
     def assign(self, codebook: Tensor, dearer: float) -> None:
-        """Choose the codeword of each block anew after the price of a bit has grown by this factor."""
-        self.rate *= dearer
+        """Choose the codeword of each block anew, as if a bit had cost this many times as much.
+
+        From the first codes on: choosing again from dear ones would not bring back a codeword that they left unused.
+        """
         factors = self.metric.factors()
         white = blocks_of(self.weight, codebook.shape[1], self.groups) @ factors
-        penalty = self.rate * bits(self.codes.long(), len(codebook))
-        chosen, _ = assign(white, factors, self.metric.weights, codebook.detach(), penalty)
+        chosen = self.first.long()
+        for _ in range(SETTLING):
+            penalty = dearer * self.rate * bits(chosen, len(codebook))
+            chosen, _ = assign(white, factors, self.metric.weights, codebook.detach(), penalty)
         self.codes.copy_(row_major(chosen, self.groups))
 
 
@@ -462,33 +469,43 @@ def _resume(
 def fit_budget(network: networks.AnyNetwork, target: str, p: Pq) -> None:
     """Choose all codes anew at the price of a bit that brings the file just below the budget: bracket it, then bisect.
 
+    Bytes need not fall with every step of the price: of the files that fit the largest is kept.
+
     Raises:
         UserError: no price does.
     """
     if p.budget_bytes is None:
         return
     low, high = FILL[0] * p.budget_bytes, FILL[1] * p.budget_bytes
+    smallest = sys.maxsize
     dear = cheap = None  # the price, as a factor of the first one, of a file that fits, and of one that does not
     price, stride = 1.0, 1.1
+    coded = [(codebook, code) for _, _, codebook, code in coded_weights(network)]
+    best, kept = 0, [code.codes.clone() for _, code in coded]
     for _ in range(24):
         size = len(artifact.to_bytes(encoded(network, target), {}))
         print(f"{target}/pq  at {price:.3g} times the price of a bit: {size:,} bytes", flush=True)
-        if low < size <= high:
-            return
+        smallest = min(smallest, size)
+        if best < size <= high:
+            best, kept = size, [code.codes.clone() for _, code in coded]
+        if low < best:
+            break
         dear, cheap = (price, cheap) if size <= high else (dear, price)
         if dear and cheap:
             new = math.sqrt(dear * cheap)
         else:
             new, stride = (price * stride if cheap else price / stride), min(stride**2, 100)
-        for _, _, codebook, code in coded_weights(network):
+        for codebook, code in coded:
             assert isinstance(code, PricedCode)
-            code.assign(codebook, new / price)
+            code.assign(codebook, new)
         price = new
-    if size > high:
+    if not best:
         raise UserError(
-            f"params.yaml: pq.budget_bytes = {p.budget_bytes}: the smallest file found has {size:,} bytes; give more, "
-            f"or larger blocks or fewer codewords"
+            f"params.yaml: pq.budget_bytes = {p.budget_bytes}: the smallest file found has {smallest:,} bytes; give "
+            "more, or larger blocks or fewer codewords"
         )
+    for (_, code), codes in zip(coded, kept, strict=True):
+        code.codes.copy_(codes)
 
 
 def encoded(network: networks.AnyNetwork, target: str) -> Model:

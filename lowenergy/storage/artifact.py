@@ -108,7 +108,7 @@ def to_bytes(model: Model, provenance: Mapping[str, Any]) -> bytes:
         "provenance": provenance,
     }
     header = {key: value for key, value in header.items() if value}
-    return safetensors_bytes(tensors, {**header, "sha256": digest(tensors, header)})
+    return safetensors_bytes(tensors, {**header, "sha256": digest(tensors, header)}, small=not plain)
 
 
 def digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
