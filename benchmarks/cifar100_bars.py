@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from record import RECORDS, write
+from record import RECORDS, machine, write
 from ruamel.yaml import YAML
 
 from lowenergy.storage import artifact
@@ -46,6 +46,7 @@ def pq(budget: int, epochs: int, **more: Any) -> Changes:
 
 
 ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
+    "teacher": (("teacher",), {}),
     "half the MACs, of that 4 bits, of that pq": (
         ("prune", "quantize", "pq"),
         {**prune(0.5, 12), **quantize(4, 4, 0.0005, source="prune"), **pq(695_000, 5, source="prune")},
@@ -140,7 +141,8 @@ class Bench:
                 kept = self.args.keep / f"{place.name}-{method}.safetensors"
                 shutil.copy(model, kept)
         digests = {m: artifact.sha256(place / f"models/classifier/{m}.safetensors") for m in methods}
-        row = {"label": label, "seconds": round(time.monotonic() - started), "params": changes, "sha256": digests}
+        seconds = round(time.monotonic() - started)
+        row = {"label": label, "seconds": seconds, "machine": machine(), "params": changes, "sha256": digests}
         with self.lock:
             self.rows = [*(old for old in self.rows if old["label"] != label), {**row, "cards": cards}]
             write(self.args.record, self.rows, jobs=self.args.jobs, teacher=artifact.sha256(self.args.teacher))
