@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,26 @@ print(training_format(network))
     )
     assert done.returncode == 0, done.stderr
     assert "contiguous" in done.stdout
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_half_of_the_real_images_are_mirrored_if_asked(
+    flip: bool, small_values: Any, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = torch.zeros_like(splits.train.images)
+    left[..., :4] = 255
+    seen: list[torch.Tensor] = []
+    flow_loss = of_energies.flow_loss
+
+    def watched(energy: Any, images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(images[:, 0, 0, 0] > 0)
+        return flow_loss(energy, images, *rest)
+
+    monkeypatch.setattr(of_energies, "flow_loss", watched)
+    values = with_changes(small_values, {"ebm.train.epochs": 1})
+    values["energies"]["train"]["flip"] = flip
+    p = params.check(values)
+    only_left = replace(splits, train=data.Split(left, splits.train.labels))
+    targets.get("ebm").train(only_left, p.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
+    share = float(torch.cat(seen).float().mean())
+    assert 0.4 < share < 0.6 if flip else share == 1
