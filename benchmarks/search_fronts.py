@@ -115,9 +115,8 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     path = RECORDS / "search_fronts.json"
-    others = (
-        [row for row in json.loads(path.read_text())["rows"] if row["target"] != args.target] if path.exists() else []
-    )
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    others = [row for row in before if row["target"] != args.target or row["way"] not in ways]
     write("search_fronts", [*others, *rows], max_loss=args.max_loss)
 
 
