@@ -61,6 +61,14 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
     ),
     "4 bits": (("quantize",), quantize(4, 4, 0.0005)),
     "8 bits": (("quantize",), quantize(8, 1, 0.0001)),
+    **{
+        f"{bits} bits{how}, calibrated only": (
+            ("quantize",),
+            quantize(bits, 0, 0.001, allocation=way, calibration_images=250),
+        )
+        for bits in (4, 3)
+        for way, how in (("uniform", ""), ("sensitivity", " on average"))
+    },
     "pq, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9)),
 }
 
