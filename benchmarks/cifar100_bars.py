@@ -9,6 +9,7 @@ killed rows go on. `--only` picks rows by the start of their labels. A GPU takes
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -125,7 +126,7 @@ class Bench:
     def row(self, label: str) -> None:
         methods, changes = ROWS[label][0], dict(ROWS[label][1])
         for name in [name for name in changes if name.endswith("finetune.epochs")]:
-            changes[name] = max(1, round(self.args.share * changes[name]))
+            changes[name] = math.ceil(self.args.share * changes[name])
         place = self.args.work / label.replace(", ", "-").replace(" ", "_")
         started = time.monotonic()
         if started > self.end:
