@@ -16,6 +16,7 @@ RECORDED = {
     ("docs/pruning.md", "CIFAR-100, ResNet-18"): ["benchmarks/records/cifar100_bars.json"],
     ("README.md", "MNIST | parameters"): ["benchmarks/records/shipped_mnist.json", "pretrained/mnist-*.json"],
     ("docs/networks.md", "network | teacher"): ["benchmarks/records/any_network.json"],
+    ("docs/energies.md", "CIFAR-100, images"): ["benchmarks/records/cifar100_scale.json"],
     ("docs/energies.md", "threads, batch | ours"): ["benchmarks/records/sampler_peers.json"],
     ("docs/int8.md", "MNIST, the shipped 77 k EBM"): ["benchmarks/records/mnist_retrain.json"],
     ("docs/product-quantization.md", "MNIST EBM"): ["benchmarks/records/mnist_retrain.json"],
