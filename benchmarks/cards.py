@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from record import RECORDS, write
+from record import RECORDS, machine, write
 from ruamel.yaml import YAML
 
 from lowenergy.storage import artifact
@@ -45,6 +45,7 @@ def main() -> None:
         "model": args.model,
         "commit": git("rev-parse", "--short", "HEAD").strip(),
         "sha256": artifact.sha256(args.workspace / f"models/{target}/{branch}.safetensors"),
+        "machine": machine(),  # that this was called on; call it where the model was made
         "params": {name: value for name, value in used.items() if shipped.get(name, "none") != value},
         "card": json.loads((args.workspace / f"metrics/{target}/{branch}.card.json").read_text()),
     }
