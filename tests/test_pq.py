@@ -257,6 +257,20 @@ def test_of_files_that_fit_a_budget_the_largest_is_kept_whatever_comes_after(
     assert all(map(torch.equal, kept, seen[1])) and not all(map(torch.equal, kept, seen[0]))
 
 
+def test_a_layer_of_one_block_is_coded(setting: Any, tmp_path: Path) -> None:
+    """What pruning nearly everything leaves of a narrow network: one channel after the other."""
+    _, target, objective, p, run = setting({"block_conv": 9, "small_weights": 0, "finetune.epochs": 1})
+    spec = networks.Spec("cnn", 2, "3x3", "swish", "none", 1, 8, 10)
+    kept = {
+        name: value[:1, :1] if value.ndim == 4 else value[:1] if "features" in name else value
+        for name, value in networks.build(spec, seed=0).state_dict().items()
+    }
+    kept["fc.weight"] = kept["fc.weight"][:, :4]  # of one channel of 2x2
+    net = networks.build_with(spec, kept)
+    artifact.save(pq.compress(net, target, objective, p, run), tmp_path / "model", {})
+    assert lowenergy.load(tmp_path / "model")(objective.inputs[:5]).isfinite().all()
+
+
 def test_stored_network_answers_as_the_one_finetuned(setting: Any, tmp_path: Path) -> None:
     """float16, BatchNorm as scale and shift, entropy-coded symbols: nothing of it shows in the answers."""
     net, target, objective, p, run = setting()
@@ -283,6 +297,7 @@ def test_blocks_and_codewords_follow_the_params(setting: Any) -> None:
     assert pq.codewords_for(big, 18, p) == 128, "a power of two, at most blocks / 4"
     assert pq.codewords_for(nn.Conv2d(512, 512, 3), 9, p) == 256
     assert pq.codewords_for(nn.Linear(4, 2), 4, p) == 2
+    assert pq.codewords_for(nn.Conv2d(1, 1, 3), 9, p) == 1, "there is one block"
 
 
 KILLED = """

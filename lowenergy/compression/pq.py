@@ -93,10 +93,11 @@ def block_length(layer: nn.Conv2d | nn.Linear, p: Pq) -> int:
 
 
 def codewords_for(layer: nn.Conv2d | nn.Linear, d: int, p: Pq) -> int:
-    """As many as asked for, clamped to a power of two of at most blocks / `vectors_per_codeword`, but at least 2."""
+    """As many as asked for, clamped to a power of two of at most blocks / `vectors_per_codeword`, but at least 2 where
+    there are as many blocks."""
     wanted = p.codewords_fc if isinstance(layer, nn.Linear) else p.codewords
     blocks = layer.weight.numel() // d
-    return min(wanted, 2 ** max(1, (blocks // p.vectors_per_codeword).bit_length() - 1))
+    return min(wanted, blocks, 2 ** max(1, (blocks // p.vectors_per_codeword).bit_length() - 1))
 
 
 class PricedCode(CodedWeight):
