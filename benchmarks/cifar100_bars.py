@@ -65,7 +65,7 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
     **{
         f"{bits} bits{how}, calibrated only": (
             ("quantize",),
-            quantize(bits, 0, 0.001, allocation=way, calibration_images=250),
+            quantize(bits, 0, 0.001, allocation=way, calibration_images=125),
         )
         for bits in (4, 3)
         for way, how in (("uniform", ""), ("sensitivity", " on average"))
