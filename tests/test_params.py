@@ -30,7 +30,10 @@ def test_shipped_params_are_valid() -> None:
             {"data.source": "imagenet"},
             "data.source: 'imagenet' is none of cifar100, digits, folder, mnist, the files of",
         ),
-        ({"scorer.architecture.name": "vgg16"}, "scorer.architecture.name: 'vgg' is none of cnn, compact, residual, resnet"),
+        (
+            {"scorer.architecture.name": "vgg16"},
+            "scorer.architecture.name: 'vgg' is none of cnn, compact, residual, resnet",
+        ),
         ({"ebm.train.epochs": 10**21}, f"ebm.train.epochs = {10**21}: input should be less than or equal to 100000"),
         ({"ebm.train.lr": float("nan")}, "ebm.train.lr = nan: input should be a finite number"),
         ({"energies.train.sampler.step_size": float("inf")}, "energies.train.sampler.step_size = inf: input should be"),
