@@ -1,6 +1,6 @@
 """What each way of compressing costs CIFAR-100's ResNet-18, from one trained teacher, rows side by side.
 
-    python benchmarks/cifar100_bars.py teacher.safetensors --root data/raw --work /tmp/bars --jobs 4
+    python benchmarks/cifar100_bars.py teacher.safetensors --root data/raw --work bars --jobs 4
 
 A row is a chain of methods with the params that differ from `lowenergy profile cifar100`, in a workspace of its own, by
 the pipeline's own stages; every model of the chain is measured. Rows that are done are kept in the record and skipped;
