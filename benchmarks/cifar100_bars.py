@@ -77,7 +77,7 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
 class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.end = args, time.monotonic() + args.seconds
-        self.lock, self.running = threading.Lock(), set[subprocess.Popen[bytes]]()
+        self.lock = threading.Lock()
         self.path = RECORDS / f"{args.record}.json"
         self.rows: list[dict[str, Any]] = json.loads(self.path.read_text())["rows"] if self.path.exists() else []
         self.data = args.work / "splits"
@@ -114,12 +114,10 @@ class Bench:
                 env=os.environ
                 | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "PYTHONWARNINGS": "ignore"},
             )
-        self.running.add(process)
         try:
             process.wait(max(0.1, self.end - time.monotonic()))
         finally:
             process.kill()
-            self.running.discard(process)
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)}: {(place / 'log.txt').read_text()[-1500:]}")
 

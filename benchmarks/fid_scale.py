@@ -21,6 +21,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from lowenergy import data
+from lowenergy.energies import uniform_noise
 from lowenergy.runtimes.loading import dense_network
 from lowenergy.scoring import generation
 from lowenergy.storage import artifact
@@ -58,12 +59,11 @@ def main() -> None:
         "test": data.to_float(splits.test.images[: args.samples]),
         "gaussian": gaussian(train, args.samples, generator),
         "centroids": centroids(train, args.samples, generator, seed),
-        "noise": 2 * torch.rand(args.samples, *train.shape[1:], generator=generator) - 1,
+        "noise": uniform_noise((args.samples, *train.shape[1:]), generator),
     }
     rows = []
     for name, images in made.items():
-        clamped = data.to_bytes(images.clamp(-1, 1))
-        found = generation.measure(scorer, args.workspace / "models/reference.safetensors", clamped, seed)
+        found = generation.measure(scorer, args.workspace / "models/reference.safetensors", images, seed)
         rows.append({"images": name, "samples": args.samples, **found})
         print(rows[-1], flush=True)
     accuracy = json.loads((args.workspace / "metrics/scorer.json").read_text())["accuracy"]
