@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: demo test setup clean
+.PHONY: demo test coverage setup clean
 
 demo: setup
 	lowenergy run
@@ -15,6 +15,9 @@ test: setup
 	ruff check .
 	ruff format --check .
 	mypy
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup
+
+coverage: setup # half as long again: what stages and workers run is counted, too
 	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term
 
 setup: .venv/ready

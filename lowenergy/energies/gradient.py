@@ -122,7 +122,8 @@ PLAIN: Any = {
             aten.hardtanh_backward, aten.hardswish_backward, aten.hardsigmoid_backward, aten.threshold_backward,
             aten.sigmoid_backward, aten.tanh_backward, aten.softplus_backward, aten._softmax_backward_data,
             aten._log_softmax_backward_data, aten.native_layer_norm, aten.native_layer_norm_backward,
-            aten.native_group_norm, aten.native_group_norm_backward, aten._native_batch_norm_legit_no_training,
+            aten.native_group_norm, aten.native_group_norm_backward, aten._native_batch_norm_legit,
+            aten._native_batch_norm_legit_no_training,
             aten.native_batch_norm_backward, aten.slice_backward, aten.select_backward,
             aten._adaptive_avg_pool2d_backward, aten.logsumexp,
         ]
