@@ -13,7 +13,7 @@ from lowenergy.base.params import ParamsError
 
 PROFILES, PARAMS = Path("profiles"), Path("params.yaml")
 # Of a network, of energies: not in params.yaml where there are none; null takes them out.
-OPTIONAL = ("weights", "arguments", "flip")
+OPTIONAL = ("weights", "arguments", "flip", "flow_rest")
 
 
 def names() -> list[str]:

@@ -123,6 +123,25 @@ def test_flow_loss_is_least_where_the_energy_carries_noise_to_the_data(generator
     assert loss(0.0) == pytest.approx(flat, rel=0.03)
 
 
+def test_a_flow_with_rest_is_least_where_images_lie_in_a_valley(generator: Generator) -> None:
+    """A slope that ends at the image beats one that goes on, which is best without rest; behind it, it leads back."""
+    images = torch.full((4000, 1, 1, 1), 0.5)
+
+    def loss(rest: float, width: float) -> float:
+        def energy(x: Tensor) -> Tensor:  # of slope 1 outside of the valley
+            away = (x - 0.5).abs().flatten(1).sum(1)
+            return torch.where(away < width, away.square() / (2 * width + 1e-9), away - width / 2)
+
+        return energies.flow_loss(energy, images, generator.manual_seed(0), rest=rest).item()
+
+    assert loss(0.3, 0.3) < loss(0.3, 0.0)
+    assert loss(0.0, 0.0) < loss(0.0, 0.3)
+    with_rest = energies.flow_loss(lambda x: 0 * x.flatten(1).sum(1), images, generator.manual_seed(0), rest=0.5).item()
+    assert with_rest == pytest.approx(
+        7 / 12 * (0.5 + 2 * 0.5 / 3) / 1.5, rel=0.05
+    )  # mean of c²: 1, then falling, then rising
+
+
 def test_flow_loss_reaches_the_weights(generator: Generator) -> None:
     network = networks.build(SPEC, seed=0)
     energies.flow_loss(energy_of(network, "mean"), torch.zeros(4, 1, 8, 8), generator).backward()

@@ -230,6 +230,7 @@ class EnergyTraining(Section):
     gradient_norm: Positive | None = Field(description="the weights' gradient is clipped to this norm; null for none")
     weight_average: Fraction = Field(description="decay of the moving average of the weights, the result; 0 for none")
     flow_weight: NotNegative = Field(description="weight of the flow regression; 0 for none")
+    flow_rest: Fraction = Field(0.0, description="last share of the way, where the flow slows to rest; may be left out")
     contrastive_weight: NotNegative = Field(description="weight of the contrastive loss; 0 for none: no chains")
     contrastive_from: Fraction = Field(description="share of the epochs trained on the flow alone; then chains join in")
     regularization: NotNegative = Field(description="weight of the mean squared energy, which keeps energies near 0")

@@ -101,7 +101,7 @@ def fit_energy(
             logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
         if p.flow_weight:
             with run.autocast(precision):
-                flow = flow_loss(energy_of(network, head), images, run.generator, run.team)
+                flow = flow_loss(energy_of(network, head), images, run.generator, run.team, p.flow_rest)
             value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
         if also is not None:
             more, more_logs = also(logits[: len(batch)], batch.labels)
@@ -194,7 +194,7 @@ class EnergyObjective:
         split = self.splits.train.to(run.device)
         batch = split.take(torch.randint(len(split), (128,), generator=run.generator, device=run.device))
         images = to_float(batch.images)
-        flow = flow_loss(energy_of(network, self.head), images, run.generator)
+        flow = flow_loss(energy_of(network, self.head), images, run.generator, rest=self.p.train.flow_rest)
         return flow if self.also is None else flow + self.also(network(images), batch.labels)[0]
 
     def retrain(self, network: AnyNetwork, p: Retrain, run: Run) -> None:
