@@ -63,9 +63,11 @@ def compress(network: networks.AnyNetwork, target: str, objective: Objective, p:
     if not scales.keys() - keep_float:
         raise UserError(f"{target}: no layer of {folded.spec.name} is left to quantize")
     spared = _spared(prepared, objective, index, keep_float, p.loss_budget, bits, run)
-    for name in spared:
-        del scales[name]
-    prepared = _calibrated(folded, scales, images, bits)
+    if spared:
+        scales = {name: scale for name, scale in scales.items() if name not in spared}
+        prepared = _calibrated(folded, scales, images, bits)
+    else:
+        int8.round_only(prepared.cpu(), scales)
     run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
     with_norms = any(isinstance(module, BatchNorm) for module in network.modules())
     if p.finetune.epochs and not with_norms:
