@@ -145,6 +145,25 @@ def test_what_is_printed_and_written(search: Any, capsys: pytest.CaptureFixture[
     assert len(table) == len(found.results()) + 1 and "validation.accuracy" in table[0]
 
 
+def test_an_energys_search_ends_with_its_fid(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, values: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(repo: Any, wanted: list[Wanted], target: str, **options: Any) -> dict[str, Any]:
+        cards = {trial.name: card(trial) for trial in wanted}
+        for found in cards.values():
+            found["validation"] = {"fid": 2 - found["validation"]["accuracy"]}
+        return cards
+
+    monkeypatch.setattr(trials, "run", run)
+    space = spaces.load(written(tmp_path / "search.yaml", SPACE), "ebm", values)
+    teacher = TEACHER | {"validation": {"fid": 1.1}, "fid": 1.0}
+    found = go(Search("drawn", "ebm", Goal(max_loss=Limit.parse("10%")), space, values, teacher, root=tmp_path), 12)
+    outcome.end(found, {"fid": 1.05} if found.winner() else None)
+    assert "FID 1.05" in capsys.readouterr().out
+    page = found.path.with_suffix(".html").read_text()
+    assert "validation FID, lower is better" in page and page.count("<circle") == len(found.results()) + 1
+
+
 def test_another_space_is_another_search(search: Any, space: spaces.Space, values: Any, tmp_path: Path) -> None:
     go(search("mine"), 4)
     with pytest.raises(SearchError, match=r"begun with other limits; give this search another --name"):

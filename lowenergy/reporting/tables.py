@@ -70,10 +70,13 @@ def quality_of(rows: pd.DataFrame) -> str:
 
     Of validation images; of test images where there are no others, in tables of before there were.
     """
-    known = [name for name in ("fid", "accuracy") if name in rows and rows[name].notna().any()]
-    quality = known[0] if known else "accuracy"
-    chosen_by = f"validation.{quality}"
-    return chosen_by if chosen_by in rows and rows[chosen_by].notna().any() else quality
+    known = [
+        column
+        for quality in ("fid", "accuracy")
+        for column in (f"validation.{quality}", quality)
+        if column in rows and rows[column].notna().any()
+    ]
+    return known[0] if known else "accuracy"
 
 
 def is_fid(quality: str) -> bool:
