@@ -24,15 +24,16 @@ from lowenergy.searching import trials
 from lowenergy.searching.goal import Goal, Limit
 
 
-def searched(target: str, sampler: str, trials: int, max_loss: str, jobs: int) -> tuple[Any, float]:
-    """The trials' figures, and the seconds they took."""
+def searched(target: str, sampler: str, trials: int, max_loss: str, jobs: int) -> tuple[str, float | None]:
+    """The search's name, and the seconds it took; None if it was begun before and went on."""
     name = f"{target}-{sampler}"
+    goes_on = (Path("searches") / f"{name}.log").exists()
     command = ["lowenergy.cli", "search", "--target", target, "--trials", str(trials), "--max-loss", max_loss]
     started = time.monotonic()
     subprocess.run(
         [sys.executable, "-m", *command, "--sampler", sampler, "--name", name, "--jobs", str(jobs)], check=True
     )
-    return name, time.monotonic() - started
+    return name, None if goes_on else round(time.monotonic() - started)
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -75,7 +76,7 @@ def main() -> None:
     ways: dict[str, list[dict[str, Any]]] = {
         "default branches": [{"model": branch, **card} for branch, card in cards.items() if branch != "teacher"]
     }
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float | None] = {}
     for sampler in args.samplers:
         name, seconds[sampler] = searched(args.target, sampler, args.trials, args.max_loss, args.jobs)
         ways[sampler] = [
@@ -102,8 +103,9 @@ def main() -> None:
             {
                 "target": args.target,
                 "way": way,
+                "max_loss": args.max_loss,
                 "models": len(models),
-                "seconds": round(seconds.get(way, 0)),
+                "seconds": seconds.get(way, 0),
                 "hypervolume": round(hypervolume(points, worst), 3),
                 "smallest_within": best
                 and {
@@ -117,7 +119,7 @@ def main() -> None:
     path = RECORDS / "search_fronts.json"
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     others = [row for row in before if row["target"] != args.target or row["way"] not in ways]
-    write("search_fronts", [*others, *rows], max_loss=args.max_loss)
+    write("search_fronts", [*others, *rows])
 
 
 if __name__ == "__main__":
