@@ -68,7 +68,7 @@ def test_it_draws_ink_on_paper(path: Path, tmp_path: Path) -> None:
 
 def test_it_draws_in_colour(tmp_path: Path) -> None:
     out = tmp_path / "images.npz"
-    model = ROOT / "pretrained/cifar100-ebm-134k.safetensors"
+    model = ROOT / "pretrained/cifar100-ebm-301k.safetensors"
     assert cli.main(["sample", str(model), "--n", "16", "--out", str(out)]) == 0
     images = np.load(out)["images"].astype(float)
     assert images.shape == (16, 3, 32, 32)

@@ -22,7 +22,7 @@ RECORDED = {
     ("docs/energies.md", "threads, batch | ours"): ["benchmarks/records/sampler_peers.json"],
     ("docs/int8.md", "MNIST, the shipped 77 k EBM"): ["benchmarks/records/mnist_retrain.json"],
     ("docs/product-quantization.md", "MNIST EBM"): ["benchmarks/records/mnist_retrain.json"],
-    ("docs/search.md", "digits classifier"): ["benchmarks/records/search_fronts.json"],
+    ("docs/search.md", "digits | models"): ["benchmarks/records/search_fronts.json"],
     ("docs/scaling.md", "command | seconds"): ["benchmarks/records/side_by_side.json"],
     ("docs/scaling.md", "stages | command"): ["benchmarks/records/run_overhead.json"],
     ("docs/scaling.md", "training | one"): ["benchmarks/records/data_parallel.json"],
