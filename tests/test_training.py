@@ -1,5 +1,6 @@
 """The loop: it learns, it resumes to the same bytes, it says when it diverges."""
 
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from ruamel.yaml import YAML
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lowenergy import cli, data, targets, training
+from lowenergy import cli, data, networks, targets, training
 from lowenergy.base import params
 from lowenergy.runtimes.loading import load
 from lowenergy.storage import artifact
@@ -233,12 +234,21 @@ print(training_format(network))
     assert "contiguous" in done.stdout
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_half_of_the_real_images_are_mirrored_if_asked(
-    flip: bool, small_values: Any, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("augmented", "expected"),
+    [({}, 1), ({"flip": True}, 0.5), ({"crop_padding": 1}, 1 / 9)],  # the corner stays where it is in one of 3x3 crops
+)
+def test_real_images_of_energies_are_mirrored_and_cropped_if_asked(
+    augmented: dict[str, Any],
+    expected: float,
+    small_values: Any,
+    splits: data.Splits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     left = splits.train.images.clone()
-    left[..., 0, 0], left[..., 0, -1] = 255, 0
+    left[..., :2, :2], left[..., 0, -1] = 0, 0
+    left[..., 0, 0] = 255
     seen: list[torch.Tensor] = []
     flow_loss = of_energies.flow_loss
 
@@ -248,9 +258,24 @@ def test_half_of_the_real_images_are_mirrored_if_asked(
 
     monkeypatch.setattr(of_energies, "flow_loss", watched)
     values = with_changes(small_values, {"ebm.train.epochs": 1})
-    values["energies"]["train"]["flip"] = flip
+    values["energies"]["train"] |= augmented
     p = params.check(values)
     only_left = replace(splits, train=data.Split(left, splits.train.labels))
     targets.get("ebm").train(only_left, p.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
     share = float(torch.cat(seen).float().mean())
-    assert 0.4 < share < 0.6 if flip else share == 1
+    assert share == 1 if expected == 1 else abs(share - expected) < 0.05
+
+
+def test_a_jem_weighs_its_labels(small_values: Any, splits: data.Splits, tmp_path: Path) -> None:
+    losses = {}
+    for weight in (None, 1.0, 3.0):
+        values = with_changes(small_values, {})
+        if weight:
+            values["jem"]["train"]["classification_weight"] = weight
+        p, run = params.check(values), Run("jem/teacher", 0, [], root=tmp_path)
+        network = networks.build(
+            networks.Spec.of(p.jem.architecture, splits.input_shape, 10, "logsumexp", splits.normalisation), seed=0
+        )
+        losses[weight] = float(targets.get("jem").objective(network, splits, p.jem, run).own_loss(network, run))
+    assert losses[None] == losses[1.0]
+    assert losses[3.0] - losses[1.0] == pytest.approx(2 * math.log(10), rel=0.05)  # a fresh network knows no class

@@ -235,6 +235,9 @@ class EnergyTraining(Section):
     contrastive_from: Fraction = Field(description="share of the epochs trained on the flow alone; then chains join in")
     regularization: NotNegative = Field(description="weight of the mean squared energy, which keeps energies near 0")
     data_noise: NotNegative = Field(description="standard deviation of noise added to real images")
+    crop_padding: Times = Field(
+        0, description="random crops of the real images after reflecting this many pixels; may be left out"
+    )
     flip: bool = Field(False, description="mirror half of the real images; may be left out")
     buffer_size: Count = Field(description="chains kept in the replay buffer")
     fresh_fraction: Annotated[float, Field(ge=0, le=1)] = Field(description="chains restarted from uniform noise")
@@ -277,6 +280,10 @@ class LabelMatching(Section):
     feature_weight: NotNegative = Field(
         description="weight of the error in which images of a batch look alike to the last layer (Tung & Mori 2019)"
     )
+
+
+class JemTraining(EnergyTraining):
+    classification_weight: Positive = Field(1.0, description="weight of the labels' cross-entropy; may be left out")
 
 
 class EnergyMatching(Section):
@@ -358,6 +365,7 @@ class Ebm(EnergyTarget):
 
 class Jem(EnergyTarget):
     architecture: Architecture = Field(description="the teacher's network; its energy is -logsumexp of its logits")
+    train: JemTraining = Field(description="the teacher's training")
 
     _epochs = model_validator(mode="after")(_trains_what_is_random)
 

@@ -1,6 +1,6 @@
 """Target `jem`: one network that is classifier and energy, E(x) = -logsumexp of its logits (Grathwohl et al. 2020)."""
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,6 @@ from lowenergy.networks import AnyNetwork, Spec, of_params
 from lowenergy.training import Logs, Run
 from lowenergy.training.energies import EnergyObjective, fit_energy
 
-# Cross-entropy, flow and squared errors are all of order one: no weight was found that helps.
-CLASSIFICATION_WEIGHT = 1.0
 # Softer answers say more of a classifier's (Hinton et al. 2015), but a JEM's logits are energies, matched as they are.
 TEMPERATURE = 1.0
 
@@ -22,13 +20,13 @@ def train(splits: Splits, p: Jem, run: Run) -> AnyNetwork:
     spec = Spec.of(p.architecture, splits.input_shape, len(splits.classes), "logsumexp", splits.normalisation)
     network = of_params(p.architecture, spec, seed=run.seed, where="jem.architecture")
     if p.train.epochs:
-        fit_energy(network, splits.train, p.train, run, also=classification)
+        fit_energy(network, splits.train, p.train, run, also=partial(classification, weight=p.train.classification_weight))
     return network.eval()
 
 
-def classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, Logs]:
+def classification(logits: Tensor, labels: Tensor, weight: float) -> tuple[Tensor, Logs]:
     """The JEM's loss as a classifier."""
-    value = CLASSIFICATION_WEIGHT * F.cross_entropy(logits, labels)
+    value = weight * F.cross_entropy(logits, labels)
     return value, {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
 
@@ -36,7 +34,7 @@ class JointObjective(EnergyObjective):
     """The EBM's objective, and the teacher's class probabilities wherever the energies are matched."""
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: Jem, run: Run) -> None:
-        super().__init__(teacher, splits, p, run, also=classification)
+        super().__init__(teacher, splits, p, run, partial(classification, weight=p.train.classification_weight))
 
     @cached_property
     def logits(self) -> Tensor:

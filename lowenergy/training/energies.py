@@ -80,7 +80,7 @@ def fit_energy(
 
     def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
         batch = data.take(batches(step).to(run.device))
-        images = augment(to_float(batch.images), 0, p.flip, run.generator)
+        images = augment(to_float(batch.images), p.crop_padding, p.flip, run.generator)
         images = images + p.data_noise * torch.randn(images.shape, generator=run.generator, device=run.device)
         chains, sampled = images[:0], torch.zeros(0, dtype=torch.bool, device=run.device)
         if p.contrastive_weight and step >= chains_from:
