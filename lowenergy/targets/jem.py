@@ -20,7 +20,8 @@ def train(splits: Splits, p: Jem, run: Run) -> AnyNetwork:
     spec = Spec.of(p.architecture, splits.input_shape, len(splits.classes), "logsumexp", splits.normalisation)
     network = of_params(p.architecture, spec, seed=run.seed, where="jem.architecture")
     if p.train.epochs:
-        fit_energy(network, splits.train, p.train, run, also=partial(classification, weight=p.train.classification_weight))
+        also = partial(classification, weight=p.train.classification_weight)
+        fit_energy(network, splits.train, p.train, run, also=also)
     return network.eval()
 
 
