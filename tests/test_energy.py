@@ -12,7 +12,6 @@ from lowenergy import data, energies, networks
 from lowenergy.base import params
 from lowenergy.base.params import EnergyMatching, Sampler
 from lowenergy.energies import (
-    Energy,
     EnergyMatch,
     OwnChains,
     ReplayBuffer,
@@ -22,7 +21,6 @@ from lowenergy.energies import (
     logits_and_gradient,
     sample,
 )
-from lowenergy.energies.gradient import Slopes, slopes
 
 SPEC = networks.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10, head="mean")
 
@@ -110,10 +108,6 @@ def test_a_restarted_chain_is_young_again(generator: Generator) -> None:
     assert torch.equal(copy.ages, buffer.ages)
 
 
-def by_autograd(energy: Energy) -> Slopes:
-    return lambda images: energy_gradient(energy, images)
-
-
 def test_flow_loss_is_least_where_the_energy_carries_noise_to_the_data(generator: Generator) -> None:
     """All data at one point: a slope towards it beats none, and none a slope away from it."""
     images = torch.full((4000, 1, 2, 2), 0.5)
@@ -122,7 +116,7 @@ def test_flow_loss_is_least_where_the_energy_carries_noise_to_the_data(generator
         def energy_to_m(x: Tensor) -> Tensor:
             return slope * (x - 0.5).square().flatten(1).sum(1)
 
-        return energies.flow_loss(by_autograd(energy_to_m), images, generator.manual_seed(0)).item()
+        return energies.flow_loss(energy_to_m, images, generator.manual_seed(0)).item()
 
     assert loss(0.5) < loss(0.0) < loss(-0.5)
     flat = 7 / 12  # mean (0.5 - u)² of u uniform in [-1, 1]: 1/3 + 1/4
@@ -138,18 +132,17 @@ def test_a_flow_with_rest_wants_images_in_valleys(generator: Generator) -> None:
             away = (x - 0.5).abs().flatten(1).sum(1)
             return torch.where(away < width, away.square() / (2 * width + 1e-9), away - width / 2)
 
-        return energies.flow_loss(by_autograd(energy), images, generator.manual_seed(0), rest=rest).item()
+        return energies.flow_loss(energy, images, generator.manual_seed(0), rest=rest).item()
 
     assert loss(0.3, 0.3) / loss(0.3, 0.0) < 0.5 * loss(0.0, 0.3) / loss(0.0, 0.0)
-    nowhere = by_autograd(lambda x: 0 * x.flatten(1).sum(1))
-    flat = energies.flow_loss(nowhere, images, generator.manual_seed(0), rest=0.5).item()
+    flat = energies.flow_loss(lambda x: 0 * x.flatten(1).sum(1), images, generator.manual_seed(0), rest=0.5).item()
     of_speed = (0.5 + 2 * 0.5 / 3) / 1.5  # mean square: 1, then falling to 0 at the image, then rising behind it
     assert flat == pytest.approx(7 / 12 * of_speed, rel=0.03)
 
 
 def test_flow_loss_reaches_the_weights(generator: Generator) -> None:
     network = networks.build(SPEC, seed=0)
-    energies.flow_loss(slopes(network, "mean"), torch.zeros(4, 1, 8, 8), generator).backward()
+    energies.flow_loss(energy_of(network, "mean"), torch.zeros(4, 1, 8, 8), generator).backward()
     gradient = network.features[0].conv.weight.grad
     assert gradient is not None and gradient.abs().sum() > 0
 

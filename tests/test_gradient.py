@@ -1,7 +1,6 @@
 """The gradient as a graph is autograd's, for every layer that a network can have; onnxruntime computes it the same."""
 
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -9,16 +8,14 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from lowenergy import networks
 from lowenergy.base.errors import UserError
-from lowenergy.energies import HEADS, ExplicitEnergy, energy_gradient, energy_of, logits_and_gradient
-from lowenergy.energies.gradient import Slopes, gradient_graph, slopes
+from lowenergy.energies import HEADS, ExplicitEnergy, energy_gradient, energy_of
+from lowenergy.energies.gradient import gradient_graph
 from lowenergy.networks.zoo.blocks import ACTIVATIONS
 from lowenergy.runtimes import int8, loading, sampling
 from lowenergy.storage import artifact
-from lowenergy.storage.coded import CodedWeight, attach
 
 SPEC = networks.Spec("cnn", 4, "3x3", "swish", "none", channels=1, image_size=9, outputs=6, head="mean")
 SPECS = [
@@ -67,54 +64,6 @@ def test_equals_autograd_on_networks_from_elsewhere(name: str, arguments: dict[s
     torch.manual_seed(0)
     network = getattr(torchvision.models, name)(num_classes=10, **arguments).eval()
     assert_same_gradient(network, "logsumexp", images_for((3, 32, 32)))
-
-
-def gradients_of(network: nn.Module, slopes_of: Slopes, images: Tensor) -> tuple[Tensor, ...]:
-    """Input gradients, and by them and the logits the gradients of all parameters."""
-    network.zero_grad()
-    logits, gradient = slopes_of(images)
-    (gradient.square().mean() + logits.square().mean()).backward()
-    return gradient.detach(), *(w.grad for w in network.parameters() if w.grad is not None)
-
-
-def assert_same_slopes(network: networks.AnyNetwork, head: str, images: Tensor) -> None:
-    wanted = gradients_of(network, partial(logits_and_gradient, network, head), images)
-    found = gradients_of(network, slopes(network, head), images)
-    assert len(found) == len(wanted) > 2
-    for given, expected in zip(found, wanted, strict=True):
-        torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.name}-{s.stem}-{s.image_size}-{s.activation}-{s.head}")
-def test_slopes_of_slopes_equal_autograd(spec: networks.Spec) -> None:
-    assert spec.head is not None
-    assert_same_slopes(networks.build(spec, seed=0), spec.head, images_for(spec.input_shape))
-
-
-def test_slopes_follow_weights_that_are_made_of_codewords() -> None:
-    network, images = networks.build(SPEC, seed=0), images_for(SPEC.input_shape)
-    layer = list(networks.coded_layers(network).values())[1]
-    codes = torch.arange(layer.weight.numel() // 4) % 7
-    torch.manual_seed(0)
-    attach(layer, 0.1 * torch.randn(7, 4), CodedWeight(codes, 7, tuple(layer.weight.shape)))
-    of_network = slopes(network, "mean")
-    before = of_network(images)[1].detach()
-    assert_same_slopes(network, "mean", images)
-    codebook = next(w for name, w in network.named_parameters() if "parametrizations" in name)
-    assert codebook.shape == (7, 4) and codebook.grad is not None and codebook.grad.abs().min() > 0
-    with torch.no_grad():
-        codebook.mul_(2)
-    assert not torch.allclose(of_network(images)[1], before)
-
-
-def test_in_bfloat16_only_what_autocast_casts() -> None:
-    network, images = networks.build(replace(SPEC, head="logsumexp"), seed=0), images_for(SPEC.input_shape)
-    graph = slopes(network, "logsumexp", "bf16-mixed")
-    assert isinstance(graph, GraphModule) and "bfloat16" in graph.code
-    logits, gradient = graph(images)
-    assert logits.dtype == gradient.dtype == torch.float32
-    exact = slopes(network, "logsumexp")(images)[1]
-    assert 0 < (gradient - exact).norm() < 0.02 * exact.norm()
 
 
 def odd_layers() -> nn.Module:

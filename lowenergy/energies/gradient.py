@@ -4,12 +4,8 @@ Sampling needs ∇E(x), and autograd computes it where no exporter, quantizer or
 `gradient_graph` traces what autograd does, so that the gradient becomes operations like those of the forward pass.
 Backward passes that are one opaque operation to torch are decomposed; of a convolution it is a convolution with the
 same weights, flipped, so that whatever makes convolutions small and fast works for both directions.
-
-Training by slopes stands on it, too: see `slopes`.
 """
 
-import copy
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,69 +20,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.graph import CodeGen
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import parametrize
 
 from lowenergy.base import UserError
-from lowenergy.base.params import Precision
-from lowenergy.energies.energy import HEADS, logits_and_gradient
-from lowenergy.networks import AnyNetwork, Network
+from lowenergy.energies.energy import HEADS
 from lowenergy.networks.inputconv import input_gradient
 
 aten = torch.ops.aten
 
-Slopes = Callable[[Tensor], tuple[Tensor, Tensor]]  # images -> logits, input gradients of the energy
 
-
-def slopes(network: AnyNetwork, head: str, precision: Precision = "32-true") -> Slopes:
-    """Logits and input gradients of the energy, both differentiable by the weights, in half of autograd's time.
-
-    Asked for the slope of a slope, autograd comes upon convolutions whose kernel is as large as the image, which no
-    library is good at. The gradient's graph has only small ones, so it is that which is differentiated. It holds what
-    the network computes in evaluation; where training differs (norms of the batch, dropout, perhaps a network from
-    elsewhere) autograd goes on by itself.
-
-    Args:
-        network: on the device that is to be used; its weights may be parametrized, and may change afterwards.
-    """
-    if not isinstance(network, Network) or any(isinstance(m, DIFFER_IN_TRAINING) for m in network.modules()):
-
-        def by_autograd(images: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-                return logits_and_gradient(network, head, images)
-
-        return by_autograd
-    if not any(map(parametrize.is_parametrized, network.modules())):
-        return gradient_graph(network, head, network.spec.input_shape, precision)
-    graph = gradient_graph(_without_parametrizations(network), head, network.spec.input_shape, precision)
-    owners = [name.rpartition(".") for name, _ in graph.named_parameters()]
-
-    def of_parametrized(images: Tensor) -> tuple[Tensor, Tensor]:
-        weights = {f"{owner}.{name}": getattr(network.get_submodule(owner), name) for owner, _, name in owners}
-        return functional_call(graph, weights, (images,))
-
-    return of_parametrized
-
-
-DIFFER_IN_TRAINING = nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd
-
-
-def _without_parametrizations(network: nn.Module) -> nn.Module:
-    """A copy whose weights are what the parametrizations make of them."""
-    plain = copy.deepcopy(network)
-    for module in list(plain.modules()):
-        if parametrize.is_parametrized(module):
-            weights = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
-            # Not remove_parametrizations, which would take them from the class, that of the original, too.
-            module.__class__ = type(module).__bases__[0]
-            del module.parametrizations
-            for name, weight in weights.items():
-                setattr(module, name, nn.Parameter(weight))
-    return plain
-
-
-def gradient_graph(
-    network: nn.Module, head: str, input_shape: tuple[int, int, int], precision: Precision = "32-true"
-) -> GraphModule:
+def gradient_graph(network: nn.Module, head: str, input_shape: tuple[int, int, int]) -> GraphModule:
     """images (batch, c, h, w) -> logits (batch, outputs), input gradients of the energy (batch, c, h, w).
 
     The graph holds the network's own parameters and buffers under their own names; it knows convolutions as
@@ -95,12 +37,10 @@ def gradient_graph(
     Args:
         network: images -> logits, in evaluation mode.
         head: of the energy, see energy.HEADS.
-        precision: bf16-mixed puts the casts of autocast into the graph.
     Raises:
         UserError: an operation that cannot be traced, with torch's reason.
     """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    device = next(iter(tensors.values()), torch.empty(0)).device
     state = {name: value.detach() for name, value in tensors.items()}
 
     def both(state: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,12 +52,11 @@ def gradient_graph(
 
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     batch: Any = StatelessSymbolicContext([DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * 3], constraint_sizes=[None] * 4)
-    images = fake.from_tensor(torch.zeros(2, *input_shape, device=device), symbolic_context=batch)
-    cast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+    images = fake.from_tensor(torch.zeros(2, *input_shape), symbolic_context=batch)
     weights = {name: fake.from_tensor(value, static_shapes=True) for name, value in state.items()}
     try:
         # Fused attention has no plain backward pass; the other form has.
-        with fake, sdpa_kernel(SDPBackend.MATH), enable_python_dispatcher(), cast:
+        with fake, sdpa_kernel(SDPBackend.MATH), enable_python_dispatcher():
             traced = make_fx(both, decomposition_table=PLAIN)(weights, images)
     except Exception as error:  # torch raises nearly anything here
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -127,8 +66,6 @@ def gradient_graph(
     graph.owning_module = None  # until it has the parameters that it will name
     _own_parameters(graph, list(state))
     for node in list(graph.nodes):
-        if node.target is aten.detach.default:  # of what autograd saves: a slope has a slope, too
-            node.replace_all_uses_with(node.args[0])
         if node.target is aten.view.default:  # which would hold for the memory layout of this moment only
             node.target = aten.reshape.default
         _as_layer(graph, node)
@@ -172,12 +109,6 @@ def _turned(w: Tensor, groups: int) -> Tensor:
     return w.flip(2, 3).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def _silu_backward(g: Tensor, x: Tensor) -> Tensor:
-    """In the precision of x, as autograd's own; torch's decomposition computes in float32."""
-    sigmoid = x.sigmoid()
-    return g * sigmoid * (1 + x * (1 - sigmoid))
-
-
 def _max_pool_backward(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
     winners = rest[-1]
     flat = torch.zeros_like(x).flatten(2)
@@ -187,7 +118,7 @@ def _max_pool_backward(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
 PLAIN: Any = {
     **get_decompositions(
         [
-            aten.gelu_backward, aten.elu_backward, aten.leaky_relu_backward,
+            aten.silu_backward, aten.gelu_backward, aten.elu_backward, aten.leaky_relu_backward,
             aten.hardtanh_backward, aten.hardswish_backward, aten.hardsigmoid_backward, aten.threshold_backward,
             aten.sigmoid_backward, aten.tanh_backward, aten.softplus_backward, aten._softmax_backward_data,
             aten._log_softmax_backward_data, aten.native_layer_norm, aten.native_layer_norm_backward,
@@ -198,7 +129,6 @@ PLAIN: Any = {
         ]
     ),
     aten.convolution_backward.default: _convolution_backward,
-    aten.silu_backward.default: _silu_backward,
     aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
 }  # fmt: skip
 

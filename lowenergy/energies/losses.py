@@ -1,11 +1,10 @@
 """What an energy is trained by."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Generator, Tensor
 
 from lowenergy.base.team import ALONE, Team
+from lowenergy.energies.energy import Energy
 from lowenergy.energies.langevin import uniform_noise
 
 
@@ -20,20 +19,13 @@ def contrastive_loss(real: Tensor, fake: Tensor, regularization: float) -> Tenso
     return real.mean() - fake.mean() + regularization * (real.square().mean() + fake.square().mean())
 
 
-def flow_loss(
-    slopes: Callable[[Tensor], tuple[Tensor, Tensor]],
-    images: Tensor,
-    generator: Generator,
-    team: Team = ALONE,
-    rest: float = 0.0,
-) -> Tensor:
+def flow_loss(energy: Energy, images: Tensor, generator: Generator, team: Team = ALONE, rest: float = 0.0) -> Tensor:
     """mean (-∇E(x_t) - c(t) (x_1 - x_0))² on the straight way x_t = (1 - t) x_0 + t x_1 from uniform noise to `images`.
 
     Descending the energy then carries noise to the data in unit time: step_size = 1/n in n Langevin steps. One energy
     serves all times t, which it is not told (Balcerak et al. 2025, the flow regime; Lipman et al. 2023).
 
     Args:
-        slopes: images -> anything, input gradients of the energy, differentiable by its weights (gradient.slopes).
         team: processes among which the images are divided.
         rest: 0 for c = 1 and t up to 1: the descent goes on past the images. Else c falls from 1 to 0 in the last share
             `rest` of the way, so that images lie in the energy's valleys (Wang & Du 2025, equilibrium matching), and
@@ -44,5 +36,6 @@ def flow_loss(
     between, speed = torch.lerp(noise, images, time), torch.ones((), device=images.device)
     if rest:
         between, speed = between.clamp(-1, 1), ((1 - time) / rest).clamp(max=1)
-    _, gradient = slopes(team.share(between))
+    between = team.share(between).requires_grad_()
+    (gradient,) = torch.autograd.grad(energy(between).sum(), between, create_graph=True)
     return (team.gather(gradient, len(images)) + speed * images - speed * noise).square().mean()

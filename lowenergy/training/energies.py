@@ -1,8 +1,7 @@
 """Training of energies: the teacher by flow and chains, compressed ones towards it, and those again by themselves."""
 
-import operator
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -24,7 +23,6 @@ from lowenergy.energies import (
     logits_and_gradient,
     probe_images,
 )
-from lowenergy.energies.gradient import Slopes, slopes
 from lowenergy.networks import AnyNetwork, spec_of, training_format
 from lowenergy.storage import dense, save
 from lowenergy.training.loop import DivergedError, Logs, fit
@@ -78,7 +76,6 @@ def fit_energy(
         lambda step: retrain.lr * (1 - step / steps) if retrain else p.lr_decay ** (step // batches.per_epoch),
     )
     of_constants = energy_of(network, head, frozen=True)
-    downhill = slopes(network, head, precision) if p.flow_weight else None
     pixel_spread = to_float(data.images[:1000]).std(0).mean()
 
     def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
@@ -92,6 +89,7 @@ def fit_energy(
                 *_, own = langevin_chain(of_constants, chains, p.chain_steps, p.sampler, run.generator, run.team)
             chains = run.team.gather(own, len(chains))
             sampled = buffer.put(places, chains, p.chain_steps) >= p.burn_in
+        # Before chains join in, an EBM's energies are only looked at.
         with run.autocast(precision), torch.set_grad_enabled(also is not None or len(chains) > 0):
             logits = network(run.team.share(torch.cat([images, chains]))).float()
         logits = run.team.gather(logits, len(images) + len(chains))
@@ -102,8 +100,9 @@ def fit_energy(
         if len(fake) > len(batch) / 4:  # fewer, at the start, say nothing
             value = p.contrastive_weight * contrastive_loss(real, fake, p.regularization)
             logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
-        if downhill is not None:
-            flow = flow_loss(downhill, images, run.generator, run.team, p.flow_rest)
+        if p.flow_weight:
+            with run.autocast(precision):
+                flow = flow_loss(energy_of(network, head), images, run.generator, run.team, p.flow_rest)
             value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
         if also is not None:
             more, more_logs = also(logits[: len(batch)], batch.labels)
@@ -161,7 +160,6 @@ class EnergyObjective:
         self.generator = torch.Generator(run.device).manual_seed(run.seed)
         self.own = OwnChains(p.matching, p.train.sampler, splits.input_shape, run.generator)
         self.state = {"own": self.own}
-        self.pulled: tuple[list[nn.Parameter], Slopes] = [], partial(logits_and_gradient, self.teacher, self.head)
 
     @cached_property
     def inputs(self) -> Tensor:  # on demand: the chains take longer than much that needs none
@@ -182,20 +180,11 @@ class EnergyObjective:
         """Logits at the inputs with these indices; how far energies and scores are from the teacher's."""
         own, team = self.own.images, self.team
         images = torch.cat([self.inputs[index], own])
-        found = self._slopes(network)(team.share(images))
+        found = logits_and_gradient(network, self.head, team.share(images))
         logits, gradients = (team.gather(part, len(images)) for part in found)
         loss, logs = self.match.loss(HEADS[self.head](logits), gradients, index, own)
         self.own.step(gradients)
         return logits[: len(index)], loss, logs
-
-    def _slopes(self, network: nn.Module) -> Slopes:
-        """Of a network that is trained the fast ones, which take a second to make; its weights may become others."""
-        if not torch.is_grad_enabled() or not isinstance(network, AnyNetwork):  # only looked at, or an int8 graph
-            return partial(logits_and_gradient, network, self.head)
-        weights = list(network.parameters())
-        if len(weights) != len(self.pulled[0]) or any(map(operator.is_not, weights, self.pulled[0])):
-            self.pulled = weights, slopes(network, self.head)
-        return self.pulled[1]
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         _, loss, logs = self.matched(network, index)
@@ -206,8 +195,7 @@ class EnergyObjective:
         split = self.splits.train.to(run.device)
         batch = split.take(torch.randint(len(split), (128,), generator=run.generator, device=run.device))
         images = to_float(batch.images)
-        of_network = partial(logits_and_gradient, network, self.head)
-        flow = flow_loss(of_network, images, run.generator, rest=self.p.train.flow_rest)
+        flow = flow_loss(energy_of(network, self.head), images, run.generator, rest=self.p.train.flow_rest)
         return flow if self.also is None else flow + self.also(network(images), batch.labels)[0]
 
     def retrain(self, network: AnyNetwork, p: Retrain, run: Run) -> None:
