@@ -2,7 +2,8 @@
 
     dvc repro evaluate@ebm-pq && python benchmarks/cards.py mnist_retrain ebm-pq --label "77 k, pq"
 
-A row of the same label is replaced. --workspace names another clone of this repository that the models were made in.
+A row of the same label is replaced. --workspace names another clone of this repository that the models were made in,
+--machine another machine.
 """
 
 import argparse
@@ -31,6 +32,8 @@ def main() -> None:
     parser.add_argument("model", help="target-branch")
     parser.add_argument("--label", required=True)
     parser.add_argument("--workspace", type=Path, default=Path())
+    parser.add_argument("--machine", type=Path, help="what record.machine() says where the model was made, as JSON")
+    parser.add_argument("--seconds", type=int, help="that making it took")
     args = parser.parse_args()
     target, branch = args.model.split("-")
 
@@ -45,7 +48,8 @@ def main() -> None:
         "model": args.model,
         "commit": git("rev-parse", "--short", "HEAD").strip(),
         "sha256": artifact.sha256(args.workspace / f"models/{target}/{branch}.safetensors"),
-        "machine": machine(),  # that this was called on; call it where the model was made
+        "machine": json.loads(args.machine.read_text()) if args.machine else machine(),
+        **({"seconds": args.seconds} if args.seconds else {}),
         "params": {name: value for name, value in used.items() if shipped.get(name, "none") != value},
         "card": json.loads((args.workspace / f"metrics/{target}/{branch}.card.json").read_text()),
     }

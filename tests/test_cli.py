@@ -189,7 +189,10 @@ def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFix
         (["score", "models/ebm/pq.safetensors"], "an ebm does not classify"),
         (["show", "models/none.safetensors"], "no such file"),
         (["export", "models/none.safetensors"], "no such file"),
-        (["profile", "none"], "there are cifar100, cifar100-energy, cifar100-half, digits, mnist"),
+        (
+            ["profile", "none"],
+            "there are cifar100, cifar100-energy, cifar100-energy-full, cifar100-half, digits, mnist",
+        ),
     ):
         assert cli.main(command) == 2
         assert message in capsys.readouterr().err

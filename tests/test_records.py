@@ -13,7 +13,7 @@ RECORDED = {
     ("README.md", "CIFAR-100, ResNet-18"): ["benchmarks/records/cifar100_bars.json"],
     ("docs/int8.md", "CIFAR-100, ResNet-18, QAT"): ["benchmarks/records/cifar100_bars.json"],
     ("docs/int8.md", "CIFAR-100, ResNet-18, calibrated"): ["benchmarks/records/cifar100_mixed_bits.json"],
-    ("docs/energies.md", "CIFAR-100, EBM"): ["benchmarks/records/cifar100_energy.json"],
+    ("docs/energies.md", "CIFAR-100, energies"): ["benchmarks/records/cifar100_energy.json"],
     ("docs/product-quantization.md", "CIFAR-100, ResNet-18"): ["benchmarks/records/cifar100_bars.json"],
     ("docs/pruning.md", "CIFAR-100, ResNet-18"): ["benchmarks/records/cifar100_bars.json"],
     ("README.md", "MNIST | parameters"): ["benchmarks/records/shipped_mnist.json", "pretrained/mnist-*.json"],
