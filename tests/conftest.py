@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from lowenergy import data
@@ -87,20 +88,32 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+HEAVY = ("test_running", "test_team", "test_extending")  # processes of their own, minutes of them
+
+
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook; it cannot with pytest 9.2
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a pipeline go to one worker, which runs it once."""
+    """The first worker makes the small pipeline while the others do what needs none; what is quick comes last."""
+    items.sort(key=_turn)
     for item in items:
-        for pipeline in ("clone", "extended"):
-            if pipeline in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(pipeline))
+        if _turn(item) == 0 or "extended" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.path.stem == "test_guards":
+        return 0
+    return 1 if item.path.stem in HEAVY else 2 if "clone" in getattr(item, "fixturenames", ()) else 3
 
 
 class Clone:
     """A scratch clone of the working tree with its own git and DVC history."""
 
-    def __init__(self, path: Path, trace: Path) -> None:
-        self.path, self.trace, self.tracing = path, trace, True
+    def __init__(self, path: Path, trace: Path, tracing: bool = False) -> None:
+        self.path, self.trace, self.tracing = path, trace, tracing
+
+    @classmethod
+    def made(cls, path: Path, trace: Path) -> "Clone":
         tracked = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
         ).stdout.splitlines()
@@ -111,9 +124,11 @@ class Clone:
         for name in ("dvc.lock", "metrics"):  # of the real runs
             target = path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-        self.set(SMALL)
-        self.run("git", "init", "-q", "-b", "main")
-        self.commit("start")
+        clone = cls(path, trace, tracing=True)
+        clone.set(SMALL)
+        clone.run("git", "init", "-q", "-b", "main")
+        clone.commit("start")
+        return clone
 
     @property
     def environment(self) -> dict[str, str]:
@@ -156,9 +171,19 @@ def stages_run(output: str) -> set[str]:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The small pipeline, run once under DVC and committed; tests leave it as they found it."""
-    clone = Clone(tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("trace"))
-    clone.first_output = clone.run("dvc", "repro")
-    clone.tracing = False  # what later tests change is not what the guards compare
-    clone.commit("first run")
+    """The small pipeline, run once under DVC and committed; a copy for each worker. Tests leave it as they found it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "first"
+    with FileLock(f"{shared}.lock"):
+        if not (shared / "output").exists():
+            shutil.rmtree(shared, ignore_errors=True)
+            for name in ("clone", "trace"):
+                (shared / name).mkdir(parents=True)
+            first = Clone.made(shared / "clone", shared / "trace")
+            output = first.run("dvc", "repro")
+            first.commit("first run")
+            (shared / "output").write_text(output)
+    clone = Clone(base / "clone", shared / "trace")  # what tests change is not what the guards compare
+    shutil.copytree(shared / "clone", clone.path)
+    clone.first_output = (shared / "output").read_text()
     return clone

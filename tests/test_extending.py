@@ -22,7 +22,7 @@ def merge(values: Any, changes: Any) -> None:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    clone = Clone(tmp_path_factory.mktemp("extended"), tmp_path_factory.mktemp("trace"))
+    clone = Clone.made(tmp_path_factory.mktemp("extended"), tmp_path_factory.mktemp("trace"))
     for path, code in re.findall(r"```python\n# (\S+)\n(.*?)```", DOCUMENT, re.DOTALL):
         assert not (clone.path / path).exists()
         (clone.path / path).write_text(code)

@@ -100,6 +100,27 @@ def test_no_trial_is_drawn_twice(search: Any) -> None:
     assert len(set(drawn)) == len(drawn)
 
 
+def test_a_chain_that_is_best_and_soon_exhausted_ends_no_search(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, values: Any
+) -> None:
+    def run(repo: Any, wanted: list[Wanted], target: str, **options: Any) -> dict[str, Any]:
+        small = {"size_bytes": 1000, "compression_ratio": 100, "macs": 10}
+        return {t.name: card(t) | (small if "distill.student.width" in t.values else {}) for t in wanted}
+
+    monkeypatch.setattr(trials, "run", run)
+    few = {"chains": [["distill"], ["prune"]], "parameters": SPACE["parameters"] | {"distill.student.width": [4, 8]}}
+    space = spaces.load(written(tmp_path / "search.yaml", few), "classifier", values)
+    goal = Goal(max_loss=Limit.parse("5%"))
+    for sampler, seed in (("tpe", 0), ("tpe", 1), ("random", 0)):
+        name = f"{sampler}{seed}"
+        found = go(Search(name, "classifier", goal, space, values, TEACHER, seed=seed, sampler=sampler, root=tmp_path))
+        assert len(found.results()) == 24
+    few["parameters"] = {"prune.amount": [0.3, 0.5], "distill.student.width": [4, 8]}
+    space = spaces.load(written(tmp_path / "search.yaml", few), "classifier", values)
+    found = go(Search("small", "classifier", goal, space, values, TEACHER, root=tmp_path))
+    assert len(found.results()) == 4
+
+
 def test_a_search_that_was_killed_goes_on_to_the_same_end(search: Any) -> None:
     whole = go(search("whole", seed=3))
     search.ran.clear()

@@ -30,7 +30,8 @@ from lowenergy.searching.trials import Failed, Wanted
 FOLDER = Path("searches")
 KEPT = ("validation", "size_bytes", "compression_ratio", "macs", "parameters", "share_of_time")  # of a trial's card
 AT_ONCE = 4  # trials asked for together, for each stage that runs at a time
-SAME_AGAIN = 50  # draws of what was there before, after which the space counts as exhausted
+IN_A_RUT = 10  # draws in a row of what was there before: TPE, which does not learn from them, gives way to chance
+SAME_AGAIN = 100  # after which the space counts as exhausted
 ENOUGH = 3  # trials within the limits that must have been so far before others are stopped by them
 LINE = re.compile(r"step (\d+)/(\d+)\s+loss (\S+)")  # that training prints
 
@@ -162,10 +163,9 @@ class Search:
         pending = self.study.get_trials(states=[TrialState.RUNNING])
         known = {json.dumps(t.user_attrs["values"], sort_keys=True) for t in [*self._told(), *pending] if _drawn(t)}
         pending = [trial for trial in pending if _drawn(trial)]
-        again = 0
-        while len(pending) < most and again < SAME_AGAIN:
+        while len(pending) < most and (again := self._again()) < SAME_AGAIN:
             number = len(self.study.get_trials(deepcopy=False))
-            self.study.sampler = self._sampler(number)
+            self.study.sampler = self._sampler(number, by_chance=again >= IN_A_RUT)
             trial = self.study.ask()
             chain, values = self.space.draw(trial)
             key = json.dumps(values, sort_keys=True)
@@ -174,20 +174,22 @@ class Search:
             if why := refused(self.values, values):
                 trial.set_user_attr("why", why)
                 self.study.tell(trial, state=TrialState.FAIL)
-                again += 1
             elif key in known:
                 self.study.tell(trial, state=TrialState.FAIL)
-                again += 1
             else:
                 known.add(key)
                 pending.append(self.study.get_trials(deepcopy=False)[trial.number])
-                again = 0
         return pending[:most]
 
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+    def _again(self) -> int:
+        """Draws up to now, in a row, that brought nothing new."""
+        states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
+        return next((i for i, state in enumerate(reversed(states)) if state != TrialState.FAIL), len(states))
+
+    def _sampler(self, number: int, *, by_chance: bool = False) -> optuna.samplers.BaseSampler:
         """Made anew for each trial, so that what is drawn depends on the trials before it, and not on any kill."""
         seed = (1_000_003 * self.seed + number) % 2**32
-        if self.sampler == "random":
+        if by_chance or self.sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(
             seed=seed,
