@@ -19,7 +19,7 @@ from typing import Any
 from record import RECORDS, write
 
 from lowenergy.base.params import BRANCHES
-from lowenergy.running import pipeline
+from lowenergy.running import experiments, pipeline
 from lowenergy.searching import trials
 from lowenergy.searching.goal import Goal, Limit
 
@@ -48,7 +48,7 @@ def tested(model: dict[str, Any], target: str) -> dict[str, float]:
     if "experiment" not in model:
         return {key: model[key] for key in ("accuracy", "fid") if key in model}
     repo = pipeline.opened()
-    revision = trials.revisions(repo, [model["experiment"]])[model["experiment"]]
+    revision = experiments.revisions(repo, [model["experiment"]])[model["experiment"]]
     return tested(trials.card_of(repo, revision, target, model["model"].split(" → ")[-1]), target)
 
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from lowenergy.running import crew
+from lowenergy.running import crew, experiments, pipeline
 from lowenergy.running.worker import gpu_share
 
 LOWENERGY = [sys.executable, "-m", "lowenergy.cli"]
@@ -294,6 +294,15 @@ def test_queued_experiments_share_what_they_have_in_common(tmp_path: Path) -> No
     assert "failed: bad:mid@2" in output and "this one is bad" in output
     status = toy("dvc", "queue", "status")
     assert status.count("Success") == 4 and status.count("Failed") == 1
+
+
+def test_an_experiment_that_dvc_has_not_recorded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy.make(tmp_path / "toy", amount=1)
+    toy.run("mid@0")
+    toy("dvc", "exp", "run", "--name", "there", "mid@0")
+    monkeypatch.chdir(toy.place)
+    (toy.place / experiments.PLACE).mkdir(parents=True)
+    assert experiments.record(pipeline.opened(), ["there", "gone"]) == ["gone"]  # with nothing queued it makes none
 
 
 # -- several machines: workers that share nothing but a bucket ---------------------------------------------------------

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lowenergy.running.pipeline import Pipeline, Plan, alone, claimed, opened, r
 from lowenergy.running.workspace import Snapshot
 
 PLACE = Path(".dvc/tmp/lowenergy/queue")
+NOT_RECORDED = f"DVC has not recorded {{}}: {PLACE / 'record.log'}; queue and run again, what was done is in the cache"
 
 
 def run_queued(*, jobs: int | None, address: str | None = None, keep_going: bool = False) -> None:
@@ -39,10 +40,10 @@ def run_queued(*, jobs: int | None, address: str | None = None, keep_going: bool
         if not entries:
             raise RunError("no experiment is queued; `dvc exp run --queue -S prune.amount=0.7`")
         pipelines = run_entries(repo, entries, jobs=jobs, address=address, keep_going=keep_going)
-        recorded = record(repo, jobs)
+        lost = record(repo, [pipeline.experiment for pipeline in pipelines if not pipeline.failed])
         report(pipelines)
-        if recorded.returncode:
-            raise RunError(f"DVC could not record the experiments: {PLACE / 'record.log'}")
+        if lost:
+            raise RunError(NOT_RECORDED.format(", ".join(lost)))
         shutil.rmtree(Path(repo.root_dir) / PLACE)
     print(f"{', '.join(map(name_of, entries))}: `dvc exp show` shows them")
 
@@ -103,25 +104,36 @@ def run_entries(
         for name, place, names, plan in queued:
             snap = workspace.snapshot(Path(place.root_dir), names, workspace.outputs_of(place))
             crew.know(snap, root / PLACE / f"{name}.checkpoints")
-            pipelines.append(Pipeline(place, plan, crew, snap, label=f"{name}:"))
+            pipelines.append(Pipeline(place, plan, crew, snap, experiment=name))
         crew.run(pipelines, keep_going=keep_going)
     return pipelines
 
 
-def record(repo: Any, jobs: int | None) -> "subprocess.CompletedProcess[str]":
-    """Let DVC make experiments of all that is queued, out of its cache.
+def record(repo: Any, names: Collection[str]) -> list[str]:
+    """Let DVC make experiments of all that is queued, out of its cache; its output is kept in PLACE/record.log.
 
-    Its output is kept in PLACE/record.log.
+    One at a time: where two of its workers collect at the same moment DVC may lose one, and say nothing.
+
+    Returns:
+        Of the experiments of these names those that there are not.
     """
     recorded = subprocess.run(
-        [sys.executable, "-m", "dvc", "exp", "run", "--run-all", "--jobs", str(jobs or 1)],
+        [sys.executable, "-m", "dvc", "exp", "run", "--run-all", "--jobs", "1"],
         cwd=repo.root_dir,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     (Path(repo.root_dir) / PLACE / "record.log").write_text(recorded.stdout)
-    return recorded
+    return sorted(set(names) - revisions(repo, names).keys())
+
+
+def revisions(repo: Any, names: Collection[str]) -> dict[str, str]:
+    """The commits of the experiments of these names that there are."""
+    from dvc.repo.experiments.utils import exp_refs_by_names
+
+    found = exp_refs_by_names(repo.scm, set(names))
+    return {name: repo.scm.get_ref(str(refs[0])) for name, refs in found.items() if refs}
 
 
 def unpacked(repo: Any, commit: str, place: Path, checkpoints: Path) -> tuple[Any, list[str]]:

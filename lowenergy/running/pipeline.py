@@ -103,15 +103,16 @@ class Pipeline:
         crew: Crew,
         snap: Snapshot,
         *,
-        label: str = "",
+        experiment: str = "",
         force: bool = False,
     ) -> None:
         """
         Args:
             snap: what workers have of its workspace.
-            label: before the names of its stages on the screen.
+            experiment: that it is of; goes before the names of its stages on the screen.
         """
-        self.repo, self.plan, self.crew, self.snap, self.label = repo, plan, crew, snap, label
+        self.repo, self.plan, self.crew, self.snap, self.experiment = repo, plan, crew, snap, experiment
+        self.label = f"{experiment}:" if experiment else ""
         self.force, self.remote = force, crew.remote
         self.root = Path(repo.root_dir)
         self.by_name = {stage.addressing: stage for stage in plan.stages}

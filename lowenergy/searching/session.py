@@ -66,7 +66,7 @@ def search(
     best = found.winner()
     card = None
     if best is not None:
-        revision = trials.revisions(repo, [best.name])[best.name]
+        revision = experiments.revisions(repo, [best.name])[best.name]
         card = trials.card_of(repo, revision, target, best.chain.split(" → ")[-1])
     outcome.end(found, card)
     if apply and best is not None:

@@ -50,7 +50,7 @@ def run(
     """
     names = {trial.name for trial in wanted}
     failed: dict[str, Failed] = {}
-    recorded = revisions(repo, names)
+    recorded = experiments.revisions(repo, names)
     queued = {experiments.name_of(entry) for entry in experiments.waiting(repo)}
     for trial in wanted:
         if trial.name not in recorded and trial.name not in queued:
@@ -61,21 +61,19 @@ def run(
             pipelines = experiments.run_entries(repo, entries, jobs=jobs, address=address, keep_going=True, watch=watch)
             for pipeline in pipelines:
                 if pipeline.failed:
-                    name = pipeline.label.removesuffix(":")
+                    name = pipeline.experiment
                     failed[name] = Failed("; ".join(_first_line(why) for why in pipeline.failed.values()))
                     _dvc(repo, "queue", "remove", name)
-            if len(failed) < len(entries) and experiments.record(repo, jobs).returncode:
-                raise RunError(f"DVC could not record the experiments: {experiments.PLACE / 'record.log'}")
-        recorded = revisions(repo, names)
+            if lost := experiments.record(repo, names - failed.keys()):
+                raise RunError(experiments.NOT_RECORDED.format(", ".join(lost)))
+        recorded = experiments.revisions(repo, names)
         cards: dict[str, dict[str, Any] | Failed] = dict(failed)
         for trial in wanted:
-            if trial.name in recorded:
+            if trial.name not in failed:
                 card = card_of(repo, recorded[trial.name], target, trial.chain[-1])
                 if latency:
                     card["share_of_time"] = _share_of_time(repo, recorded[trial.name], target, trial.chain[-1], trust)
                 cards[trial.name] = card
-            elif trial.name not in failed:
-                cards[trial.name] = Failed("DVC has no experiment of that name")
         shutil.rmtree(Path(repo.root_dir) / experiments.PLACE, ignore_errors=True)
     return cards
 
@@ -101,14 +99,6 @@ def _dvc(repo: Any, *command: str) -> None:
     )
     if done.returncode:
         raise RunError(f"`dvc {' '.join(command)}` failed: {_first_line(done.stdout)}")
-
-
-def revisions(repo: Any, names: Collection[str]) -> dict[str, str]:
-    """The commits of the experiments of these names that there are."""
-    from dvc.repo.experiments.utils import exp_refs_by_names
-
-    found = exp_refs_by_names(repo.scm, set(names))
-    return {name: repo.scm.get_ref(str(refs[0])) for name, refs in found.items()}
 
 
 def begun_with(repo: Any, prefix: str) -> list[str]:
