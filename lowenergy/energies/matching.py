@@ -1,5 +1,7 @@
 """Matching a compressed energy to its teacher's: at which images, and in what."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor
 
@@ -11,7 +13,14 @@ from lowenergy.energies.langevin import langevin_chain, uniform_noise
 NOISE = 0.3  # largest standard deviation of the noise on probes; chains near the data stray less
 
 
-def probe_images(energy: Energy, images: Tensor, p: EnergyMatching, sampler: Sampler, generator: Generator) -> Tensor:
+def probe_images(
+    energy: Energy,
+    images: Tensor,
+    p: EnergyMatching,
+    sampler: Sampler,
+    generator: Generator,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> Tensor:
     """Where a compressed energy must agree with its teacher's: on data, around data, and on the way of the sampler.
 
     Args:
@@ -29,7 +38,11 @@ def probe_images(energy: Energy, images: Tensor, p: EnergyMatching, sampler: Sam
     start = uniform_noise((p.chains, *images.shape[1:]), generator)
     chains = langevin_chain(energy, start, p.chain_steps, sampler, generator)
     # The start counts: int8 ranges that have not seen uniform noise clip it, and a clipped activation has no slope.
-    states = [start, *(state.clone() for step, state in enumerate(chains, 1) if step in kept)]
+    states = [start]
+    for step, state in enumerate(chains, 1):
+        progress(1)
+        if step in kept:
+            states.append(state.clone())
     return torch.cat([real, noisy.clamp(-1, 1), *states])
 
 

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import LambdaLR
 
 from lowenergy.base.params import Ebm, EnergyTraining, Jem, Precision, Retrain, StudentRetrain
+from lowenergy.base.progress import Progress
 from lowenergy.data import Batches, Split, Splits, augment, to_float, write_grid
 from lowenergy.energies import (
     HEADS,
@@ -155,7 +156,7 @@ class EnergyObjective:
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: Ebm | Jem, run: Run, also: Also | None = None) -> None:
         self.teacher, self.splits, self.p, self.also = teacher.to(run.device).eval(), splits, p, also
-        self.head, self.team = spec_of(teacher).head or "mean", run.team
+        self.head, self.team, self.name = spec_of(teacher).head or "mean", run.team, run.name
         self.energy = energy_of(self.teacher, self.head)
         self.generator = torch.Generator(run.device).manual_seed(run.seed)
         self.own = OwnChains(p.matching, p.train.sampler, splits.input_shape, run.generator)
@@ -170,7 +171,8 @@ class EnergyObjective:
         of_chains = sampling.fastest(
             dense(cast(AnyNetwork, self.teacher), ""), self.teacher, images=p.chains * p.chain_steps
         )
-        return probe_images(of_chains, images, p, self.p.train.sampler, self.generator)
+        progress = Progress(f"{self.name}: the teacher's chains", p.chain_steps)
+        return probe_images(of_chains, images, p, self.p.train.sampler, self.generator, progress)
 
     @cached_property
     def match(self) -> EnergyMatch:
