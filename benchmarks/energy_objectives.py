@@ -21,7 +21,7 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from lowenergy import data, energies, networks
-from lowenergy.base import params
+from lowenergy.base import checkpoint, params
 from lowenergy.base.params import Ebm
 from lowenergy.runtimes import loading
 from lowenergy.scoring import generation
@@ -59,7 +59,7 @@ def train(p: Ebm, splits: data.Splits, every: float) -> list[tuple[float, int, d
         weights = {key.removeprefix("module."): value for key, value in of.items() if key != "n_averaged"}
         copies.append((time.monotonic() - began, content["step"], weights))
 
-    kept, loop.keep, loop.CHECKPOINT_SECONDS = loop.keep, keep, every
+    kept, loop.keep, checkpoint.SECONDS = loop.keep, keep, every
     with TemporaryDirectory() as root:
         ebm.train(splits, p, Run("ebm/teacher", 0, [], root=root))
     loop.keep = kept

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from conftest import ROOT, Clone
 from torchvision.io import decode_png, read_file
 
 from lowenergy import cli, data
-from lowenergy.base import params
+from lowenergy.base import checkpoint, params
 from lowenergy.reporting import page
 from lowenergy.scoring import report_card
 from lowenergy.timing import bench
@@ -205,26 +206,54 @@ def test_report_is_written_from_what_is_on_disk(inside: Clone) -> None:
     assert (report.read_bytes(), pareto.read_bytes()) == before
 
 
-@pytest.mark.parametrize("model", ["classifier/quantize", "ebm/pq"])
+@pytest.mark.parametrize(
+    ("model", "killed_after"), [("classifier/quantize", ()), ("ebm/pq", ()), ("ebm/distill", (7, 14))]
+)
 def test_measuring_again_gives_the_same_figures(
-    inside: Clone, model: str, small: params.Params, tmp_path: Path
+    inside: Clone,
+    model: str,
+    killed_after: tuple[int, ...],
+    small: params.Params,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target, branch = model.split("/")
-    card = report_card.measure(
-        path=f"models/{model}.safetensors",
+    steps: list[Path] = []
+    keep = checkpoint.Checkpoint.keep
+
+    def keep_and_die(self: checkpoint.Checkpoint, content: Any) -> None:
+        keep(self, content)
+        steps.append(self.path)
+        if len(steps) in killed_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint.Checkpoint, "keep", keep_and_die)
+    for _ in killed_after:
+        with pytest.raises(KeyboardInterrupt):
+            measured(target, branch, small, tmp_path / target / branch)
+    card = measured(target, branch, small, tmp_path / target / branch)
+    assert len(steps) == (20 if target == "ebm" else 0), "of two draws, no step twice"
+    assert not any(path.exists() for path in steps)
+    assert card == json.loads((inside.path / f"metrics/{model}.card.json").read_text())
+    pictures = {f"{name}.png" for name in ("samples", "strip", "neighbours", "classes", "energies")}
+    plots = list((tmp_path / target / branch).iterdir())
+    assert {path.name for path in plots} == ({"confusion.csv"} if target == "classifier" else pictures)
+    for path in plots:
+        assert path.read_bytes() == (inside.path / "plots/branches" / target / branch / path.name).read_bytes()
+
+
+def measured(target: str, branch: str, small: params.Params, plots: Path) -> dict[str, Any]:
+    return report_card.measure(
+        path=f"models/{target}/{branch}.safetensors",
         teacher=f"models/{target}/teacher.safetensors",
         scorer="models/scorer.safetensors",
         reference="models/reference.safetensors",
         splits=data.load("data/splits.safetensors"),
         p=getattr(small, target).evaluate,
         seed=small.seed,
-        plots=tmp_path,
+        plots=plots,
     )
-    assert card == json.loads((inside.path / f"metrics/{model}.card.json").read_text())
-    pictures = {f"{name}.png" for name in ("samples", "strip", "neighbours", "classes", "energies")}
-    assert {path.name for path in tmp_path.iterdir()} == ({"confusion.csv"} if target == "classifier" else pictures)
-    for path in tmp_path.iterdir():
-        assert path.read_bytes() == (inside.path / "plots/branches" / target / branch / path.name).read_bytes()
 
 
 def test_every_stage_and_parameter_in_the_readme_exists(clone: Clone) -> None:

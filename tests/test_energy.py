@@ -1,6 +1,7 @@
 """Sampling and contrastive training of energies whose answer is known."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,28 @@ def test_long_chains_reach_the_energys_distribution(generator: Generator) -> Non
     variance = 0.05**2 / (1 - (1 - 0.05 * 2) ** 2)
     assert abs(samples.mean() - 0.25) < 0.005
     assert abs(samples.var() / variance - 1) < 0.05
+
+
+@given(killed_after=st.integers(1, 15), seed=st.integers(0, 2**31))
+def test_sampling_goes_on_where_it_was_killed(killed_after: int, seed: int) -> None:
+    def draw(**options: Any) -> Tensor:
+        constants, generator = Sampler(step_size=0.5, noise=0.1, gradient_clamp=1.0), Generator().manual_seed(seed)
+        options |= {"steps": 5, "constants": constants, "generator": generator, "batch_size": 3}
+        return sample(quadratic, (1, 3, 3), 7, **options)  # in batches of 3, 3 and 1
+
+    def keep(state: dict[str, Any]) -> None:
+        states.append({key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()})
+        if len(states) == killed_after:
+            raise KeyboardInterrupt
+
+    states: list[dict[str, Any]] = []
+    with pytest.raises(KeyboardInterrupt):
+        draw(keep=keep)
+    done = energies.steps_in(states[-1], 5)
+    assert done == (3 * killed_after if killed_after <= 10 else 30 + killed_after - 10)
+    left: list[int] = []
+    assert draw(state=states[-1], progress=left.append).equal(draw())
+    assert sum(left) == 7 * 5 - done
 
 
 def test_sampling_leaves_no_gradient_behind(generator: Generator) -> None:

@@ -142,8 +142,8 @@ def test_a_rank_of_something_else_keeps_nobody_from_writing(tmp_path: Path, monk
 
 KILLED = """
 import sys
-from lowenergy.training import loop
-loop.CHECKPOINT_SECONDS = 0.0
+from lowenergy.base import checkpoint
+checkpoint.SECONDS = 0.0
 from lowenergy.base.stage import run
 from stages import teacher
 run(teacher.main)

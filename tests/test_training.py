@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lowenergy import cli, data, networks, targets, training
-from lowenergy.base import params
+from lowenergy.base import checkpoint, params
 from lowenergy.runtimes.loading import load
 from lowenergy.storage import artifact
 from lowenergy.training import DivergedError, Run, loop
@@ -28,14 +28,15 @@ from lowenergy import data
 from lowenergy.base import params
 from lowenergy import targets
 from lowenergy import training
-from lowenergy.training import loop
+from lowenergy.base import checkpoint
 from lowenergy.base.params import check
+from lowenergy.training import loop
 from ruamel.yaml import YAML
 
 target, root, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 p = check(YAML(typ="safe").load(open(f"{root}/params.yaml")))
 splits = data.prepare(p.data, p.seed).read()
-loop.CHECKPOINT_SECONDS = 0.0
+checkpoint.SECONDS = 0.0
 keep = loop.keep
 
 def keep_and_die(run, part, content):
@@ -90,7 +91,7 @@ def test_kill_and_resume_give_the_same_bytes(
 def test_foreign_and_damaged_checkpoints_are_not_taken_up(
     small: params.Params, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     first = Run("classifier/teacher", 0, ["these params"], root=tmp_path)
     targets.get("classifier").train(splits, small.classifier, first)
     for run, reason in ((Run("classifier/teacher", 0, ["others"], root=tmp_path), "belongs to other params"),):
@@ -170,7 +171,7 @@ def test_a_run_killed_after_recovering_ends_the_same(
     kill_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = slope(Run("a/b", 0, [], root=tmp_path / "uninterrupted"))
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     keep, kept = loop.keep, []
 
     def keep_and_die(run: Run, part: str, content: Any) -> None:
@@ -204,7 +205,7 @@ def test_dropout_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
         training.fit(network, loss, steps=20, optimizer=optimizer, schedule=schedule, run=run)
         return network
 
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     wanted = train(tmp_path / "uninterrupted")
     torch.rand(7)  # what else draws from torch's own generator does not matter
     with pytest.raises(KeyboardInterrupt):

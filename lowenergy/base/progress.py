@@ -13,13 +13,18 @@ class Progress:
     """
 
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.done = name, total, 0
+        self.name, self.total, self.done, self.skipped = name, total, 0, 0
         self.started = self.printed = time.monotonic()
+
+    def skip(self, done: int) -> None:
+        """That many were done by a run that was killed."""
+        self.done += done
+        self.skipped += done
 
     def __call__(self, done: int) -> None:
         self.done += done
         now = time.monotonic()
         if now - self.printed > EVERY:
-            left = (now - self.started) / self.done * (self.total - self.done)
+            left = (now - self.started) / (self.done - self.skipped) * (self.total - self.done)
             print(f"{self.name} {self.done / self.total:.0%}, {left:.0f} s left", flush=True)
             self.printed = now

@@ -22,6 +22,7 @@ from lowenergy import networks, training
 from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.base.params import Quantize
+from lowenergy.base.progress import Progress
 from lowenergy.compression.budget import share
 from lowenergy.runtimes import int8
 from lowenergy.storage.artifact import Model, weights
@@ -173,6 +174,7 @@ def _allocated(
     network = copy.deepcopy(network).to(run.device)
     layers = {name: layer for name, layer in networks.coded_layers(network).items() if name in names}
     exact = training.mean_loss(network, objective, index.to(run.device), run)
+    progress = Progress(f"{run.name}: bits of each layer tried", (MOST - FEWEST + 1) * len(layers))
     costs: dict[str, dict[int, float]] = {}
     for name, layer in layers.items():
         weight = layer.weight.detach().clone()
@@ -184,6 +186,7 @@ def _allocated(
                 layer.weight.copy_(values)
             lowest = min(lowest, training.mean_loss(network, objective, index.to(run.device), run) - exact)
             costs.setdefault(name, {})[bits] = lowest
+            progress(1)
         with torch.no_grad():
             layer.weight.copy_(weight)
     sizes = {name: layer.weight.numel() for name, layer in layers.items()}
@@ -206,7 +209,11 @@ def _spared(
     names = list(dict.fromkeys(place.layer for place in int8.places(prepared)))
     prepared.to(run.device)
     exact = _loss(prepared, (), objective, index, run)
-    added = {name: _loss(prepared, (name,), objective, index, run) - exact for name in names}
+    progress = Progress(f"{run.name}: each layer rounded alone", len(names))
+    added = {}
+    for name in names:
+        added[name] = _loss(prepared, (name,), objective, index, run) - exact
+        progress(1)
     spared = set(keep_float)
     order = iter(sorted(set(names) - spared, key=added.__getitem__, reverse=True))
     total = _loss(prepared, set(names) - spared, objective, index, run) - exact

@@ -5,7 +5,7 @@
 
 from lowenergy.energies.buffer import ReplayBuffer
 from lowenergy.energies.energy import HEADS, Energy, ExplicitEnergy, energy_gradient, energy_of, logits_and_gradient
-from lowenergy.energies.langevin import BATCH, langevin_chain, sample, uniform_noise
+from lowenergy.energies.langevin import BATCH, langevin_chain, sample, steps_in, uniform_noise
 from lowenergy.energies.losses import contrastive_loss, flow_loss
 from lowenergy.energies.matching import EnergyMatch, OwnChains, probe_images
 
@@ -25,5 +25,6 @@ __all__ = [
     "logits_and_gradient",
     "probe_images",
     "sample",
+    "steps_in",
     "uniform_noise",
 ]

@@ -1,6 +1,7 @@
 """Sampling: Langevin steps down the energy, from uniform noise."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -48,16 +49,35 @@ def sample(
     generator: Generator,
     batch_size: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
+    keep: Callable[[dict[str, Any]], None] = lambda state: None,
+    state: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Draw images from noise, `batch_size` chains at a time so that memory stays bounded.
 
+    Args:
+        keep: called after every step with all that it takes to go on from there.
+        state: what an earlier call kept; the images are then those that it would have drawn.
     Returns:
         (count, *shape) in [-1, 1], on the generator's device.
     """
     samples = torch.empty(count, *shape, device=generator.device)
-    for start in range(0, count, batch_size):
-        images = uniform_noise((min(batch_size, count - start), *shape), generator)
-        for images in langevin_chain(energy, images, steps, constants, generator):  # noqa: B020 keep the last state
+    done, step, images = 0, 0, torch.empty(0)
+    if state is not None:
+        done, step, images = len(state["samples"]), state["step"], state["images"]
+        samples[:done] = state["samples"]
+        generator.set_state(state["generator"].cpu())
+    while done < count:
+        if not len(images):
+            step, images = 0, uniform_noise((min(batch_size, count - done), *shape), generator)
+        for images in langevin_chain(energy, images, steps - step, constants, generator):  # noqa: B020 keep the last
+            step += 1
             progress(len(images))
-        samples[start : start + len(images)] = images
+            keep({"samples": samples[:done], "images": images, "step": step, "generator": generator.get_state()})
+        samples[done : done + len(images)] = images
+        done, images = done + len(images), images[:0]
     return samples
+
+
+def steps_in(state: Mapping[str, Any] | None, steps: int) -> int:
+    """Of single chains, that `sample` had made when it kept this."""
+    return len(state["samples"]) * steps + len(state["images"]) * state["step"] if state else 0

@@ -19,7 +19,7 @@ from typing import Any
 
 from lowenergy.base.errors import UserError
 
-CHECKPOINTS = ".checkpoints"  # of lowenergy/training/run.py
+CHECKPOINTS = ".checkpoints"  # of lowenergy/base/checkpoint.py
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from lowenergy import data
+from lowenergy.base.checkpoint import FOLDER, Checkpoint, fingerprint
 from lowenergy.base.device import fastest
 from lowenergy.base.params import ClassifierEvaluation, EnergyEvaluation, Sampler
 from lowenergy.base.progress import Progress
 from lowenergy.data import Splits, at_a_time, handful, to_float
-from lowenergy.energies import sample
+from lowenergy.energies import sample, steps_in
 from lowenergy.networks import AnyNetwork
 from lowenergy.runtimes import loading, sampling
 from lowenergy.scoring import accuracy, gallery, generation, micronet, ood, size
@@ -70,7 +71,8 @@ def measure(
         assert isinstance(p, EnergyEvaluation)
         looked_through = loading.dense_network(artifact.read(scorer, trust=trust)[0])
         constants = sampling.constants_of(header, path)
-        drawn = _draw_and_detect(model, network, looked_through, reference, splits, constants, p, seed, plots)
+        inputs = fingerprint([artifact.sha256(path), constants, p, seed, fastest().type])
+        drawn = _draw_and_detect(model, network, looked_through, reference, splits, constants, p, seed, plots, inputs)
         validation["fid"] = drawn.pop("validation.fid")
         card |= drawn
         if "recoveries" in header["provenance"]:
@@ -92,23 +94,36 @@ def _draw_and_detect(
     p: EnergyEvaluation,
     seed: int,
     plots: Path,
+    inputs: str,
 ) -> dict[str, Any]:
     device = fastest()
     others = min(p.samples, max(FEWEST_OTHERS, len(splits.validation)))  # more say no more than the images they meet
     work = (p.samples + others) * p.chain_steps
     energy = sampling.fastest(model, network.to(device), images=work)
     shape, train, test = splits.input_shape, splits.train.images, handful(splits.test.images)
-    progress = Progress(f"{plots.parent.name}/{plots.name}: sampling", work)
+    name = f"{plots.parent.name}/{plots.name}"
+    progress = Progress(f"{name}: sampling", work)
 
-    def draw(count: int, generator: torch.Generator) -> torch.Tensor:
-        steps = p.chain_steps
+    checkpoints = [Checkpoint(FOLDER / f"{name}.{part}.pt", inputs, device) for part in ("drawn", "to-choose-by")]
+
+    def draw(count: int, generator: torch.Generator, checkpoint: Checkpoint) -> torch.Tensor:
+        state, steps = checkpoint.kept(), p.chain_steps
+        progress.skip(steps_in(state, steps))
         return sample(
-            energy, shape, count, steps=steps, constants=constants, generator=generator, progress=progress
+            energy,
+            shape,
+            count,
+            steps=steps,
+            constants=constants,
+            generator=generator,
+            progress=progress,
+            keep=checkpoint.keep_now_and_then,
+            state=state,
         ).cpu()
 
     generator = torch.Generator(device).manual_seed(seed)
-    drawn = draw(p.samples, generator)
-    to_choose_by = draw(others, torch.Generator(device).manual_seed(seed + OTHER_SEED))
+    drawn = draw(p.samples, generator, checkpoints[0])
+    to_choose_by = draw(others, torch.Generator(device).manual_seed(seed + OTHER_SEED), checkpoints[1])
     data.write_grid(drawn[:GRID], plots / "samples.png")
     gallery.write_neighbours(drawn[:NEIGHBOURS], train, plots / "neighbours.png")
     gallery.write_classes(scorer, drawn, splits.classes, plots / "classes.png")
@@ -117,7 +132,10 @@ def _draw_and_detect(
     energies = ood.energies(loading.energy_of(model, network), images, generator)
     gallery.write_energies(energies, plots / "energies.png")
     network.cpu()
-    return generation.measure(scorer, reference, drawn, seed) | {
+    found = generation.measure(scorer, reference, drawn, seed) | {
         "ood_auroc": ood.auroc(energies),
         "validation.fid": generation.measure(scorer, reference, to_choose_by, seed, "validation")["fid"],
     }
+    for checkpoint in checkpoints:
+        checkpoint.path.unlink(missing_ok=True)
+    return found

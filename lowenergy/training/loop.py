@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from lowenergy.base import checkpoint
 from lowenergy.base.errors import UserError
 from lowenergy.training.run import Run, keep, kept
 
-CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill
 PRINT_SECONDS = 5.0
 CAUTION = 0.3  # factor of the learning rate after training diverged
 
@@ -129,7 +129,7 @@ def fit(
             shown = "  ".join(f"{key} {log:.4g}" for key, log in point.items())
             fabric.print(f"{run.name}  step {step}/{steps}  {shown}  {left:.0f} s left", flush=True)
             printed = now
-        if now - saved > CHECKPOINT_SECONDS and fabric.is_global_zero:
+        if now - saved > checkpoint.SECONDS and fabric.is_global_zero:
             keep(run, part, healthy)
             saved = now
     if fabric.is_global_zero:

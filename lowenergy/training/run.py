@@ -1,7 +1,5 @@
 """One stage's training: its device, its seed, and the checkpoints from which a killed run goes on."""
 
-import hashlib
-import io
 import logging
 import os
 import sys
@@ -10,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
-import lowenergy
 from lowenergy.base import files
+from lowenergy.base.checkpoint import FOLDER, Checkpoint, fingerprint
 from lowenergy.base.errors import UserError
 from lowenergy.base.params import Precision
 from lowenergy.base.team import Team
@@ -39,8 +37,8 @@ class Run:
         self.name, self.seed = name, seed
         self.curves = Path(root) / "plots" / "curves" / name
         self.curves.mkdir(parents=True, exist_ok=True)  # an output of the stage, even if nothing is trained
-        self.checkpoints = Path(root) / ".checkpoints"
-        self.fingerprint = _fingerprint([name, seed, *inputs])
+        self.checkpoints = Path(root) / FOLDER
+        self.fingerprint = fingerprint([name, seed, *inputs])
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # filling takes time
@@ -89,44 +87,14 @@ def _launched() -> Fabric:
     return fabric
 
 
-def _fingerprint(inputs: Sequence[Any]) -> str:
-    digest = hashlib.sha256()
-    for item in inputs:
-        if isinstance(item, Tensor):
-            for part in item.detach().split(4096):  # it may be larger than memory
-                digest.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        elif isinstance(item, Path):
-            for file in sorted(item.rglob("*")) if item.is_dir() else [item]:
-                if file.is_file() and file.suffix == ".py":
-                    digest.update(file.read_bytes())
-        else:
-            digest.update(repr(item).encode())
-    for source in sorted(Path(lowenergy.__path__[0]).rglob("*.py")):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
-
-
 def keep(run: Run, part: str, content: Mapping[str, Any]) -> None:
     """Put what a killed run needs to go on into its checkpoint `part`, atomically."""
-    saved = io.BytesIO()
-    torch.save({"fingerprint": run.fingerprint, **content}, saved)
-    files.write_bytes(run.checkpoint(part), saved.getvalue())
+    Checkpoint(run.checkpoint(part), run.fingerprint, run.device).keep(content)
 
 
 def kept(run: Run, part: str) -> dict[str, Any] | None:
     """What a killed run with the same inputs kept in its checkpoint `part`; None without one."""
-    path = run.checkpoint(part)
-    if not path.exists():
-        return None
-    try:
-        content: dict[str, Any] = torch.load(path, map_location=run.device, weights_only=True)
-    except Exception as error:  # a damaged checkpoint costs time, not the run
-        run.fabric.print(f"{run.name}: {path} is unreadable ({error}); starting anew")
-        return None
-    if content["fingerprint"] != run.fingerprint:
-        run.fabric.print(f"{run.name}: {path} belongs to other params, data or code; starting anew")
-        return None
-    return content
+    return Checkpoint(run.checkpoint(part), run.fingerprint, run.device).kept()
 
 
 def disband(run: Run) -> None:
