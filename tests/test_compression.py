@@ -261,7 +261,7 @@ def test_inductors_int8_kernels_do_what_is_simulated(compress: Any) -> None:
 
 
 def test_layers_can_stay_float(compress: Any) -> None:
-    model = compress("quantize", "ebm", {"quantize.keep_float": ["features.0.conv", "ebm:fc", "jem:features.2.conv"]})
+    model = compress("quantize", "ebm", {"quantize.keep_float": ["features.0.conv", "ebm/fc", "jem/features.2.conv"]})
     floats = {name for name, t in model.tensors.items() if name.endswith("weight") and not isinstance(t, Int8)}
     assert floats == {"features.0.conv.weight", "fc.weight"}
     assert not [name for name in model.activations if name.startswith(("features.0.", "fc:"))]

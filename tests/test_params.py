@@ -23,6 +23,7 @@ def test_shipped_params_are_valid() -> None:
     ("change", "message"),
     [
         ({"prune.amount": 1.2}, "prune.amount = 1.2: input should be less than 1 (fraction to remove)"),
+        ({"quantize.keep_float": ["ebm:fc"]}, "write ebm/fc; DVC's YAML cannot read [ebm:fc]"),
         ({"prune.amount": "lots"}, "prune.amount = 'lots': input should be a valid number"),
         ({"ebm.train.epochs": 0}, "ebm: train.epochs = 0 leaves random weights; give some, or architecture.weights"),
         ({"ebm.train.epochs": 2.5}, "ebm.train.epochs = 2.5: input should be a valid integer"),
@@ -155,9 +156,9 @@ def test_profiles_apply_and_digits_brings_everything_back(project: Path, name: s
     presets = {path.stem for path in (ROOT / "profiles").glob("*.yaml")} - {"digits", "mnist", "cifar100"}
     for preset in sorted(presets):
         assert profiles.apply(preset)
-    (project / "profiles/spare.yaml").write_text("quantize: {keep_float: [features.0.conv, fc]}\n")
+    (project / "profiles/spare.yaml").write_text("quantize: {keep_float: [features.0.conv, ebm/fc]}\n")
     assert profiles.apply("spare")
-    assert params.load().quantize.keep_float == ["features.0.conv", "fc"]
+    assert params.load().quantize.keep_float == ["features.0.conv", "ebm/fc"]
     assert "# at most so many" in (project / "params.yaml").read_text()
     profiles.apply("digits")
     assert (project / "params.yaml").read_text() == before

@@ -436,6 +436,12 @@ class Prune(Section):
         return self
 
 
+def _with_slash(layer: str) -> str:
+    if ":" in layer:
+        raise ValueError(f"write {layer.replace(':', '/')}; DVC's YAML cannot read [{layer}]")
+    return layer
+
+
 class Quantize(Section):
     source: Literal["teacher", "prune", "distill"] = Field(description="the branch to quantize")
     calibration_images: Count = Field(description="images whose activations set the int8 ranges")
@@ -444,8 +450,8 @@ class Quantize(Section):
         description="uniform: weight_bits in every layer; sensitivity: 2 to 8, more where rounding costs more of the "
         "matching loss, weight_bits of them on average"
     )
-    keep_float: list[str] = Field(
-        description="layers that stay float32, as in `lowenergy show`; ebm:fc is the EBM's alone"
+    keep_float: list[Annotated[str, AfterValidator(_with_slash)]] = Field(
+        description="layers that stay float32, as in `lowenergy show`; ebm/fc is the EBM's alone"
     )
     loss_budget: Positive | None = Field(
         description="keep the most sensitive layers float until rounding adds no more than this to the matching loss; "

@@ -41,11 +41,11 @@ def compress(network: networks.AnyNetwork, target: str, objective: Objective, p:
     """
     folded = networks.fold_batchnorm(network.cpu().eval())
     layers = networks.coded_layers(folded)
-    keep_float = {name.removeprefix(f"{target}:") for name in p.keep_float if name.split(":")[0] in (name, target)}
+    keep_float = {name.removeprefix(f"{target}/") for name in p.keep_float if name.split("/")[0] in (name, target)}
     if unknown := keep_float - set(layers):
         raise UserError(
             f"params.yaml: quantize.keep_float: {', '.join(sorted(unknown))} is no layer of {target}; it has "
-            f"{', '.join(layers)}. For another target alone, write it before the layer: classifier:fc"
+            f"{', '.join(layers)}. For another target alone, write it before the layer: classifier/fc"
         )
     if rest := networks.left_out(folded):
         run.fabric.print(f"{run.name}: of no layer, and float: {', '.join(rest)}")
