@@ -166,6 +166,16 @@ def test_divergence_goes_back_and_slows_down(tmp_path: Path, capfd: Any) -> None
     assert f"({run.recoveries} of 9 recoveries)" in capfd.readouterr().out
 
 
+def test_a_checkpoint_of_a_view_is_as_small_as_the_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
+    kept = checkpoint.Checkpoint(tmp_path / "samples.pt", "these inputs", torch.device("cpu"))
+    samples = torch.arange(10.0**6)
+    kept.keep_now_and_then({"samples": samples[:10], "step": 3})
+    assert kept.path.stat().st_size < 10_000
+    content = kept.kept()
+    assert content is not None and content["samples"].equal(samples[:10]) and content["step"] == 3
+
+
 @pytest.mark.parametrize("kill_at", [1, 2, 20])
 def test_a_run_killed_after_recovering_ends_the_same(
     kill_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -50,9 +50,9 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def keep_now_and_then(self, content: Mapping[str, Any]) -> None:
-        """keep, unless that was less than SECONDS ago."""
+        """keep, unless that was less than SECONDS ago; of views what they show, not all that lies beneath."""
         if time.monotonic() - self.saved > SECONDS:
-            self.keep(content)
+            self.keep({key: value.clone() if isinstance(value, Tensor) else value for key, value in content.items()})
 
     def kept(self) -> dict[str, Any] | None:
         """What a killed run with the same inputs kept; None without one."""
