@@ -13,7 +13,7 @@ from lowenergy.base.params import ParamsError
 
 PROFILES, PARAMS = Path("profiles"), Path("params.yaml")
 # Of a network, of energies: not in params.yaml where there are none; null takes them out.
-OPTIONAL = ("weights", "arguments", "flip", "crop_padding", "flow_rest", "classification_weight")
+OPTIONAL = ("weights", "arguments", "flip", "crop_padding", "flow_rest", "classification_weight", "classification_rise")
 
 
 def names() -> list[str]:

@@ -19,6 +19,7 @@ from lowenergy import cli, data, networks, targets, training
 from lowenergy.base import checkpoint, params
 from lowenergy.runtimes.loading import load
 from lowenergy.storage import artifact
+from lowenergy.targets import jem as of_jem
 from lowenergy.training import DivergedError, Run, loop
 from lowenergy.training import energies as of_energies
 
@@ -275,6 +276,38 @@ def test_real_images_of_energies_are_mirrored_and_cropped_if_asked(
     targets.get("ebm").train(only_left, p.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
     share = float(torch.cat(seen).float().mean())
     assert share == 1 if expected == 1 else abs(share - expected) < 0.05
+
+
+def test_a_jems_labels_count_more_and_more_if_told_to(
+    small_values: Any, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a teacher and of a student, which both begin knowing little; not of a network that is mended."""
+    counted: list[float] = []
+
+    def watched(p: params.JemTraining, logits: torch.Tensor, labels: torch.Tensor, progress: float) -> Any:
+        value, logs = classification(p, logits, labels, progress)
+        full, _ = classification(p.model_copy(update={"classification_rise": 0.0}), logits, labels, progress)
+        counted.append(float(value / full))
+        return value, logs
+
+    classification = of_jem.classification
+    monkeypatch.setattr(of_jem, "classification", watched)
+    values = with_changes(small_values, {"jem.train.epochs": 1, "energies.train.batch_size": 20})
+    values["jem"]["train"]["classification_rise"] = 0.5
+    p = params.check(values)
+
+    def run() -> Run:
+        counted.clear()
+        return Run("jem/teacher", 0, [], root=tmp_path)
+
+    network = targets.get("jem").train(splits, p.jem, run())
+    rising = [min(1.0, 2 * step / len(counted)) for step in range(len(counted))]
+    assert len(rising) > 10
+    assert counted == pytest.approx(rising, abs=1e-6)
+    for retrain, expected in ((p.distill.retrain, rising), (p.prune.retrain, [1.0] * len(rising))):
+        objective = targets.get("jem").objective(network, splits, p.jem, (again := run()))
+        objective.retrain(network, retrain.model_copy(update={"epochs": 1}), again)
+        assert counted == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_jem_weighs_its_labels(small_values: Any, splits: data.Splits, tmp_path: Path) -> None:

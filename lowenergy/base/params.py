@@ -284,6 +284,9 @@ class LabelMatching(Section):
 
 class JemTraining(EnergyTraining):
     classification_weight: Positive = Field(1.0, description="weight of the labels' cross-entropy; may be left out")
+    classification_rise: Fraction = Field(
+        0.0, description="share of the training in which that weight rises from 0; may be left out"
+    )
 
 
 class EnergyMatching(Section):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowenergy.base.params import Jem
+from lowenergy.base.params import Jem, JemTraining
 from lowenergy.data import Splits
 from lowenergy.networks import AnyNetwork, Spec, of_params
 from lowenergy.training import Logs, Run
@@ -20,14 +20,15 @@ def train(splits: Splits, p: Jem, run: Run) -> AnyNetwork:
     spec = Spec.of(p.architecture, splits.input_shape, len(splits.classes), "logsumexp", splits.normalisation)
     network = of_params(p.architecture, spec, seed=run.seed, where="jem.architecture")
     if p.train.epochs:
-        also = partial(classification, weight=p.train.classification_weight)
+        also = partial(classification, p.train)
         fit_energy(network, splits.train, p.train, run, also=also)
     return network.eval()
 
 
-def classification(logits: Tensor, labels: Tensor, weight: float) -> tuple[Tensor, Logs]:
-    """The JEM's loss as a classifier."""
-    value = weight * F.cross_entropy(logits, labels)
+def classification(p: JemTraining, logits: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Logs]:
+    """The JEM's loss as a classifier, as far as it counts after this share of the training."""
+    risen = min(1.0, progress / p.classification_rise) if p.classification_rise else 1.0
+    value = risen * p.classification_weight * F.cross_entropy(logits, labels)
     return value, {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
 
@@ -35,7 +36,7 @@ class JointObjective(EnergyObjective):
     """The EBM's objective, and the teacher's class probabilities wherever the energies are matched."""
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: Jem, run: Run) -> None:
-        super().__init__(teacher, splits, p, run, partial(classification, weight=p.train.classification_weight))
+        super().__init__(teacher, splits, p, run, partial(classification, p.train))
 
     @cached_property
     def logits(self) -> Tensor:

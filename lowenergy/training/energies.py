@@ -36,8 +36,8 @@ SMALLEST_SPREAD = 0.05
 RECOVERIES = 5
 
 Also = Callable[
-    [Tensor, Tensor], tuple[Tensor, Logs]
-]  # (logits of real images, labels) -> a further loss, what to plot
+    [Tensor, Tensor, float], tuple[Tensor, Logs]
+]  # (logits of real images, labels, how much of the training is done) -> a further loss, what to plot
 
 
 def fit_energy(
@@ -54,7 +54,8 @@ def fit_energy(
     the energy of real images against theirs. How chains look shows in .checkpoints/<name>.chains.png.
 
     Args:
-        also: (logits of the real images, their labels) -> a further loss on the same forward pass (JEM's).
+        also: (logits of the real images, their labels, the share of the training that is done, 1 of a network that
+            is only mended) -> a further loss on the same forward pass (JEM's).
         retrain: of a trained network that was changed: other epochs, and a rate that falls to 0.
     Raises:
         DivergedError: RECOVERIES did not help; the last healthy network is saved beside the checkpoints.
@@ -66,9 +67,9 @@ def fit_energy(
     batches = Batches(len(data), p.batch_size, run.seed)
     steps = (retrain or p).epochs * batches.per_epoch
     late = 0.0 if retrain else p.contrastive_from
-    precision = p.precision
+    fresh, precision = not retrain, p.precision  # fresh: begins knowing little
     if isinstance(retrain, StudentRetrain):
-        late, precision = retrain.contrastive_from, retrain.precision
+        late, fresh, precision = retrain.contrastive_from, True, retrain.precision
     chains_from = late * steps if p.flow_weight else 0  # until then there is only the flow
     buffer = ReplayBuffer(p.buffer_size, network.spec.input_shape, run.generator)
     optimizer = torch.optim.Adam(network.parameters(), lr=p.lr, betas=(p.beta1, 0.999))
@@ -106,7 +107,7 @@ def fit_energy(
                 flow = flow_loss(energy_of(network, head), images, run.generator, run.team, p.flow_rest)
             value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
         if also is not None:
-            more, more_logs = also(logits[: len(batch)], batch.labels)
+            more, more_logs = also(logits[: len(batch)], batch.labels, step / steps if fresh else 1.0)
             value, logs = value + more, logs | dict(more_logs)
         return value, logs
 
@@ -198,7 +199,7 @@ class EnergyObjective:
         batch = split.take(torch.randint(len(split), (128,), generator=run.generator, device=run.device))
         images = to_float(batch.images)
         flow = flow_loss(energy_of(network, self.head), images, run.generator, rest=self.p.train.flow_rest)
-        return flow if self.also is None else flow + self.also(network(images), batch.labels)[0]
+        return flow if self.also is None else flow + self.also(network(images), batch.labels, 1.0)[0]
 
     def retrain(self, network: AnyNetwork, p: Retrain, run: Run) -> None:
         fit_energy(network, self.splits.train, self.p.train, run, also=self.also, retrain=p)
