@@ -305,7 +305,8 @@ def test_a_jems_labels_count_more_and_more_if_told_to(
     assert len(rising) > 10
     assert counted == pytest.approx(rising, abs=1e-6)
     for retrain, expected in ((p.distill.retrain, rising), (p.prune.retrain, [1.0] * len(rising))):
-        objective = targets.get("jem").objective(network, splits, p.jem, (again := run()))
+        again = run()
+        objective = targets.get("jem").objective(network, splits, p.jem, again)
         objective.retrain(network, retrain.model_copy(update={"epochs": 1}), again)
         assert counted == pytest.approx(expected, abs=1e-6)
 
