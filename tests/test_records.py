@@ -125,6 +125,17 @@ def test_figures_are_those_of_the_record(place: tuple[str, str]) -> None:
     assert rows and not missing, missing
 
 
+def test_what_was_reached_is_in_the_record_that_the_row_names() -> None:
+    rows = [row for document, _, rows in tables() for row in rows if document == "benchmarks/README.md"]
+    missing = []
+    for row in rows:
+        _, reached, names, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        values = recorded([f"benchmarks/records/{name}.json" for name in re.findall(r"`(\w+)`", names)])
+        figures = [text for text, times in FIGURE.findall(reached) if not times]
+        missing += [f"{text} in {row}" for text in figures if not any(says(text, value) for value in values)]
+    assert rows and not missing, missing
+
+
 def says(text: str, value: float, scales: tuple[float, ...] = (1, 100, 1000, 1e-3, 1e-6)) -> bool:
     """Whether a figure as it is written is this value, as it is or in percent, ms, thousands, MB."""
     digits = len(text.partition(".")[2])
