@@ -15,10 +15,10 @@ test: setup
 	ruff check .
 	ruff format --check .
 	mypy
-	OMP_NUM_THREADS=1 pytest --numprocesses 3 --dist loadgroup
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup
 
 coverage: setup # half as long again: what stages and workers run is counted, too
-	OMP_NUM_THREADS=1 pytest --numprocesses 3 --dist loadgroup --cov --cov-report=term
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term
 
 setup: .venv/ready
 
