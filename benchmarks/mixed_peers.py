@@ -34,6 +34,7 @@ def main() -> None:
     splits = data.load(args.splits)
     network = loading.network_of(artifact.read(args.teacher)[0]).eval()
     images = data.to_float(splits.train.images[:CALIBRATED])
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
     rows: list[dict[str, Any]] = []
     for share in (0.0, 0.5, 1.0):  # of the weights, at four bits
         compressed = copy.deepcopy(network)
@@ -46,7 +47,6 @@ def main() -> None:
                 dataset=nncf.Dataset(list(images.split(1))),
                 subset_size=CALIBRATED,
             )
-        shapes = {name: value.shape for name, value in network.state_dict().items()}
         coded = {n: v for n, v in compressed.state_dict().items() if n in shapes and v.dtype == torch.uint8}
         logits = accuracy.predict(compressed, splits.validation.images, 100)
         rows.append(
