@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import hashlib
 import os
 import shutil
 import signal
@@ -294,6 +295,39 @@ def test_queued_experiments_share_what_they_have_in_common(tmp_path: Path) -> No
     assert "failed: bad:mid@2" in output and "this one is bad" in output
     status = toy("dvc", "queue", "status")
     assert status.count("Success") == 4 and status.count("Failed") == 1
+
+
+IMPATIENT = """
+from lowenergy.running import experiments
+if __name__ == "__main__":
+    experiments.ASK_AGAIN = 8.0
+    experiments.run_queued(jobs=1)
+"""
+
+
+def test_experiments_are_recorded_though_dvcs_worker_ends_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was killed has left word to shut down: the next one takes one experiment and goes."""
+    toy = Toy.make(tmp_path / "toy", amount=1)
+    toy.run()
+    toy("git", "add", "--all")
+    toy("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "ran")
+    toy("dvc", "exp", "run", "--queue", "--name", "zero", "-S", "end=9")
+    toy.run("--queue")
+    monkeypatch.chdir(toy.place)
+    queue = pipeline.opened().experiments.celery_queue
+    until(lambda: not queue.worker_status(), 60)
+    worker = f"dvc-exp-{hashlib.sha256(queue.wdir.encode()).hexdigest()[:6]}-1@localhost"
+    queue.celery.control.shutdown(destination=[worker])
+    for name, end in (("one", 1), ("two", 2), ("three", 3)):
+        toy("dvc", "exp", "run", "--queue", "--name", name, "-S", f"end={end}")
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    toy(sys.executable, str(tmp_path / "impatient.py"))
+    found = experiments.revisions(pipeline.opened(), ["one", "two", "three"])
+    assert found.keys() == {"one", "two", "three"}
+    log = (toy.place / ".dvc/tmp/exps/celery/dvc-exp-worker-1.out").read_text()
+    assert log.count("ready.") >= 3, "the second was to end early"
 
 
 def test_an_experiment_that_dvc_has_not_recorded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ so that afterwards they are what `dvc queue start` would have made of them.
 """
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from lowenergy.running.workspace import Snapshot
 
 PLACE = Path(".dvc/tmp/lowenergy/queue")
 NOT_RECORDED = f"DVC has not recorded {{}}: {PLACE / 'record.log'}; queue and run again, what was done is in the cache"
+
+ASK_AGAIN = 30.0  # seconds
+PATIENCE = 20  # times that nothing more was recorded
 
 
 def run_queued(*, jobs: int | None, address: str | None = None, keep_going: bool = False) -> None:
@@ -112,19 +116,26 @@ def run_entries(
 def record(repo: Any, names: Collection[str]) -> list[str]:
     """Let DVC make experiments of all that is queued, out of its cache; its output is kept in PLACE/record.log.
 
-    One at a time: where two of its workers collect at the same moment DVC may lose one, and say nothing.
+    One at a time: where two of its workers collect at the same moment DVC may lose one, and say nothing. DVC waits for
+    ever if its worker ends early, as it does where one that was killed has left a message for it; so every now and then
+    it is asked again, which starts another where there is none.
 
     Returns:
         Of the experiments of these names those that there are not.
     """
-    recorded = subprocess.run(
-        [sys.executable, "-m", "dvc", "exp", "run", "--run-all", "--jobs", "1"],
-        cwd=repo.root_dir,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    (Path(repo.root_dir) / PLACE / "record.log").write_text(recorded.stdout)
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--run-all", "--jobs", "1"]
+    # DVC starts its worker as `dvc`, wherever that is.
+    here = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    options: dict[str, Any] = {"cwd": repo.root_dir, "env": here, "stderr": subprocess.STDOUT, "timeout": ASK_AGAIN}
+    in_vain, before = 0, -1
+    with (Path(repo.root_dir) / PLACE / "record.log").open("ab") as log:
+        while in_vain < PATIENCE:
+            try:
+                subprocess.run(command, stdout=log, **options)
+                break
+            except subprocess.TimeoutExpired:
+                left = len(waiting(repo))
+                in_vain, before = in_vain + 1 if left == before else 0, left
     return sorted(set(names) - revisions(repo, names).keys())
 
 
