@@ -10,13 +10,14 @@ so that afterwards they are what `dvc queue start` would have made of them.
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lowenergy.running import workspace
 from lowenergy.running.crew import RunError, Watch, crew_of
@@ -28,6 +29,13 @@ NOT_RECORDED = f"DVC has not recorded {{}}: {PLACE / 'record.log'}; queue and ru
 
 ASK_AGAIN = 30.0  # seconds
 PATIENCE = 20  # times that nothing more was recorded
+# What runs in the background of a shell has been told to ignore interrupts.
+RUN_ALL = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from dvc.cli import main
+sys.exit(main(["exp", "run", "--run-all", "--jobs", "1"]))
+"""
 
 
 def run_queued(*, jobs: int | None, address: str | None = None, keep_going: bool = False) -> None:
@@ -123,20 +131,32 @@ def record(repo: Any, names: Collection[str]) -> list[str]:
     Returns:
         Of the experiments of these names those that there are not.
     """
-    command = [sys.executable, "-m", "dvc", "exp", "run", "--run-all", "--jobs", "1"]
-    # DVC starts its worker as `dvc`, wherever that is.
-    here = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-    options: dict[str, Any] = {"cwd": repo.root_dir, "env": here, "stderr": subprocess.STDOUT, "timeout": ASK_AGAIN}
-    in_vain, before = 0, -1
+    in_vain = 0
     with (Path(repo.root_dir) / PLACE / "record.log").open("ab") as log:
         while in_vain < PATIENCE:
-            try:
-                subprocess.run(command, stdout=log, **options)
+            before = len(waiting(repo))
+            ended = _asked(repo, log)
+            left = len(waiting(repo))
+            if ended and not left:
                 break
-            except subprocess.TimeoutExpired:
-                left = len(waiting(repo))
-                in_vain, before = in_vain + 1 if left == before else 0, left
+            in_vain = in_vain + 1 if left == before else 0
     return sorted(set(names) - revisions(repo, names).keys())
+
+
+def _asked(repo: Any, log: IO[bytes]) -> bool:
+    """Whether DVC came to an end with what is queued; if not, its worker goes on."""
+    # DVC starts its worker as `dvc`, wherever that is.
+    here = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    dvc = subprocess.Popen(
+        [sys.executable, "-c", RUN_ALL], cwd=repo.root_dir, env=here, stdout=log, stderr=subprocess.STDOUT
+    )
+    try:
+        dvc.wait(ASK_AGAIN)
+    except subprocess.TimeoutExpired:
+        dvc.send_signal(signal.SIGINT)  # killed, it would leave its lock to a child
+        dvc.wait()
+        return False
+    return True
 
 
 def revisions(repo: Any, names: Collection[str]) -> dict[str, str]:
