@@ -6,6 +6,7 @@ python benchmarks/sparse_sizes.py pretrained/mnist-ebm-77k.safetensors
 import argparse
 
 import pandas as pd
+from record import write
 
 from lowenergy import networks
 from lowenergy.compression.prune import zero_weights
@@ -39,8 +40,10 @@ def main() -> None:
         sizes = [len(artifact.to_bytes(Model(model.target, network.spec, t), {})) for t in (sparse, rounded)]
         where = {part for e in sparse.values() for part in e.parts()} & {"bitmask", "gaps"}
         rows.append((sparsity, *sizes, " and ".join(sorted(where))))
-    print(pd.DataFrame(rows, columns=["sparsity", "float32", "int8", "places"]).to_string(index=False))
+    table = pd.DataFrame(rows, columns=["sparsity", "float32", "int8", "places"])
+    print(table.to_string(index=False))
     dense = len(artifact.to_bytes(artifact.dense(dense_network(model), model.target), {}))
+    write("sparse_sizes", table.to_dict("records"), dense_bytes=dense)
     print(f"dense float32: {dense:,} bytes")
 
 

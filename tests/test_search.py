@@ -300,7 +300,7 @@ def test_search_end_to_end(clone: Clone) -> None:
         assert "On the test images, looked at once: accuracy" in output
         shown = json.loads(clone.run("dvc", "exp", "show", "--json"))
         found = [e["name"] for revision in shown for e in revision["experiments"] or []]
-        assert sum(str(name).startswith("classifier-bytes-") for name in found) == 5
+        assert sum(str(name).startswith("classifier-bytes-") for name in found) == 5, output
         assert "Data and pipelines are up to date" in clone.run("dvc", "status", f"evaluate@classifier-{branch(clone)}")
         rows = (clone.path / "searches/classifier-bytes.csv").read_text().splitlines()
         assert len(rows) == 6
