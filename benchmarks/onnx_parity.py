@@ -1,6 +1,7 @@
 """Every model of the pipeline as ONNX: bytes, largest difference from torch, and its quality measured in onnxruntime.
 
     dvc repro && python benchmarks/onnx_parity.py
+    dvc repro -S … ; python benchmarks/onnx_parity.py quantize          # only this branch, beside what is in the record
 
 Differences are on the test images: of the logits or the energies in standard deviations, of one Langevin step in pixel
 values of [-1, 1]; with onnxruntime's optimisations off, against the same graph in torch. Accuracy and FID are as it
@@ -8,6 +9,7 @@ runs, with all optimisations and int8 kernels, next to what metrics/ has of the 
 samples after as many steps as `evaluate` draws, from other noise.
 """
 
+import argparse
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from record import write
+from record import RECORDS, write
 from rich.console import Console
 from rich.table import Table
 
@@ -76,9 +78,16 @@ def quality(model: artifact.Model, path: Path, splits: data.Splits, p: Any) -> d
     return generation.measure(scorer, "models/reference.safetensors", torch.cat(drawn), 0)
 
 
+def _name(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["target"], row["branch"], row.get("bits")
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("branches", nargs="*", default=params.BRANCHES)
+    branches = parser.parse_args().branches
     p, splits = params.load(), data.load("data/splits.safetensors")
-    images = data.to_float(splits.test.images[:200])
+    images, bits = data.to_float(splits.test.images[:200]), p.quantize.weight_bits
     rows: list[dict[str, Any]] = []
     table = Table(title="ONNX")
     for column in ("model", "stored", "ONNX", "ratio", "difference", "in onnxruntime", "in torch"):
@@ -86,7 +95,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         for target in p.targets:
-            for branch in params.BRANCHES:
+            for branch in branches:
                 stored = Path(f"models/{target}/{branch}.safetensors")
                 model, header = artifact.read(stored)
                 to_onnx.export(model, header, path)
@@ -97,7 +106,9 @@ def main() -> None:
                 sizes = (stored.stat().st_size, path.stat().st_size)
                 apart = difference(model, header, path, images)
                 rows.append(
-                    {"target": target, "branch": branch, "bytes": sizes[0], "onnx_bytes": sizes[1], "difference": apart}
+                    {"target": target, "branch": branch}
+                    | ({"bits": bits} if branch == "quantize" and bits != 8 else {})
+                    | {"bytes": sizes[0], "onnx_bytes": sizes[1], "difference": apart}
                     | {"ratio": sizes[1] / sizes[0], f"{key}_onnxruntime": found[key], f"{key}_torch": known}
                 )
                 table.add_row(
@@ -108,7 +119,10 @@ def main() -> None:
                     *(shown.format(value) for value in (found[key], known)),
                 )
     Console(width=120).print(table)
-    write("onnx_parity", rows, source=p.data.source, seed=p.seed)
+    path = RECORDS / "onnx_parity.json"
+    before = json.loads(path.read_text())["rows"] if branches != params.BRANCHES else []
+    kept = [row for row in before if _name(row) not in map(_name, rows)]
+    write("onnx_parity", [*kept, *rows], source=p.data.source, seed=p.seed)
 
 
 if __name__ == "__main__":
