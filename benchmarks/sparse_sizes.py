@@ -39,11 +39,12 @@ def main() -> None:
         }  # fmt: skip
         sizes = [len(artifact.to_bytes(Model(model.target, network.spec, t), {})) for t in (sparse, rounded)]
         where = {part for e in sparse.values() for part in e.parts()} & {"bitmask", "gaps"}
-        rows.append((sparsity, *sizes, " and ".join(sorted(where))))
-    table = pd.DataFrame(rows, columns=["sparsity", "float32", "int8", "places"])
-    print(table.to_string(index=False))
+        rows.append(
+            {"sparsity": sparsity, "float32": sizes[0], "int8": sizes[1], "places": " and ".join(sorted(where))}
+        )
+    print(pd.DataFrame(rows).to_string(index=False))
     dense = len(artifact.to_bytes(artifact.dense(dense_network(model), model.target), {}))
-    write("sparse_sizes", table.to_dict("records"), dense_bytes=dense)
+    write("sparse_sizes", rows, dense_bytes=dense)
     print(f"dense float32: {dense:,} bytes")
 
 
