@@ -17,6 +17,7 @@ RECORDED = {
     ("docs/energies.md", "MNIST, objective"): ["benchmarks/records/energy_objectives.json"],
     ("docs/energies.md", "CIFAR-100, energies"): ["benchmarks/records/cifar100_energy.json"],
     ("docs/product-quantization.md", "CIFAR-100, ResNet-18"): ["benchmarks/records/cifar100_bars.json"],
+    ("docs/product-quantization.md", "preset, 1,900 images"): ["benchmarks/records/cifar100_presets.json"],
     ("docs/pruning.md", "CIFAR-100, ResNet-18"): ["benchmarks/records/cifar100_bars.json"],
     ("README.md", "MNIST | parameters"): ["benchmarks/records/shipped_mnist.json", "pretrained/mnist-*.json"],
     ("docs/networks.md", "network | teacher"): ["benchmarks/records/any_network.json"],
@@ -30,6 +31,7 @@ RECORDED = {
     ("docs/scaling.md", "stages | command"): ["benchmarks/records/run_overhead.json"],
     ("docs/scaling.md", "training | one"): ["benchmarks/records/data_parallel.json"],
     ("docs/pruning.md", "| | 10 %"): ["docs/sweeps/*.csv"],
+    ("docs/pruning.md", "MNIST EBM, seven epochs"): ["benchmarks/records/mnist_prune_study.json"],
     ("docs/pruning.md", "sparsity | 0"): ["benchmarks/records/sparse_sizes.json"],
     ("docs/product-quantization.md", "parts | top-1"): ["docs/pq_ablation.csv"],
 }
