@@ -1,7 +1,7 @@
 """Every model of the pipeline as ONNX: bytes, largest difference from torch, and its quality measured in onnxruntime.
 
     dvc repro && python benchmarks/onnx_parity.py
-    dvc repro -S … ; python benchmarks/onnx_parity.py quantize          # only this branch, beside what is in the record
+    dvc exp run -S … ; python benchmarks/onnx_parity.py quantize       # only this branch, beside what is in the record
 
 Differences are on the test images: of the logits or the energies in standard deviations, of one Langevin step in pixel
 values of [-1, 1]; with onnxruntime's optimisations off, against the same graph in torch. Accuracy and FID are as it
