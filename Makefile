@@ -3,8 +3,12 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS ?= ignore
-# Modules are compiled when they are first imported: all of them at once take half of the installation's time.
-INSTALL = .venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
+define install # .venv with the packages of an extra; modules are compiled when they are first imported, not all of them now
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "lowenergy needs Python >= 3.11; name one with make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(1)]'
+endef
 
 .PHONY: demo test lint tests coverage setup clean
 
@@ -29,18 +33,13 @@ coverage: setup # half as long again: what stages and workers run is counted, to
 
 setup: .venv/ready-to-test
 
-.venv/ready-to-test: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) '.[dev]'
+.venv/ready-to-test: pyproject.toml constraints.txt
+	$(call install,dev)
 	touch .venv/ready $@
 
-.venv/ready: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) '.[search]'
+.venv/ready: pyproject.toml constraints.txt
+	$(call install,search)
 	touch $@
-
-.venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "lowenergy needs Python >= 3.11; name one with make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv .venv
 
 clean:
 	rm -rf .venv .checkpoints
