@@ -21,7 +21,7 @@ SPEC = networks.Spec("cnn", 4, "3x3", "swish", "none", channels=1, image_size=9,
 SPECS = [
     *(
         replace(SPEC, name=name, image_size=size)
-        for name, size in product(("cnn", "strided", "compact", "resnet8"), (8, 9, 13))
+        for name, size in product(("cnn", "strided", "compact", "resnet8", "unet"), (8, 9, 13))
     ),
     *(replace(SPEC, name="resnet10", stem=stem, channels=3, image_size=17) for stem in ("7x7", "3x3", "3x3-pool")),
     *(replace(SPEC, activation=activation) for activation in ACTIVATIONS),

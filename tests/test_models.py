@@ -14,7 +14,7 @@ from lowenergy.networks import Spec, build, build_with, fold_batchnorm
 from lowenergy.networks.inputconv import InputConv2d
 
 STUDY = Spec("resnet18", 64, "7x7", "swish", "none", channels=1, image_size=28, outputs=10, head="mean")
-ALL = ("resnet18", "resnet10", "resnet20", "resnet8", "cnn", "strided", "compact", "shallow", "residual")
+ALL = ("resnet18", "resnet10", "resnet20", "resnet8", "cnn", "strided", "compact", "shallow", "residual", "unet")
 
 
 def parameters(spec: Spec) -> int:

@@ -1,10 +1,21 @@
-"""Where a network is measured."""
+"""Where a network is measured, and in what precision it is trained."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from lowenergy.base.params import Precision
+
+
+def autocast(device: str, precision: Precision) -> torch.autocast:
+    """bfloat16 if asked for and known to this type of device: a CPU without it emulates it, several times slower."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed" and has_bfloat16(device))
+
+
+def has_bfloat16(device: str) -> bool:
+    return device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def fastest() -> torch.device:

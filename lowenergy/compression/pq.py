@@ -21,6 +21,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lowenergy import networks, training
+from lowenergy.base import device
 from lowenergy.base.errors import UserError
 from lowenergy.base.params import Pq, Precision
 from lowenergy.base.progress import Progress
@@ -150,7 +151,7 @@ def moments_of(
             raise _LayerReachedError
 
     handles = [layers[name].register_forward_pre_hook(partial(look, name)) for name in wanted]
-    with torch.no_grad(), _autocast(precision):
+    with torch.no_grad(), device.autocast("cpu", precision):
         for batch in images.split(64):
             with suppress(_LayerReachedError):
                 network(batch)
@@ -167,10 +168,6 @@ def grams_for(moments: Moments, p: Pq) -> Tensor:
         return moments.covariance()
     gram = moments.gram()
     return gram.mean(0, keepdim=True).expand_as(gram) if p.gram == "layer" else gram
-
-
-def _autocast(precision: Precision, device: str = "cpu") -> torch.autocast:
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
 def output_weights(network: nn.Module, images: Tensor, generator: Generator) -> dict[str, Tensor]:
@@ -419,7 +416,7 @@ def _finetune_layer(network: nn.Module, layer: nn.Module, objective: Objective, 
     for step in range(p.layer_finetune.steps):
         start = step * p.finetune.batch_size % len(order)
         index = order[start:][: p.finetune.batch_size].to(run.device)
-        with _autocast(objective.precision, run.device.type):
+        with run.autocast(objective.precision):
             loss, _ = objective.loss(network, index, run)
         (gradient,) = torch.autograd.grad(loss, [codebook])
         codebook.grad = gradient / counts

@@ -104,10 +104,11 @@ def prunable(network: networks.AnyNetwork, p: Prune) -> Layers:
 
 
 def _kept(network: networks.AnyNetwork, p: Prune) -> list[nn.Module]:
-    """Layers whose channels all stay: the outputs, and of scope conv all fully connected ones."""
+    """Layers whose channels all stay: the outputs, what a network names, and of scope conv the fully connected."""
     kept = [network.get_submodule(networks.output_layer(network))]
     if p.scope == "conv":
         kept += [m for m in network.modules() if isinstance(m, nn.Linear)]
+    kept += [getattr(m, name) for m in network.modules() for name in getattr(m, "keeps_channels", ())]
     return kept + [network.get_submodule(name) for name in unbearable(network)]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lowenergy.base import device
 from lowenergy.base.params import Precision
 
 HEADS: dict[str, Callable[[Tensor], Tensor]] = {  # logits (batch, outputs) -> energies (batch,)
@@ -31,7 +32,7 @@ def energy_of(network: nn.Module, head: str, precision: Precision = "32-true", *
     weights = {name: weight.detach() for name, weight in network.named_parameters()}  # sees later updates in place
 
     def energy(images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        with device.autocast(images.device.type, precision):
             logits = functional_call(network, weights, (images,)) if frozen else network(images)
         return HEADS[head](logits.float())
 

@@ -115,6 +115,14 @@ def _max_pool_backward(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return flat.scatter_add(2, winners.flatten(2), g.flatten(2)).view(x.shape)
 
 
+def _repeat_backward(g: Tensor, _: Any, input_shape: Any, *scales: Any) -> Tensor:
+    """Of nearest neighbours, each repeated equally often."""
+    height, width = input_shape[2:]
+    if g.shape[2] % height or g.shape[3] % width:
+        raise UserError(f"{height}x{width} interpolated to {g.shape[2]}x{g.shape[3]}: only multiples can be")
+    return g.unflatten(2, (height, -1)).unflatten(4, (width, -1)).sum((3, 5))
+
+
 PLAIN: Any = {
     **get_decompositions(
         [
@@ -130,6 +138,7 @@ PLAIN: Any = {
     ),
     aten.convolution_backward.default: _convolution_backward,
     aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
+    aten.upsample_nearest2d_backward.default: _repeat_backward,
 }  # fmt: skip
 
 

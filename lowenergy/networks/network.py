@@ -24,7 +24,10 @@ from lowenergy.networks.spec import Spec
 
 
 class Network(nn.Module):
-    """features: images -> (batch, features), what FID looks at in the scorer; fc: features -> logits."""
+    """features: images -> (batch, features), what FID looks at in the scorer; fc: features -> logits.
+
+    Some features come with a term that all logits share (zoo/unet.py), (batch, 1): an energy more than a class.
+    """
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -32,7 +35,7 @@ class Network(nn.Module):
         self.features = zoo.features(spec)
         with torch.no_grad():
             self.features.eval()
-            width = self.features(torch.zeros(1, *spec.input_shape)).shape[1]
+            width = _apart(self.features(torch.zeros(1, *spec.input_shape)))[0].shape[1]
             self.features.train()
         self.fc = nn.Linear(width, spec.outputs)
         self.scale: Tensor | None
@@ -44,11 +47,17 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.scale is not None and self.shift is not None:
             x = x * self.scale + self.shift
-        features = self.features(x)
-        if not torch.is_autocast_enabled(x.device.type):
-            return self.fc(features)
+        features, shared = _apart(self.features(x))
+        if torch.is_autocast_enabled(x.device.type):
+            features = features.float()
         with torch.autocast(x.device.type, enabled=False):  # in bfloat16 energies of hundreds are whole numbers
-            return self.fc(features.float())
+            logits: Tensor = self.fc(features)
+        return logits if shared is None else logits + shared
+
+
+def _apart(features: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Features, and the term that all logits share, where there is one."""
+    return features if isinstance(features, tuple) else (features, None)
 
 
 AnyNetwork = Network | Foreign

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lowenergy import energies
+from lowenergy.base import device
 from lowenergy.base.errors import UserError
 from lowenergy.base.params import Sampler
 from lowenergy.energies import Energy, ExplicitEnergy
@@ -69,7 +70,7 @@ def ways_of(path: Path, *, steps: bool, trust: Collection[str] = ()) -> list[str
         raise UserError(f"{path}: a {model.target} has no energy, and takes no Langevin steps; leave out --steps")
     if model.activations:
         return ["int8 Inductor", "int8 onnxruntime"]
-    return ["eager", "compiled", "onnxruntime", *(["bf16"] if steps else [])]
+    return ["eager", "compiled", "onnxruntime", *(["bf16"] if steps and device.has_bfloat16("cpu") else [])]
 
 
 def forward(path: Path, way: str, threads: int, trust: Collection[str] = ()) -> Run:

@@ -1,7 +1,7 @@
 """Training of energies: the teacher by flow and chains, compressed ones towards it, and those again by themselves."""
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import cast
 
 import torch
@@ -20,12 +20,15 @@ from lowenergy.energies import (
     contrastive_loss,
     energy_of,
     flow_loss,
+    flow_ways,
     langevin_chain,
     logits_and_gradient,
     probe_images,
+    slope_loss,
 )
 from lowenergy.networks import AnyNetwork, spec_of, training_format
 from lowenergy.storage import dense, save
+from lowenergy.training import graphs
 from lowenergy.training.loop import DivergedError, Logs, fit
 from lowenergy.training.run import Run
 
@@ -77,7 +80,13 @@ def fit_energy(
         optimizer,
         lambda step: retrain.lr * (1 - step / steps) if retrain else p.lr_decay ** (step // batches.per_epoch),
     )
-    of_constants = energy_of(network, head, frozen=True)
+    of_constants = energy_of(network, head, precision, frozen=True)
+    flow_of: Callable[[Tensor, Tensor], Tensor] = partial(
+        slope_loss, energy_of(network, head, precision), team=run.team
+    )
+    if run.device.type == "cuda" and run.team.size == 1:
+        of_constants = graphs.RecordedEnergy(of_constants)
+        flow_of = graphs.RecordedLoss(flow_of, network.parameters())
     pixel_spread = to_float(data.images[:1000]).std(0).mean()
 
     def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
@@ -87,10 +96,10 @@ def fit_energy(
         chains, sampled = images[:0], torch.zeros(0, dtype=torch.bool, device=run.device)
         if p.contrastive_weight and step >= chains_from:
             chains, places = buffer.draw(len(batch), p.fresh_fraction)
-            with run.autocast(precision):
-                *_, own = langevin_chain(of_constants, chains, p.chain_steps, p.sampler, run.generator, run.team)
+            *_, own = langevin_chain(of_constants, chains, p.chain_steps, p.sampler, run.generator, run.team)
             chains = run.team.gather(own, len(chains))
             sampled = buffer.put(places, chains, p.chain_steps) >= p.burn_in
+        flow = flow_of(*flow_ways(images, run.generator, p.flow_rest)) if p.flow_weight else None
         # Before chains join in, an EBM's energies are only looked at.
         with run.autocast(precision), torch.set_grad_enabled(also is not None or len(chains) > 0):
             logits = network(run.team.share(torch.cat([images, chains]))).float()
@@ -102,9 +111,7 @@ def fit_energy(
         if len(fake) > len(batch) / 4:  # fewer, at the start, say nothing
             value = p.contrastive_weight * contrastive_loss(real, fake, p.regularization)
             logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
-        if p.flow_weight:
-            with run.autocast(precision):
-                flow = flow_loss(energy_of(network, head), images, run.generator, run.team, p.flow_rest)
+        if flow is not None:
             value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
         if also is not None:
             more, more_logs = also(logits[: len(batch)], batch.labels, step / steps if fresh else 1.0)

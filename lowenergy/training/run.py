@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from lowenergy.base import files
+from lowenergy.base import device, files
 from lowenergy.base.checkpoint import FOLDER, Checkpoint, fingerprint
 from lowenergy.base.errors import UserError
 from lowenergy.base.params import Precision
@@ -57,7 +57,7 @@ class Run:
 
     def autocast(self, precision: Precision) -> torch.autocast:
         """Not Fabric's, which knows one precision for all of a run: matching and retraining each have their own."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+        return device.autocast(self.device.type, precision)
 
     def checkpoint(self, part: str) -> Path:
         return self.checkpoints / f"{self.name}.{part}.pt"

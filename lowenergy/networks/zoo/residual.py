@@ -13,7 +13,7 @@ STAGES = (1, 2, 2, 4), (1, 2, 2, 1)  # widths, as multiples of the spec's; block
 
 
 def features(spec: Spec) -> nn.Sequential:
-    layers: list[nn.Module] = [_conv(spec.channels, spec.width, 3, 1, 1.0, spec)]
+    layers: list[nn.Module] = [scaled(spec.channels, spec.width, 3, 1, 1.0, spec)]
     channels = spec.width
     for stage, (multiple, blocks) in enumerate(zip(*STAGES, strict=True)):
         for block in range(blocks):
@@ -30,11 +30,11 @@ class Block(nn.Module):
         super().__init__()
         act = ACTIVATIONS[spec.activation]
         self.act1 = act()
-        self.first = _conv(channels_in, channels_out, 3, stride, 1.4, spec)
+        self.first = scaled(channels_in, channels_out, 3, stride, 1.4, spec)
         self.act2 = act()
-        self.second = _conv(channels_out, channels_out, 3, 1, 0.7, spec)
+        self.second = scaled(channels_out, channels_out, 3, 1, 0.7, spec)
         same = stride == 1 and channels_in == channels_out
-        self.shortcut = nn.Identity() if same else _conv(channels_in, channels_out, 1, stride, 1.0, spec)
+        self.shortcut = nn.Identity() if same else scaled(channels_in, channels_out, 1, stride, 1.0, spec)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shortcut(x) + self.second(self.act2(self.first(self.act1(x))))
@@ -47,7 +47,7 @@ class Sum(nn.Module):
         return x.sum((2, 3))
 
 
-def _conv(channels_in: int, channels_out: int, kernel: int, stride: int, gain: float, spec: Spec) -> ConvNorm:
+def scaled(channels_in: int, channels_out: int, kernel: int, stride: int, gain: float, spec: Spec) -> ConvNorm:
     """Weights of standard deviation gain / √inputs (nn.Conv2d's: 1 / √(3 inputs)), biases 0."""
     made = ConvNorm(channels_in, channels_out, kernel, stride, spec.norm)
     nn.init.normal_(made.conv.weight, std=gain * (channels_in * kernel**2) ** -0.5)
