@@ -192,7 +192,7 @@ def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFix
         (["export", "models/none.safetensors"], "no such file"),
         (
             ["profile", "none"],
-            "there are cifar100, cifar100-energy, cifar100-energy-full, cifar100-half, digits, mnist",
+            "there are cifar100, cifar100-energy, cifar100-energy-full, cifar100-energy-unet, cifar100-half, digits",
         ),
     ):
         assert cli.main(command) == 2

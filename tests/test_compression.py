@@ -65,13 +65,21 @@ def test_smaller_and_the_same_after_loading(
     assert torch.equal(lowenergy.load(coded)(images), network_of(model)(images))
 
 
+FEWER_CHANNELS = {"prune.kind": "structured", "prune.amount": 0.4}
+
+
 @pytest.mark.parametrize(
-    ("method", "changes"),
-    [*((method, {}) for method in METHODS), ("prune", {"prune.kind": "structured", "prune.amount": 0.4})],
+    ("name", "method", "changes"),
+    [
+        *(("strided", method, {}) for method in METHODS),  # a fast input gradient
+        ("strided", "prune", FEWER_CHANNELS),
+        ("unet", "prune", FEWER_CHANNELS),  # attention, and a term beside the features
+        ("unet", "quantize", {}),
+    ],
 )
-def test_networks_with_a_fast_input_gradient_compress_too(compress: Any, method: str, changes: dict[str, Any]) -> None:
-    strided = {f"{section}.name": "strided" for section in ("ebm.architecture", "distill.student")}
-    model = compress(method, "ebm", {**strided, **changes})
+def test_unlike_networks_compress_too(compress: Any, name: str, method: str, changes: dict[str, Any]) -> None:
+    named = {f"{section}.name": name for section in ("ebm.architecture", "distill.student")}
+    model = compress(method, "ebm", {**named, **changes})
     images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     network = network_of(model)
     # Plain operations without gradients, the fast ones with them: they must agree.

@@ -77,6 +77,19 @@ def test_folding_batchnorm_keeps_the_function(name: str) -> None:
     torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-5)
 
 
+def test_what_the_logits_of_a_unet_share_is_an_energy_and_no_class() -> None:
+    network = build(Spec("unet", 4, "3x3", "swish", "none", channels=3, image_size=16, outputs=5), seed=0)
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    features, shared = network.features(images)
+    assert features.shape == (3, 16) and shared.shape == (3, 1)
+    before = network(images)
+    torch.testing.assert_close(before, network.fc(features) + shared)
+    network.features[0].draw.conv.weight.data *= 2
+    after = network(images)
+    assert (after - before).abs().min() > 0.01
+    torch.testing.assert_close(after.softmax(1), before.softmax(1))
+
+
 def test_tensors_that_do_not_fit_together_are_refused() -> None:
     network = build(replace(STUDY, name="cnn", width=8), seed=0)
     state = dict(network.state_dict())

@@ -262,13 +262,13 @@ def test_real_images_of_energies_are_mirrored_and_cropped_if_asked(
     left[..., :2, :2], left[..., 0, -1] = 0, 0
     left[..., 0, 0] = 255
     seen: list[torch.Tensor] = []
-    flow_ways = of_energies.flow_ways
+    flow_loss = of_energies.flow_loss
 
-    def watched(images: torch.Tensor, *rest: Any) -> Any:
+    def watched(energy: Any, images: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(images[:, 0, 0, 0] > 0)
-        return flow_ways(images, *rest)
+        return flow_loss(energy, images, *rest)
 
-    monkeypatch.setattr(of_energies, "flow_ways", watched)
+    monkeypatch.setattr(of_energies, "flow_loss", watched)
     values = with_changes(small_values, {"ebm.train.epochs": 1})
     values["energies"]["train"] |= augmented
     p = params.check(values)

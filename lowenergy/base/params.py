@@ -126,7 +126,7 @@ class Architecture(Section):
     """A network by name; channels of the images and number of classes come from the data."""
 
     name: Annotated[str, AfterValidator(_network)] = Field(
-        description="resnet18, resnet10, resnet20, resnet8, cnn, strided, compact, shallow or residual "
+        description="resnet18, resnet10, resnet20, resnet8, cnn, strided, compact, shallow, residual or unet "
         "(docs/architectures.md), or an import path such as torchvision.models.resnet18 or mynets.py:Net "
         "(docs/networks.md)"
     )

@@ -6,7 +6,7 @@
 from lowenergy.energies.buffer import ReplayBuffer
 from lowenergy.energies.energy import HEADS, Energy, ExplicitEnergy, energy_gradient, energy_of, logits_and_gradient
 from lowenergy.energies.langevin import BATCH, langevin_chain, sample, steps_in, uniform_noise
-from lowenergy.energies.losses import contrastive_loss, flow_loss, flow_ways, slope_loss
+from lowenergy.energies.losses import contrastive_loss, flow_loss
 from lowenergy.energies.matching import EnergyMatch, OwnChains, probe_images
 
 __all__ = [
@@ -21,12 +21,10 @@ __all__ = [
     "energy_gradient",
     "energy_of",
     "flow_loss",
-    "flow_ways",
     "langevin_chain",
     "logits_and_gradient",
     "probe_images",
     "sample",
-    "slope_loss",
     "steps_in",
     "uniform_noise",
 ]

@@ -1,7 +1,7 @@
 """Training of energies: the teacher by flow and chains, compressed ones towards it, and those again by themselves."""
 
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -20,15 +20,13 @@ from lowenergy.energies import (
     contrastive_loss,
     energy_of,
     flow_loss,
-    flow_ways,
     langevin_chain,
     logits_and_gradient,
     probe_images,
-    slope_loss,
 )
 from lowenergy.networks import AnyNetwork, spec_of, training_format
 from lowenergy.storage import dense, save
-from lowenergy.training import graphs
+from lowenergy.training.graphs import RecordedEnergy
 from lowenergy.training.loop import DivergedError, Logs, fit
 from lowenergy.training.run import Run
 
@@ -81,12 +79,8 @@ def fit_energy(
         lambda step: retrain.lr * (1 - step / steps) if retrain else p.lr_decay ** (step // batches.per_epoch),
     )
     of_constants = energy_of(network, head, precision, frozen=True)
-    flow_of: Callable[[Tensor, Tensor], Tensor] = partial(
-        slope_loss, energy_of(network, head, precision), team=run.team
-    )
-    if run.device.type == "cuda" and run.team.size == 1:
-        of_constants = graphs.RecordedEnergy(of_constants)
-        flow_of = graphs.RecordedLoss(flow_of, network.parameters())
+    if fresh and run.device.type == "cuda" and run.team.size == 1:  # rounded networks look at their values
+        of_constants = RecordedEnergy(of_constants)
     pixel_spread = to_float(data.images[:1000]).std(0).mean()
 
     def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
@@ -99,7 +93,6 @@ def fit_energy(
             *_, own = langevin_chain(of_constants, chains, p.chain_steps, p.sampler, run.generator, run.team)
             chains = run.team.gather(own, len(chains))
             sampled = buffer.put(places, chains, p.chain_steps) >= p.burn_in
-        flow = flow_of(*flow_ways(images, run.generator, p.flow_rest)) if p.flow_weight else None
         # Before chains join in, an EBM's energies are only looked at.
         with run.autocast(precision), torch.set_grad_enabled(also is not None or len(chains) > 0):
             logits = network(run.team.share(torch.cat([images, chains]))).float()
@@ -111,7 +104,9 @@ def fit_energy(
         if len(fake) > len(batch) / 4:  # fewer, at the start, say nothing
             value = p.contrastive_weight * contrastive_loss(real, fake, p.regularization)
             logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
-        if flow is not None:
+        if p.flow_weight:
+            with run.autocast(precision):
+                flow = flow_loss(energy_of(network, head), images, run.generator, run.team, p.flow_rest)
             value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
         if also is not None:
             more, more_logs = also(logits[: len(batch)], batch.labels, step / steps if fresh else 1.0)
