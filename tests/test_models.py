@@ -90,6 +90,17 @@ def test_what_the_logits_of_a_unet_share_is_an_energy_and_no_class() -> None:
     torch.testing.assert_close(after.softmax(1), before.softmax(1))
 
 
+@pytest.mark.parametrize("name", ["shallow", "unet"])
+def test_exporters_see_every_layer(name: str) -> None:
+    """A part of the graph by itself, such as autocast leaves, would hide the last layer from quantizers."""
+    network = build(replace(STUDY, name=name, width=4, image_size=8), seed=0).eval()
+    graph = torch.export.export(network, (torch.zeros(2, 1, 8, 8),)).graph
+    found = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    layers = networks.coded_layers(network).values()
+    assert found.count("aten.conv2d.default") == sum(isinstance(layer, nn.Conv2d) for layer in layers)
+    assert found.count("aten.linear.default") == 1
+
+
 def test_tensors_that_do_not_fit_together_are_refused() -> None:
     network = build(replace(STUDY, name="cnn", width=8), seed=0)
     state = dict(network.state_dict())

@@ -49,9 +49,10 @@ class Network(nn.Module):
             x = x * self.scale + self.shift
         features, shared = _apart(self.features(x))
         if torch.is_autocast_enabled(x.device.type):
-            features = features.float()
-        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 energies of hundreds are whole numbers
-            logits: Tensor = self.fc(features)
+            with torch.autocast(x.device.type, enabled=False):  # in bfloat16 energies of hundreds are whole numbers
+                logits = self.fc(features.float())
+        else:  # an exported graph would keep a part of its own for the lines above, out of a quantizer's sight
+            logits = self.fc(features)
         return logits if shared is None else logits + shared
 
 
