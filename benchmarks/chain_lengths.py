@@ -1,6 +1,6 @@
 """FID and Inception Score along a model's chains, by the Langevin step's constants: how long to go on, and how boldly.
 
-    python benchmarks/chain_lengths.py pretrained/cifar100-ebm-301k.safetensors --workspace WORKSPACE
+    python benchmarks/chain_lengths.py WORKSPACE/models/ebm/teacher.safetensors --workspace WORKSPACE
 
 The workspace (`lowenergy profile cifar100-energy; dvc repro scorer`) has the scorer, and its statistics of the
 validation images: what is chosen by this is chosen without the test images. Few samples make the FID larger than that
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--workspace", type=Path, default=Path())
-    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--samples", type=int, default=250)
     args = parser.parse_args()
     model, _ = artifact.read(args.model)
     steps = len(CONSTANTS) * LOOKED_AT[-1]
