@@ -128,6 +128,11 @@ def _parser() -> argparse.ArgumentParser:
         help="PNG or .npz (default samples.png)",
     )
     sample.add_argument("--steps", type=int, help="Langevin steps (default: as it was trained)")
+    sample.add_argument(
+        "--step-size",
+        type=float,
+        help="of the Langevin step (default: as it was trained); twice as large, half as many",
+    )
     sample.add_argument("--seed", type=int, default=0)
     _trusts(sample)
     sample.set_defaults(run=_sample)
@@ -392,6 +397,7 @@ def _sweep_plot(args: argparse.Namespace) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     import io
+    import math
 
     import numpy as np
     import torch
@@ -409,7 +415,13 @@ def _sample(args: argparse.Namespace) -> None:
     if model.spec.head is None:
         raise files.FileError(f"{args.model}: a {model.target} has no energy to sample from; give an EBM or a JEM")
     constants = sampling.constants_of(header, args.model)
-    steps = args.steps or int(header["provenance"]["sampler"]["chain_steps"])
+    steps = int(header["provenance"]["sampler"]["chain_steps"]) if args.steps is None else args.steps
+    if min(args.n, steps) < 1:
+        raise UserError("--n and --steps: give at least 1")
+    if args.step_size is not None:
+        if not 0 < args.step_size < math.inf:
+            raise UserError(f"--step-size {args.step_size}: give a number above 0")
+        constants = constants.model_copy(update={"step_size": args.step_size})
     device = fastest()
     with Progress() as progress:
         task = progress.add_task(f"{steps} Langevin steps", total=steps * args.n)
