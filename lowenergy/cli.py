@@ -414,14 +414,12 @@ def _sample(args: argparse.Namespace) -> None:
     model, header = artifact.read(args.model, trust=args.trust)
     if model.spec.head is None:
         raise files.FileError(f"{args.model}: a {model.target} has no energy to sample from; give an EBM or a JEM")
-    constants = sampling.constants_of(header, args.model)
+    if args.step_size is not None and not 0 < args.step_size < math.inf:
+        raise UserError(f"--step-size {args.step_size}: give a number above 0")
+    constants = sampling.constants_of(header, args.model, args.step_size)
     steps = int(header["provenance"]["sampler"]["chain_steps"]) if args.steps is None else args.steps
     if min(args.n, steps) < 1:
         raise UserError("--n and --steps: give at least 1")
-    if args.step_size is not None:
-        if not 0 < args.step_size < math.inf:
-            raise UserError(f"--step-size {args.step_size}: give a number above 0")
-        constants = constants.model_copy(update={"step_size": args.step_size})
     device = fastest()
     with Progress() as progress:
         task = progress.add_task(f"{steps} Langevin steps", total=steps * args.n)

@@ -246,6 +246,15 @@ def test_measuring_again_gives_the_same_figures(
         assert path.read_bytes() == (inside.path / "plots/branches" / target / branch / path.name).read_bytes()
 
 
+def test_longer_steps_go_further_in_as_many(inside: Clone, small: params.Params, tmp_path: Path) -> None:
+    before = json.loads((inside.path / "metrics/ebm/teacher.card.json").read_text())
+    bold = small.model_copy(deep=True)
+    bold.ebm.evaluate.step_size = 4 * bold.ebm.train.sampler.step_size
+    card = measured("ebm", "teacher", bold, tmp_path)
+    assert card["fid"] < before["fid"]
+    assert card["ood_auroc"] == before["ood_auroc"], "no samples are in it"
+
+
 def measured(target: str, branch: str, small: params.Params, plots: Path) -> dict[str, Any]:
     return report_card.measure(
         path=f"models/{target}/{branch}.safetensors",

@@ -317,6 +317,7 @@ class ClassifierEvaluation(Section):
 class EnergyEvaluation(Section):
     samples: Annotated[int, Field(ge=100, le=10**7)] = Field(description="images drawn for FID and Inception Score")
     chain_steps: Count = Field(description="Langevin steps from uniform noise to a sample")
+    step_size: Positive | None = Field(None, description="of those steps; may be left out: as in training")
 
 
 def _trains_what_is_random(section: Any) -> Any:

@@ -28,8 +28,8 @@ WORTH_EXPORTING_INT8 = 5e11
 CHUNK = 32  # images to a thread at a time: enough for the kernels, few enough for the cache
 
 
-def constants_of(header: Mapping[str, Any], path: str | Path) -> Sampler:
-    """The Langevin step's constants as the model's file says.
+def constants_of(header: Mapping[str, Any], path: str | Path, step_size: float | None = None) -> Sampler:
+    """The Langevin step's constants as the model's file says, but for the step size, if one is given.
 
     Raises:
         FileError: it says nothing.
@@ -37,7 +37,8 @@ def constants_of(header: Mapping[str, Any], path: str | Path) -> Sampler:
     found = header["provenance"].get("sampler")
     if found is None:
         raise FileError(f"{path}: does not say how to sample from it; make it again by its stage")
-    return Sampler(**{key: value for key, value in found.items() if key != "chain_steps"})
+    constants = Sampler(**{key: value for key, value in found.items() if key != "chain_steps"})
+    return constants if step_size is None else constants.model_copy(update={"step_size": step_size})
 
 
 def fastest(model: Model, network: nn.Module, *, images: int) -> Energy:

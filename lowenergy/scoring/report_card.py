@@ -70,7 +70,7 @@ def measure(
     if head is not None:
         assert isinstance(p, EnergyEvaluation)
         looked_through = loading.dense_network(artifact.read(scorer, trust=trust)[0])
-        constants = sampling.constants_of(header, path)
+        constants = sampling.constants_of(header, path, p.step_size)
         inputs = fingerprint([artifact.sha256(path), constants, p, seed, fastest().type])
         drawn = _draw_and_detect(model, network, looked_through, reference, splits, constants, p, seed, plots, inputs)
         validation["fid"] = drawn.pop("validation.fid")
