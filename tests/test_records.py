@@ -23,6 +23,7 @@ RECORDED = {
     ("docs/networks.md", "network | teacher"): ["benchmarks/records/any_network.json"],
     ("docs/energies.md", "CIFAR-100, images"): ["benchmarks/records/cifar100_scale.json"],
     ("docs/energies.md", "threads, batch | ours"): ["benchmarks/records/sampler_peers.json"],
+    ("docs/energies.md", "chains of an EBM"): ["benchmarks/records/chain_lengths.json"],
     ("docs/int8.md", "MNIST, the shipped 77 k EBM"): ["benchmarks/records/mnist_retrain.json"],
     ("docs/product-quantization.md", "MNIST EBM"): ["benchmarks/records/mnist_retrain.json"],
     ("docs/search.md", "digits | models"): ["benchmarks/records/search_fronts.json"],
