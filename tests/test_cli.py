@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Clone
+from conftest import ROOT, Clone, with_changes
 from torchvision.io import decode_png, read_file
 
 from lowenergy import cli, data
@@ -246,10 +246,10 @@ def test_measuring_again_gives_the_same_figures(
         assert path.read_bytes() == (inside.path / "plots/branches" / target / branch / path.name).read_bytes()
 
 
-def test_longer_steps_go_further_in_as_many(inside: Clone, small: params.Params, tmp_path: Path) -> None:
+def test_longer_steps_go_further_in_as_many(inside: Clone, small_values: Any, tmp_path: Path) -> None:
     before = json.loads((inside.path / "metrics/ebm/teacher.card.json").read_text())
-    bold = small.model_copy(deep=True)
-    bold.ebm.evaluate.step_size = 4 * bold.ebm.train.sampler.step_size
+    longer = {**small_values["ebm"]["evaluate"], "step_size": 0.2}  # in training 0.05
+    bold = params.check(with_changes(small_values, {"ebm.evaluate": longer}))
     card = measured("ebm", "teacher", bold, tmp_path)
     assert card["fid"] < before["fid"]
     assert card["ood_auroc"] == before["ood_auroc"], "no samples are in it"
