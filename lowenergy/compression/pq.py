@@ -421,7 +421,7 @@ def _finetune_layer(network: nn.Module, layer: nn.Module, objective: Objective, 
         (gradient,) = torch.autograd.grad(loss, [codebook])
         codebook.grad = gradient / counts
         optimizer.step()
-        values.append(float(loss))
+        values.append(loss.item())
     codebook.grad = None
     network.eval().cpu()
     return f", loss {values[0]:.4g} -> {values[-1]:.4g}"
