@@ -128,11 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         help="PNG or .npz (default samples.png)",
     )
     sample.add_argument("--steps", type=int, help="Langevin steps (default: as it was trained)")
-    sample.add_argument(
-        "--step-size",
-        type=float,
-        help="of the Langevin step (default: as it was trained); twice as large, half as many",
-    )
+    sample.add_argument("--step-size", type=float, help="of each (default: as it was trained); see docs/energies.md")
     sample.add_argument("--seed", type=int, default=0)
     _trusts(sample)
     sample.set_defaults(run=_sample)

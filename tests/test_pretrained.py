@@ -79,7 +79,7 @@ def test_it_draws_in_colour(tmp_path: Path) -> None:
 
 
 def test_anyone_can_check_an_fid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Few samples, which FID overrates; noise is worlds apart, and half as many steps go as far if they are longer."""
+    """Few samples, which FID overrates; noise is worlds apart, and half as many steps go further if they are longer."""
     drawn, bold, noise = tmp_path / "drawn.npz", tmp_path / "bold.npz", tmp_path / "noise.npz"
     tiny = ROOT / "pretrained/mnist-ebm-tiny.safetensors"
     assert cli.main(["sample", str(tiny), "--n", "500", "--steps", "50", "--out", str(drawn)]) == 0
