@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("model", type=Path)
     export.add_argument("--out", type=Path, help="default: the model's name with .onnx")
     export.add_argument("--no-sampler", action="store_true", help="of an EBM or JEM: energies only, in half the time")
+    export.add_argument("--step-size", type=float, help="of the Langevin step in the file (default: as it was trained)")
     _trusts(export)
     export.set_defaults(run=_export)
 
@@ -369,7 +370,7 @@ def _export(args: argparse.Namespace) -> None:
 
     model, header = artifact.read(args.model, trust=args.trust)
     out = args.out or args.model.with_suffix(".onnx")
-    to_onnx.export(model, header, out, sampler=not args.no_sampler)
+    to_onnx.export(model, header, out, sampler=not args.no_sampler, step_size=args.step_size)
     size, stored = out.stat().st_size, args.model.stat().st_size
     print(f"{out}: {size:,} bytes ({args.model.name} has {stored:,})")
 
@@ -393,7 +394,6 @@ def _sweep_plot(args: argparse.Namespace) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     import io
-    import math
 
     import numpy as np
     import torch
@@ -410,8 +410,6 @@ def _sample(args: argparse.Namespace) -> None:
     model, header = artifact.read(args.model, trust=args.trust)
     if model.spec.head is None:
         raise files.FileError(f"{args.model}: a {model.target} has no energy to sample from; give an EBM or a JEM")
-    if args.step_size is not None and not 0 < args.step_size < math.inf:
-        raise UserError(f"--step-size {args.step_size}: give a number above 0")
     constants = sampling.constants_of(header, args.model, args.step_size)
     steps = int(header["provenance"]["sampler"]["chain_steps"]) if args.steps is None else args.steps
     if min(args.n, steps) < 1:

@@ -1,6 +1,7 @@
 """Product quantization: the Gram identity against brute force, the solver, and coded networks."""
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -237,6 +238,12 @@ def test_a_budget_is_met_and_an_impossible_one_refused(setting: Any, tmp_path: P
     assert sum(shares.values()) == (tmp_path / "model").stat().st_size and min(shares.values()) > 0
     with pytest.raises(UserError, match=r"pq.budget_bytes = 3000: the smallest file found has [\d,]+ bytes"):
         pq.compress(*setting({"budget_bytes": 3000}))
+
+
+def test_a_budget_that_binds_nothing_is_not_searched_for(setting: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pq.compress(*setting({"budget_bytes": 10**6, "finetune.epochs": 0}))
+    prices = re.findall(r"at (\S+) times the price of a bit", capsys.readouterr().out)
+    assert prices == ["1", "0"]
 
 
 def test_of_files_that_fit_a_budget_the_largest_is_kept_whatever_comes_after(

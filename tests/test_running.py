@@ -60,7 +60,9 @@ for step in range(int(checkpoint.read_text()) if checkpoint.exists() else 0, amo
     checkpoint.write_text(str(step + 1))
 if i == os.environ.get("BAD"):
     sys.exit("this one is bad")
-if os.environ.get("FULL"):
+if full := os.environ.get("FULL"):
+    while not Path(full).exists():
+        time.sleep(0.1)
     with open("/dev/full", "w") as disk:
         disk.write("x" * 10**6)
 Path(f"out/mid{i}").write_text(f"{Path('out/root').read_text()}{i} of {amount}")
@@ -330,6 +332,31 @@ def test_experiments_are_recorded_though_dvcs_worker_ends_early(
     assert log.count("ready.") >= 3, "the second was to end early"
 
 
+@pytest.mark.parametrize(
+    ("seen", "asked"),
+    [
+        # DVC ends while its worker is not done with the last one; another's experiment is not waited for.
+        ([({"a"}, {"x"}), (set(), {"a", "x"}), (set(), {"x"})], [30, 30]),
+        # On a machine so slow that it does not even begin within the first half a minute.
+        ([({"a"}, set())] * 3 + [(set(), {"a"})] * 2 + [(set(), set())], [30, 60, 90, 30, 60]),
+        # In vain.
+        ([({"a"}, set())] * 7, [30, 60, 90, 120, 150, 180]),
+    ],
+)
+def test_dvc_is_asked_again_until_nothing_is_left(
+    seen: list[tuple[set[str], set[str]]], asked: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = Toy.make(tmp_path / "toy")
+    (toy.place / experiments.PLACE).mkdir(parents=True)
+    monkeypatch.chdir(toy.place)
+    looks = iter(seen)
+    waits: list[float] = []
+    monkeypatch.setattr(experiments, "unfinished", lambda repo: next(looks))
+    monkeypatch.setattr(experiments, "_ask", lambda repo, log, patience: waits.append(patience))
+    assert experiments.record(pipeline.opened(), ["a"]) == ["a"]
+    assert waits == asked and not list(looks)
+
+
 def test_an_experiment_that_dvc_has_not_recorded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = Toy.make(tmp_path / "toy", amount=1)
     toy.run("mid@0")
@@ -503,14 +530,17 @@ def test_the_remote_may_be_away_for_a_while(project: tuple[Toy, Cluster], s3: Ga
 def test_a_lost_host_and_a_full_disk(tmp_path: Path, project: tuple[Toy, Cluster]) -> None:
     toy, cluster = project
     (toy.place / "params.yaml").write_text("amount: 25\nend: 0\n")
+    full = tmp_path / "full"  # when it is there, so is another worker
     lost = [cluster.worker(f"lost{i}") for i in range(3)]
     run = toy.start("--address", cluster.address)
     until(lambda: len(steps_of(toy)) == 3)
-    cluster.worker("full", FULL="1")
+    cluster.worker("full", FULL=str(full))
     for worker in lost:
         worker.kill()
     until(lambda: len(steps_of(toy)) == 1)
     cluster.worker("good")
+    until(lambda: len(steps_of(toy)) == 2)
+    full.touch()
     output, _ = run.communicate(timeout=200)
     assert run.returncode == 0, output
     assert (toy.place / "dvc.lock").read_bytes() == serial(toy, tmp_path / "serial")

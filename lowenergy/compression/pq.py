@@ -467,7 +467,8 @@ def _resume(
 def fit_budget(network: networks.AnyNetwork, target: str, p: Pq) -> None:
     """Choose all codes anew at the price of a bit that brings the file just below the budget: bracket it, then bisect.
 
-    Bytes need not fall with every step of the price: of the files that fit the largest is kept.
+    Bytes need not fall with every step of the price: of the files that fit the largest is kept. Where one fits whose
+    bits cost nothing, there is nothing to look for.
 
     Raises:
         UserError: no price does.
@@ -488,11 +489,17 @@ def fit_budget(network: networks.AnyNetwork, target: str, p: Pq) -> None:
             best, kept = size, [code.codes.clone() for _, code in coded]
         if low < best:
             break
-        dear, cheap = (price, cheap) if size <= high else (dear, price)
+        if price:
+            dear, cheap = (price, cheap) if size <= high else (dear, price)
+        elif size <= high:
+            break
         if dear and cheap:
             new = math.sqrt(dear * cheap)
+        elif dear == price == 1:
+            new = 0.0
         else:
-            new, stride = (price * stride if cheap else price / stride), min(stride**2, 100)
+            last = cheap or dear or price
+            new, stride = (last * stride if cheap else last / stride), min(stride**2, 100)
         for codebook, code in coded:
             assert isinstance(code, PricedCode)
             code.assign(codebook, new)

@@ -27,8 +27,8 @@ from lowenergy.running.workspace import Snapshot
 PLACE = Path(".dvc/tmp/lowenergy/queue")
 NOT_RECORDED = f"DVC has not recorded {{}}: {PLACE / 'record.log'}; queue and run again, what was done is in the cache"
 
-ASK_AGAIN = 30.0  # seconds
-PATIENCE = 20  # times that nothing more was recorded
+ASK_AGAIN = 30.0  # seconds; twice as many when nothing came of that, then three times as many
+PATIENCE = 6  # times that nothing came of it
 # What runs in the background of a shell has been told to ignore interrupts.
 RUN_ALL = """
 import signal, sys
@@ -126,37 +126,44 @@ def record(repo: Any, names: Collection[str]) -> list[str]:
 
     One at a time: where two of its workers collect at the same moment DVC may lose one, and say nothing. DVC waits for
     ever if its worker ends early, as it does where one that was killed has left a message for it; so every now and then
-    it is asked again, which starts another where there is none.
+    it is asked again, which starts another where there is none. It may also end while its worker is not done.
 
     Returns:
         Of the experiments of these names those that there are not.
     """
+    left = unfinished(repo)
+    _, others = left  # begun before: not ours, or left by a worker that was killed
     in_vain = 0
     with (Path(repo.root_dir) / PLACE / "record.log").open("ab") as log:
         while in_vain < PATIENCE:
-            before = len(waiting(repo))
-            ended = _asked(repo, log)
-            left = len(waiting(repo))
-            if ended and not left:
+            _ask(repo, log, ASK_AGAIN * (1 + in_vain))
+            before, left = left, unfinished(repo)
+            queued, begun = left
+            if not queued and begun <= others:
                 break
             in_vain = in_vain + 1 if left == before else 0
     return sorted(set(names) - revisions(repo, names).keys())
 
 
-def _asked(repo: Any, log: IO[bytes]) -> bool:
-    """Whether DVC came to an end with what is queued; if not, its worker goes on."""
+def unfinished(repo: Any) -> tuple[set[str], set[str]]:
+    """The experiments that DVC has yet to begin, and those that it has begun, by their revisions in its stash."""
+    # In this order: one that is begun meanwhile is in both, not in neither.
+    queued = {entry.stash_rev for entry in repo.experiments.celery_queue.iter_queued()}
+    return queued, {entry.stash_rev for entry in repo.experiments.celery_queue.iter_active()}
+
+
+def _ask(repo: Any, log: IO[bytes], patience: float) -> None:
+    """Let DVC work on what is queued, until it is done or for so many seconds; its worker goes on."""
     # DVC starts its worker as `dvc`, wherever that is.
     here = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
     dvc = subprocess.Popen(
         [sys.executable, "-c", RUN_ALL], cwd=repo.root_dir, env=here, stdout=log, stderr=subprocess.STDOUT
     )
     try:
-        dvc.wait(ASK_AGAIN)
+        dvc.wait(patience)
     except subprocess.TimeoutExpired:
         dvc.send_signal(signal.SIGINT)  # killed, it would leave its lock to a child
         dvc.wait()
-        return False
-    return True
 
 
 def revisions(repo: Any, names: Collection[str]) -> dict[str, str]:

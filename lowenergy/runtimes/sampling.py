@@ -4,6 +4,7 @@ Which one is decided by the amount of work, never by a clock, and onnxruntime co
 time on one thread each: a model's samples are the same bytes every time, on however many threads.
 """
 
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,12 +34,17 @@ def constants_of(header: Mapping[str, Any], path: str | Path, step_size: float |
 
     Raises:
         FileError: it says nothing.
+        UserError: the step size is no number above 0.
     """
     found = header["provenance"].get("sampler")
     if found is None:
         raise FileError(f"{path}: does not say how to sample from it; make it again by its stage")
-    constants = Sampler(**{key: value for key, value in found.items() if key != "chain_steps"})
-    return constants if step_size is None else constants.model_copy(update={"step_size": step_size})
+    constants = {key: value for key, value in found.items() if key != "chain_steps"}
+    if step_size is not None:
+        if not 0 < step_size < math.inf:
+            raise UserError(f"step size {step_size}: give a number above 0")
+        constants["step_size"] = step_size
+    return Sampler(**constants)
 
 
 def fastest(model: Model, network: nn.Module, *, images: int) -> Energy:

@@ -30,6 +30,7 @@ from lowenergy.energies import HEADS
 from lowenergy.energies.gradient import gradient_graph
 from lowenergy.runtimes import int8
 from lowenergy.runtimes.loading import dense_network
+from lowenergy.runtimes.sampling import constants_of
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, Int8, Sparse, pack_bits
 
@@ -191,13 +192,17 @@ class _Step(nn.Module):
         return HEADS[self.head](logits), moved.clamp(-1, 1), logits
 
 
-def export(model: Model, header: Mapping[str, Any], path: str | Path, *, sampler: bool = True) -> None:
+def export(
+    model: Model, header: Mapping[str, Any], path: str | Path, *, sampler: bool = True, step_size: float | None = None
+) -> None:
     """Write the model, as read from its file, to the ONNX file `path`, atomically.
 
     Args:
         sampler: of an energy, with the Langevin step; without, scoring takes less than half the time.
+        step_size: of that step; None: as it was trained.
     Raises:
         FileError: an energy's file does not say how to sample from it, or a layer has no form in ONNX.
+        UserError: the step size is no number above 0.
     """
     head = model.spec.head
     gradient = sampler and head is not None
@@ -206,10 +211,7 @@ def export(model: Model, header: Mapping[str, Any], path: str | Path, *, sampler
     if head is not None and not sampler:
         run, outputs = _Energy(network, head), ["energy", "logits"]
     elif head is not None:
-        if not header["provenance"].get("sampler"):
-            raise FileError(f"the {model.target}'s file does not say how to sample from it; make it again by its stage")
-        constants = {key: value for key, value in header["provenance"]["sampler"].items() if key != "chain_steps"}
-        run = _Step(network, head, Sampler(**constants))
+        run = _Step(network, head, constants_of(header, f"the {model.target}'s file", step_size))
         names, outputs = ["images", "noise"], ["energy", "next", "logits"]
     program = _traced(run, names, outputs, model)
     if model.target == "ebm":  # its logits mean nothing by themselves
