@@ -68,6 +68,12 @@ def test_same_outputs(
         torch.testing.assert_close(torch.from_numpy(logits), network(images), rtol=1e-3, atol=1e-3)
     if method not in ("teacher", "quantize"):
         return
+    to_onnx.export(model, HEADER, tmp_path / "longer.onnx", step_size=0.1)
+    (moved,) = session_of(tmp_path / "longer.onnx", int8_kernels=False).run(
+        ["next"], {"images": images.numpy(), "noise": noise.numpy()}
+    )
+    wanted = (images - 0.1 * gradient.clamp(-5, 5) + 0.015 * noise).clamp(-1, 1)
+    torch.testing.assert_close(torch.from_numpy(moved), wanted, rtol=0, atol=4e-3)
     to_onnx.export(model, {}, tmp_path / "scores.onnx", sampler=False)
     session = session_of(tmp_path / "scores.onnx", int8_kernels=False)
     assert [output.name for output in session.get_outputs()] == ["energy", *["logits"] * (target == "jem")]
@@ -144,4 +150,7 @@ def test_energies_that_do_not_say_how_to_sample_are_refused(small: params.Params
     model = artifact.dense(teacher("ebm", small), "ebm")
     with pytest.raises(UserError, match="does not say how to sample from it"):
         to_onnx.export(model, {"provenance": {}}, tmp_path / "model.onnx")
+    for sampler, size in ((True, -1.0), (False, 0.1)):
+        with pytest.raises(UserError, match="step size"):
+            to_onnx.export(model, HEADER, tmp_path / "model.onnx", sampler=sampler, step_size=size)
     assert not list(tmp_path.iterdir())

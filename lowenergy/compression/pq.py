@@ -491,11 +491,11 @@ def fit_budget(network: networks.AnyNetwork, target: str, p: Pq) -> None:
             break
         if price:
             dear, cheap = (price, cheap) if size <= high else (dear, price)
-        elif size <= high:
+        elif size <= high:  # even with bits for nothing
             break
         if dear and cheap:
             new = math.sqrt(dear * cheap)
-        elif dear == price == 1:
+        elif dear == price == 1:  # the first file fits: so does, perhaps, one whose bits cost nothing
             new = 0.0
         else:
             last = cheap or dear or price

@@ -24,6 +24,7 @@ from torch.func import functional_call
 from torch.fx import GraphModule, Node
 
 from lowenergy.base import files
+from lowenergy.base.errors import UserError
 from lowenergy.base.files import FileError
 from lowenergy.base.params import Sampler
 from lowenergy.energies import HEADS
@@ -202,10 +203,12 @@ def export(
         step_size: of that step; None: as it was trained.
     Raises:
         FileError: an energy's file does not say how to sample from it, or a layer has no form in ONNX.
-        UserError: the step size is no number above 0.
+        UserError: the step size is no number above 0, or there is no step.
     """
     head = model.spec.head
     gradient = sampler and head is not None
+    if step_size is not None and not gradient:
+        raise UserError(f"step size {step_size}: there is no Langevin step in this file; leave it out")
     network: nn.Module = (_int8_graph if model.activations else _Decoded)(model, gradient=gradient)
     run, names, outputs = network, ["images"], ["logits"]
     if head is not None and not sampler:
