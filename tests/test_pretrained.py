@@ -16,6 +16,7 @@ from lowenergy.networks import spec_of
 from lowenergy.storage import artifact
 from lowenergy.storage.encodings import Coded
 
+CARDS = " ".join((ROOT / "pretrained/README.md").read_text().split())  # whatever their lines
 SCORER = ROOT / "pretrained/mnist-scorer.safetensors"
 MODELS = sorted(
     path for path in (ROOT / "pretrained").glob("*.safetensors") if not path.stem.endswith(("scorer", "reference"))
@@ -47,14 +48,14 @@ def test_it_loads_and_its_metrics_are_of_this_file(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_the_card_tells_its_figures_and_how_it_was_made(path: Path) -> None:
-    card, kept = " ".join((ROOT / "pretrained/README.md").read_text().split()), figures(path)
-    assert path.name in card and f"{kept['size_bytes']:,}" in card and "lowenergy profile" in card
+    kept = figures(path)
+    assert path.name in CARDS and f"{kept['size_bytes']:,}" in CARDS and "lowenergy profile" in CARDS
     if "accuracy" in kept:
-        assert f"{100 * kept['accuracy']:.2f} %" in card
-        assert f"lowenergy score pretrained/{path.name}" in card
+        assert f"{100 * kept['accuracy']:.2f} %" in CARDS
+        assert f"lowenergy score pretrained/{path.name}" in CARDS
     if "fid" in kept:
-        assert f"FID {kept['fid']:.2f}" in card and f"IS {kept['inception_score']:.2f}" in card
-        assert f"lowenergy sample pretrained/{path.name}" in card
+        assert f"FID {kept['fid']:.2f}" in CARDS and f"IS {kept['inception_score']:.2f}" in CARDS
+        assert f"lowenergy sample pretrained/{path.name}" in CARDS
 
 
 @pytest.mark.parametrize("path", [p for p in DRAWING if "mnist" in p.name], ids=lambda path: path.stem)
@@ -96,7 +97,7 @@ def test_anyone_can_check_an_fid(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_scorers_card_is_its_own() -> None:
-    card, kept = (ROOT / "pretrained/README.md").read_text(), figures(SCORER)
-    assert f"{100 * kept['accuracy']:.2f} %" in card and f"FID {kept['test_images']['fid']:.3f}" in card
+    kept = figures(SCORER)
+    assert f"{100 * kept['accuracy']:.2f} %" in CARDS and f"FID {kept['test_images']['fid']:.3f}" in CARDS
     model, header = artifact.read(SCORER)
     assert model.target == "scorer" and header["provenance"]["data"] == "mnist"
