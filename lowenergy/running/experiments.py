@@ -148,7 +148,7 @@ def record(repo: Any, names: Collection[str]) -> list[str]:
 def unfinished(repo: Any) -> tuple[set[str], set[str]]:
     """The experiments that DVC has yet to begin, and those that it has begun, by their revisions in its stash."""
     # In this order: one that is begun meanwhile is in both, not in neither.
-    queued = {entry.stash_rev for entry in repo.experiments.celery_queue.iter_queued()}
+    queued = {entry.stash_rev for entry in waiting(repo)}
     return queued, {entry.stash_rev for entry in repo.experiments.celery_queue.iter_active()}
 
 
