@@ -15,6 +15,7 @@ RECORDED = {
     ("docs/int8.md", "CIFAR-100, ResNet-18, QAT"): ["benchmarks/records/cifar100_bars.json"],
     ("docs/int8.md", "CIFAR-100, ResNet-18, calibrated"): ["benchmarks/records/cifar100_mixed_bits.json"],
     ("docs/energies.md", "MNIST, objective"): ["benchmarks/records/energy_objectives.json"],
+    ("docs/energies.md", "MNIST, the study's ResNet-18"): ["benchmarks/records/mnist_study.json"],
     ("docs/energies.md", "CIFAR-100, energies"): ["benchmarks/records/cifar100_energy.json"],
     ("docs/product-quantization.md", "CIFAR-100, ResNet-18"): ["benchmarks/records/cifar100_bars.json"],
     ("docs/product-quantization.md", "preset, 1,900 images"): ["benchmarks/records/cifar100_presets.json"],
