@@ -3,7 +3,7 @@
 import hashlib
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,37 @@ FOLDER = Path(".checkpoints")
 SECONDS = 60.0  # at most this much work is lost to a kill
 
 
-def fingerprint(inputs: Sequence[Any]) -> str:
-    """Of whatever decides the outcome (tensors, files or folders of code, what has a repr), and of lowenergy's code."""
+def fingerprint(inputs: Iterable[Any], code: Iterable[str]) -> str:
+    """Of whatever decides the outcome: tensors, files, folders with all that is in them, and what has a repr.
+
+    Of torch's version, too.
+
+    Args:
+        code: files and folders of lowenergy that take part. Who edits the page keeps the checkpoints of trainings.
+    """
     digest = hashlib.sha256()
-    for item in inputs:
-        if isinstance(item, Tensor):
-            for part in item.detach().split(4096):  # it may be larger than memory
-                digest.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        elif isinstance(item, Path):
-            for file in sorted(item.rglob("*")) if item.is_dir() else [item]:
-                if file.is_file() and file.suffix == ".py":
-                    digest.update(file.read_bytes())
-        else:
-            digest.update(repr(item).encode())
-    for source in sorted(Path(lowenergy.__path__[0]).rglob("*.py")):
-        digest.update(source.read_bytes())
+    package = Path(lowenergy.__path__[0])
+    for item in [*inputs, *(package / place for place in code), torch.__version__]:
+        known = _of_tensor(item) if isinstance(item, Tensor) else _of_files(item) if isinstance(item, Path) else item
+        digest.update(repr(known).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _of_tensor(tensor: Tensor) -> tuple[Any, ...]:
+    digest = hashlib.sha256()
+    for part in tensor.detach().flatten().split(2**24):  # it may be larger than memory
+        digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
+    return tensor.dtype, tuple(tensor.shape), digest.hexdigest()
+
+
+def _of_files(path: Path) -> list[tuple[str, str]]:
+    """Each file's name and hash, but byte code's."""
+    found = []
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and "__pycache__" not in file.parts:
+            with file.open("rb") as content:
+                found.append((str(file.relative_to(path)), hashlib.file_digest(content, "sha256").hexdigest()))
+    return found
 
 
 class Checkpoint:
@@ -60,10 +75,11 @@ class Checkpoint:
             return None
         try:
             content: dict[str, Any] = torch.load(self.path, map_location=self.device, weights_only=True)
+            made_from = content["fingerprint"]
         except Exception as error:  # a damaged checkpoint costs time, not the run
             print(f"{self.path} is unreadable ({error}); starting anew", flush=True)
             return None
-        if content["fingerprint"] != self.fingerprint:
+        if made_from != self.fingerprint:
             print(f"{self.path} belongs to other params, data or code; starting anew", flush=True)
             return None
         return content

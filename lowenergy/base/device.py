@@ -1,12 +1,15 @@
-"""Where a network is measured, and in what precision it is trained."""
+"""Where a network is trained and measured, and in what precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import nn
 
-from lowenergy.base.params import Precision
+from lowenergy.base.precision import Precision
+
+_asked: ContextVar[torch.device | None] = ContextVar("device", default=None)
 
 
 def autocast(device: str, precision: Precision) -> torch.autocast:
@@ -19,8 +22,23 @@ def has_bfloat16(device: str) -> bool:
 
 
 def fastest() -> torch.device:
-    """A GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The one that was asked for; else a GPU where there is one."""
+    return _asked.get() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def asked() -> torch.device | None:
+    """The one device that all work is to be done on, by this process alone; None for whatever a stage may take."""
+    return _asked.get()
+
+
+@contextmanager
+def on(device: torch.device) -> Iterator[None]:
+    """Within it, everything is trained, drawn and measured on this device."""
+    before = _asked.set(device)
+    try:
+        yield
+    finally:
+        _asked.reset(before)
 
 
 @contextmanager

@@ -8,11 +8,33 @@ ADVICE = {
     errno.EACCES: "give yourself the permission and run again",
     errno.EPERM: "give yourself the permission and run again",
     errno.EROFS: "give a place that can be written",
+    errno.EISDIR: "give the name of a file",
+    errno.ENOTDIR: "a file stands where a directory is needed; give another place",
+    errno.EEXIST: "a file stands where a directory is needed; give another place",
+    errno.ENOENT: "make it, or give another",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "the link leads to itself; give another place",
+}
+
+EXTRAS = {  # packages that not everything needs -> the extra that installs them
+    **dict.fromkeys(("lightning_fabric", "torch_pruning", "torchao"), "compress"),
+    **dict.fromkeys(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), "onnx"),
+    **dict.fromkeys(("dvc", "dvclive", "matplotlib", "pandas", "PIL", "rich", "ruamel", "sklearn"), "pipeline"),
+    "torchvision": "pipeline",
+    "distributed": "cluster",
+    "optuna": "search",
+    "ziglang": "device",
 }
 
 
 class UserError(ValueError):
     """Bad params, data or files, or a training that cannot go on."""
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an exception of somebody else's says, on one line: torch's can have twelve."""
+    text = " ".join(str(error).split())
+    return (text if text.isprintable() else ascii(text))[:most] or type(error).__name__
 
 
 def explained(error: UserError | OSError) -> str:
@@ -26,3 +48,15 @@ def explained(error: UserError | OSError) -> str:
     if error.errno not in ADVICE:
         raise error
     return f"{error.filename or 'a file'}: {error.strerror}; {ADVICE[error.errno]}. Nothing that was there is lost"
+
+
+def missing(error: ModuleNotFoundError) -> UserError:
+    """One line that says which extra brings a package that is not installed.
+
+    Raises:
+        ModuleNotFoundError: the error again, if it is of no such package.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        raise error
+    return UserError(f"this needs {package}: pip install 'lowenergy[{EXTRAS[package]}]'")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+GAP = 2  # pixels between the images of a grid
+
 
 def axes(width: float = 5.0, height: float = 3.4) -> tuple[Any, Any]:
     """A figure, `width` by `height` inches, and its axes."""

@@ -1,10 +1,11 @@
 """Reading and writing files so that a kill leaves the old one or the new one, never half of one."""
 
 import base64
+import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:  # torch is imported where tensors are, so that what has none 
     from torch import Tensor
 
 HEADER = "lowenergy"  # the one metadata key: a JSON object, or base 85 of its zstd
-LARGEST_HEADER = 2**26  # bytes: what is larger was made to fill memory
+LARGEST_HEADER = 2**22  # bytes of JSON, thirty times as many in memory; a thousand tensors take 200 kB
+DEEPEST_HEADER = 32  # lists and objects in each other
+MOST_TENSORS = 2**16
+MOST_DIMENSIONS = 8
+DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "U32", "I32", "F32", "U64", "I64", "F64", "C64")
 _writes = True
 
 
@@ -24,16 +29,18 @@ class FileError(UserError):
     """A file is missing, truncated or not what it should be; the message names it and what to do."""
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+def write_bytes(path: str | Path, content: bytes, check: Callable[[Path], None] | None = None) -> None:
     """Write beside the target, flush to disk, then rename over it.
 
+    Args:
+        check: looks at what was written, before it takes the target's name; what it raises leaves no trace.
     Raises:
         OSError: it cannot be written; what was there before still is, and half a file is not left behind.
     """
-    write_pieces(path, [content])
+    write_pieces(path, [content], check)
 
 
-def write_pieces(path: str | Path, pieces: Iterable[bytes]) -> None:
+def write_pieces(path: str | Path, pieces: Iterable[bytes], check: Callable[[Path], None] | None = None) -> None:
     """write_bytes of what need not be in memory at once; an error of whoever makes the pieces leaves no trace either.
 
     Raises:
@@ -42,15 +49,40 @@ def write_pieces(path: str | Path, pieces: Iterable[bytes]) -> None:
     path = Path(path)
     if not _writes:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
+    with _beside(path) as part:
         with part.open("wb") as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check(part)
         part.replace(path)
+
+
+def check_place(path: str | Path) -> None:
+    """See that a file can be written there, before anything is computed for it.
+
+    Raises:
+        OSError: see write_bytes.
+    """
+    if _writes:
+        with _beside(Path(path)) as part:
+            part.open("wb").close()
+            part.unlink()
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Where to write what shall become `path`; gone after an error, which names `path`."""
+    if not path.name or path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        raise FileError(f"{path}: there is something that is no file; give another name")
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
     except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -59,10 +91,15 @@ def write_pieces(path: str | Path, pieces: Iterable[bytes]) -> None:
         raise
 
 
-def leave_to_another() -> None:
-    """From now on this process writes nothing: of several that share one stage (team.py), the first one does."""
+@contextmanager
+def left_to_another() -> Iterator[None]:
+    """Within it this process writes nothing: of several that share one stage (team.py), the first one does."""
     global _writes
     _writes = False
+    try:
+        yield
+    finally:
+        _writes = True
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -93,21 +130,79 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, A
     """The tensors and the JSON header of a file written by write_safetensors.
 
     Raises:
-        FileError: missing, truncated, or without the header.
+        FileError: missing, truncated, without the header, or with one that was made to fill memory.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
+        with Path(path).open("rb") as plain:  # safe_open would say of a directory that it is no such device
+            if int.from_bytes(plain.read(8), "little") > 4 * LARGEST_HEADER:
+                raise SafetensorError("no list of tensors, or one that is far too long")
         with safe_open(str(path), framework="pt") as file:
-            text = (file.metadata() or {})[HEADER]
-            if not text.startswith("{"):
-                packed = base64.b85decode(text)
-                text = zstandard.ZstdDecompressor().decompress(packed, max_output_size=LARGEST_HEADER).decode()
-            header = json.loads(text)
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 not a dict
+            text = (file.metadata() or {}).get(HEADER)
+            if text is None:
+                raise FileError(f"{path}: a safetensors file, but not one of lowenergy's: its header is missing")
+            header = _header(text, path)
+            names = file.keys()
+            if len(names) > MOST_TENSORS:
+                raise FileError(f"{path}: {len(names):,} tensors, of at most {MOST_TENSORS:,}; make it again")
+            for name in names:
+                dtype, dimensions = file.get_slice(name).get_dtype(), len(file.get_slice(name).get_shape())
+                if dtype not in DTYPES or dimensions > MOST_DIMENSIONS:
+                    raise FileError(
+                        f"{path}: {name!r} has {dimensions} dimensions of {dtype}; a tensor here has at most "
+                        f"{MOST_DIMENSIONS}, of {', '.join(DTYPES)}"
+                    )
+            return {name: file.get_tensor(name) for name in names}, header
     except FileNotFoundError:
         raise FileError(f"{path}: no such file; `dvc repro` makes it, `dvc pull` fetches it from a remote") from None
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
         raise FileError(f"{path}: truncated or not a safetensors file ({error}); make it again") from None
-    except (KeyError, ValueError, zstandard.ZstdError):
-        raise FileError(f"{path}: a safetensors file, but not one of lowenergy's: its header is missing") from None
+
+
+def _header(text: str, path: str | Path) -> dict[str, Any]:
+    try:
+        if not text.startswith("{"):
+            text = unzstd(base64.b85decode(text), LARGEST_HEADER).decode()
+        if len(text) > LARGEST_HEADER:
+            raise ValueError(f"{len(text):,} characters")
+        header = json.loads(text)
+        if not isinstance(header, dict) or _depth(header) > DEEPEST_HEADER:
+            raise ValueError("no object, or a nest of them")
+    except (ValueError, RecursionError) as error:
+        raise FileError(
+            f"{path}: a safetensors file, but not one of lowenergy's: its header is damaged ({str(error)[:100]!r})"
+        ) from None
+    return header
+
+
+def _depth(value: Any) -> int:
+    """Of lists and objects in each other, without recursion."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            part
+            for whole in level
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+            if isinstance(part, dict | list)
+        ]
+    return depth
+
+
+def unzstd(packed: bytes, most: int) -> bytes:
+    """What is packed in one zstd frame, of at most so many bytes: a frame can state, and take, any number.
+
+    Raises:
+        ValueError: it is none, or larger.
+    """
+    try:
+        stated = zstandard.frame_content_size(packed)
+        if stated > most:
+            raise ValueError(f"zstd of {stated:,} bytes, where at most {most:,} were expected")
+        found: bytes = zstandard.ZstdDecompressor().decompress(packed, max_output_size=most, allow_extra_data=False)
+        return found
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from None

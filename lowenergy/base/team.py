@@ -32,7 +32,7 @@ class Team:
     rank: int = 0
     size: int = 1
 
-    def share(self, batch: Tensor) -> Tensor:
+    def own_rows(self, batch: Tensor) -> Tensor:
         """This process's rows of a batch that all of them have, as even as it goes.
 
         Fewer rows than processes are not divided: where nothing is trained, each process does all of them.

@@ -1,1 +1,1 @@
-"""Four ways to a smaller network. Each module has `compress(...) -> artifact.Model`; none knows of files."""
+"""Ways to a smaller network: a package each, with `compress(...) -> artifact.Model`; none knows of files."""

@@ -6,7 +6,7 @@ from typing import TypeVar
 Way = TypeVar("Way")  # to store a layer, such as a number of bits
 
 
-def share(choices: Mapping[str, Mapping[Way, tuple[int, float]]], budget: int) -> dict[str, Way]:
+def divide_bits(choices: Mapping[str, Mapping[Way, tuple[int, float]]], budget: int) -> dict[str, Way]:
     """The way in which each layer is stored, found from the smallest ones on by what each further bit gains.
 
     Args:

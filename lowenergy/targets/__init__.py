@@ -1,8 +1,8 @@
-"""What is compressed. One module per target says how its teacher is trained and what compressed ones must match.
+"""What is compressed. One package per kind says how its teacher is trained and what compressed ones must match.
 
-Each module has
+Each package has
 
-    train(splits, p, run) -> Network                     the teacher
+    train(splits, p, run, given=None) -> Network         the teacher; given: its module, instead of its name
     objective(teacher, splits, p, run) -> Objective      probes, and the loss of finetuning and distillation
 """
 

@@ -1,0 +1,42 @@
+"""A coded network as it is stored."""
+
+import torch
+from torch import Tensor, nn
+
+from lowenergy import networks
+from lowenergy.storage import artifact
+from lowenergy.storage.artifact import Model
+from lowenergy.storage.coded import coded_weights
+from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+FAITHFUL = 1e-3  # relative error of float16; what is beyond its range stays float32
+
+
+def encoded(network: networks.AnyNetwork, target: str) -> Model:
+    """The network as it is stored: indices and codewords, everything else float16, BatchNorm as scale and shift."""
+    tensors: dict[str, Encoding] = {}
+    for name, _, codebook, code in coded_weights(network):
+        used, codes = code.codes.cpu().long().unique(return_inverse=True)
+        tensors[f"{name}.weight"] = Coded(codes, _narrow(codebook.detach().cpu()[used]), code.shape)
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    for name, value in artifact.weights(network).items():
+        if ".parametrizations." not in name:
+            tensors[name] = Dense(_narrow(value) if name in parameters else value)
+    for name, norm in network.named_modules():
+        if isinstance(norm, BatchNorm) and norm.affine and norm.running_mean is not None:
+            assert norm.running_var is not None
+            scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().cpu()
+            shift = (norm.bias - norm.running_mean * scale.to(norm.bias.device)).detach().cpu()
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = Dense(_narrow(scale)), Dense(_narrow(shift))
+            tensors[f"{name}.running_mean"] = Constant(0.0, tuple(shift.shape))
+            tensors[f"{name}.running_var"] = Constant(1 - norm.eps, tuple(shift.shape))
+    return Model(target, network.spec, tensors, tied=networks.tied_names(network))
+
+
+def _narrow(value: Tensor) -> Tensor:
+    """As float16, or as it is: integers, and numbers that float16 is too coarse for, or has no room."""
+    if value.dtype != torch.float32:
+        return value
+    half = value.half()
+    return half if (half.double() - value.double()).norm() <= FAITHFUL * value.double().norm() else value

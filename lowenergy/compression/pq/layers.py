@@ -1,0 +1,133 @@
+"""The code of a layer: which layers have one, its blocks, how much their errors matter, codes chosen by their price."""
+
+import torch
+from torch import Tensor, nn
+
+from lowenergy import networks
+from lowenergy.base.errors import UserError
+from lowenergy.compression.pq import Params
+from lowenergy.compression.pq.codebooks import (
+    Codebook,
+    Metric,
+    Moments,
+    assign,
+    bits,
+    blocks_of,
+    outputs_by_position,
+    row_major,
+)
+from lowenergy.storage.coded import CodedWeight, coded_weights
+
+Layer = nn.Conv2d | nn.Linear
+Shape = tuple[int, int]  # block length and codewords
+SETTLING = 3  # times that codes are chosen by the bits that the choice before gave them
+
+
+def layers_to_code(network: nn.Module, p: Params) -> dict[str, Layer]:
+    """The layers whose weights become codewords; of those that share theirs, the first.
+
+    Raises:
+        UserError: there is none.
+    """
+    layers = networks.coded_layers(network)
+    first = next(iter(layers.values()))
+    chosen: dict[str, Layer] = {}
+    for name, layer in layers.items():
+        spared = p.keep_first and layer.weight is first.weight
+        if not spared and all(layer.weight is not other.weight for other in chosen.values()):
+            chosen[name] = layer
+    if not chosen:
+        raise UserError("params.yaml: pq.keep_first leaves no layer to code; give false")
+    return chosen
+
+
+def groups_of(layer: Layer) -> int:
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+def owners_of(network: nn.Module, layer: Layer) -> dict[str, Layer]:
+    """The layers that have this one's weight, by name: it alone as a rule."""
+    alike = [module for module, _ in networks.sharing(network, layer)]
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if module in alike and isinstance(module, nn.Conv2d | nn.Linear) and groups_of(module) == groups_of(layer)
+    }
+
+
+def block_length(layer: Layer, p: Params) -> int:
+    """Weights per block: `block_conv` (`block_small` in small layers) of a k x k convolution, `block_1x1` or `block_fc`
+    inputs; at most what divides an output channel's weights."""
+    if isinstance(layer, nn.Linear):
+        wanted = p.block_fc
+    elif layer.kernel_size == (1, 1):
+        wanted = p.block_1x1
+    else:
+        wanted = p.block_small if layer.weight.numel() <= p.small_weights else p.block_conv
+    row = layer.weight[0].numel()
+    return max(d for d in range(1, wanted + 1) if row % d == 0)
+
+
+def codewords_for(layer: Layer, d: int, p: Params) -> int:
+    """As many as asked for, clamped to a power of two of at most blocks / `vectors_per_codeword`, but at least 2 where
+    there are as many blocks."""
+    wanted = p.codewords_fc if isinstance(layer, nn.Linear) else p.codewords
+    blocks = layer.weight.numel() // d
+    return min(wanted, blocks, 2 ** max(1, (blocks // p.vectors_per_codeword).bit_length() - 1))
+
+
+def blocks_and_metric(
+    name: str, layer: Layer, d: int, moments: Moments, weights: dict[str, Tensor] | None, p: Params
+) -> tuple[Tensor, Metric]:
+    """What is to be coded of a layer, (p, o, d), and how much its errors matter.
+
+    Args:
+        weights: by layer, how much an error of each output channel matters; None for all alike.
+    """
+    weight, groups = layer.weight.detach(), groups_of(layer)
+    blocks = blocks_of(weight, d, groups)
+    matter = weights[name] if weights else torch.ones(len(weight))
+    return blocks, Metric(grams_for(moments, p), outputs_by_position(matter, len(blocks), groups))
+
+
+def grams_for(moments: Moments, p: Params) -> Tensor:
+    """What weighs the errors of blocks, (p, d, d), by `pq.gram`."""
+    if p.gram == "none":
+        return torch.eye(moments.sums.shape[1]).expand_as(moments.squares)
+    if p.gram == "covariance":
+        return moments.covariance()
+    gram = moments.gram()
+    return gram.mean(0, keepdim=True).expand_as(gram) if p.gram == "layer" else gram
+
+
+class PricedCode(CodedWeight):
+    """A coded weight with what choosing its codes anew, at another price of bits, takes."""
+
+    def __init__(self, learnt: Codebook, weight: Tensor, metric: Metric, rate: float, groups: int = 1) -> None:
+        super().__init__(row_major(learnt.codes, groups), len(learnt.codewords), tuple(weight.shape))
+        self.weight, self.metric, self.rate, self.groups = weight, metric, rate, groups
+        self.first = self.codes.clone()
+
+    def assign(self, codebook: Tensor, dearer: float) -> None:
+        """Choose the codeword of each block anew, as if a bit had cost this many times as much.
+
+        From the first codes on: choosing again from dear ones would not bring back a codeword that they left unused.
+        """
+        factors = self.metric.factors()
+        white = blocks_of(self.weight, codebook.shape[1], self.groups) @ factors
+        chosen = self.first.long()
+        for _ in range(SETTLING):
+            penalty = dearer * self.rate * bits(chosen, len(codebook))
+            chosen, _ = assign(white, factors, self.metric.weights, codebook.detach(), penalty)
+        self.codes.copy_(row_major(chosen, self.groups))
+
+    def settle(self, codebook: Tensor) -> None:
+        """Take the weight as it now is for the one to come near to, and its codes for the first ones."""
+        self.weight = self(codebook).detach()
+        self.first = self.codes.clone()
+
+
+def priced_codes(network: nn.Module) -> list[tuple[Tensor, PricedCode]]:
+    """Codebook and codes, once of layers that share them."""
+    codes = {id(code): (codebook, code) for _, _, codebook, code in coded_weights(network)}
+    return [(codebook, code) for codebook, code in codes.values() if isinstance(code, PricedCode)]

@@ -1,0 +1,210 @@
+"""The price of bits: one for all layers, at which the file takes the bytes of the budget.
+
+First an estimate on a sample, before anything is coded; then the price that brings the whole file below the budget;
+after training, codes chosen again where it made the file larger.
+"""
+
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowenergy import networks, training
+from lowenergy.base.errors import UserError
+from lowenergy.base.precision import Precision
+from lowenergy.compression.pq import Params
+from lowenergy.compression.pq.activations import moments_of
+from lowenergy.compression.pq.codebooks import Codebook, Metric, assign, bits, learn
+from lowenergy.compression.pq.encoding import encoded
+from lowenergy.compression.pq.layers import (
+    PricedCode,
+    Shape,
+    block_length,
+    blocks_and_metric,
+    layers_to_code,
+    priced_codes,
+)
+from lowenergy.storage import artifact
+from lowenergy.storage.artifact import Model
+from lowenergy.storage.encodings import Coded, Dense, entropy
+from lowenergy.training import Run
+
+SAMPLE = 2**13  # blocks a layer that are enough to find the price of a bit
+FILL = 0.99, 0.997  # of the budget, before training, which may cost a few bytes
+
+
+def check(network: networks.AnyNetwork, target: str, p: Params, run: Run) -> None:
+    """See that the weights can be coded, and that there is a file of at most p.budget_bytes.
+
+    Raises:
+        UserError: a weight is not finite, or the budget is less than the file takes with one codeword a layer.
+    """
+    layers = layers_to_code(network, p)
+    for name, layer in layers.items():
+        if not layer.weight.isfinite().all():
+            raise UserError(f"{run.name}: the weight of {name} is not finite; train {network.spec.name} again")
+    if p.budget_bytes is None:
+        return
+    tensors = dict(encoded(network, target).tensors)
+    for name, layer in layers.items():
+        shape = tuple(layer.weight.shape)
+        codes = torch.zeros(layer.weight.numel() // (d := block_length(layer, p)), dtype=torch.long)
+        tensors[f"{name}.weight"] = Coded(codes, _incompressible(torch.Size((1, d))), shape)
+    for name, part in tensors.items():
+        if isinstance(part, Dense) and part.values.dtype == torch.float16:
+            tensors[name] = Dense(_incompressible(part.values.shape))
+    smallest = len(artifact.to_bytes(Model(target, network.spec, tensors), _with_room(run)))
+    if smallest > FILL[1] * p.budget_bytes:
+        raise _too_small(p, smallest)
+
+
+def _incompressible(shape: torch.Size) -> Tensor:
+    """Numbers like those that training may make."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
+
+
+def _too_small(p: Params, smallest: int) -> UserError:
+    return UserError(
+        f"params.yaml: pq.budget_bytes = {p.budget_bytes}: the smallest file found has {smallest:,} bytes; give "
+        "more, or larger blocks or fewer codewords"
+    )
+
+
+def price_of_bits(
+    network: nn.Module,
+    images: Tensor,
+    weights: dict[str, Tensor] | None,
+    shapes: dict[str, Shape],
+    p: Params,
+    precision: Precision,
+    seed: int,
+) -> float:
+    """The price of a bit at which the codes of all layers together take about `budget_bytes`.
+
+    A first estimate on a sample of each layer's output channels, on the uncoded network; fit_budget mends it.
+    """
+    assert p.budget_bytes is not None
+    layers = layers_to_code(network, p)
+    lengths = {name: d for name, (d, _) in shapes.items()}
+    moments = moments_of(network, lengths, images, precision)
+    wanted = 8.0 * p.budget_bytes
+    sampled: list[tuple[float, Tensor, Tensor, Tensor, Codebook]] = []
+    for name, layer in layers.items():
+        blocks, metric = blocks_and_metric(name, layer, lengths[name], moments[name], weights, p)
+        every = max(1, blocks.shape[0] * blocks.shape[1] // SAMPLE)
+        some = torch.arange(blocks.shape[1])[min(every // 2, blocks.shape[1] - 1) :: every]
+        metric = Metric(metric.grams, metric.weights[..., some])
+        k = min(shapes[name][1], blocks.shape[0] * len(some))
+        learnt = learn(blocks[:, some], metric, k, steps=4, generator=torch.Generator().manual_seed(seed))
+        factors = metric.factors()
+        scale = blocks.shape[1] / len(some)
+        sampled.append((scale, blocks[:, some] @ factors, factors, metric.weights, learnt))
+    coded = sum(layer.weight.numel() for layer in layers.values())
+    wanted -= 16 * (sum(value.numel() for value in artifact.weights(network).values()) - coded)
+
+    def taken(rate: float) -> float:
+        total = 0.0
+        for scale, white, factors, weight, learnt in sampled:
+            codes = learnt.codes
+            for _ in range(6):  # bits and choices settle on each other
+                penalty = rate * bits(codes, len(learnt.codewords))
+                codes, _ = assign(white, factors, weight, learnt.codewords, penalty)
+            used = len(codes.unique())  # codewords that nothing uses are not stored
+            total += scale * codes.numel() * entropy(codes) + 16 * used * learnt.codewords.shape[1]
+        return total
+
+    low, high = -30.0, 10.0  # of log rate
+    for _ in range(10):
+        middle = (low + high) / 2
+        low, high = (middle, high) if taken(math.exp(middle)) > wanted else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def fit_budget(network: networks.AnyNetwork, target: str, p: Params, run: Run) -> None:
+    """Choose all codes anew at the price of a bit that brings the file just below the budget: bracket it, then bisect.
+
+    Bytes need not fall with every step of the price: of the files that fit the largest is kept. Where one fits whose
+    bits cost nothing, there is nothing to look for.
+
+    Raises:
+        UserError: no price does.
+    """
+    if p.budget_bytes is None:
+        return
+    low, high = FILL[0] * p.budget_bytes, FILL[1] * p.budget_bytes
+    smallest = sys.maxsize
+    dear = cheap = None  # the price, as a factor of the first one, of a file that fits, and of one that does not
+    price, stride = 1.0, 1.1
+    coded = priced_codes(network)
+    best, kept = 0, [code.codes.clone() for _, code in coded]
+    for _ in range(24):
+        size = _size(network, target, run, reserved=True)
+        print(f"{target}/pq  at {price:.3g} times the price of a bit: {size:,} bytes", flush=True)
+        smallest = min(smallest, size)
+        if best < size <= high:
+            best, kept = size, [code.codes.clone() for _, code in coded]
+        if low < best:
+            break
+        if price:
+            dear, cheap = (price, cheap) if size <= high else (dear, price)
+        elif size <= high:  # even with bits for nothing
+            break
+        if dear and cheap:
+            new = math.sqrt(dear * cheap)
+        elif dear == price == 1:  # the first file fits: so does, perhaps, one whose bits cost nothing
+            new = 0.0
+        else:
+            last = cheap or dear or price
+            new, stride = (last * stride if cheap else last / stride), min(stride**2, 100)
+        for codebook, code in coded:
+            code.assign(codebook, new)
+        price = new
+    if not best:
+        raise _too_small(p, smallest)
+    for (_, code), codes in zip(coded, kept, strict=True):
+        code.codes.copy_(codes)
+
+
+def keep_budget(network: networks.AnyNetwork, target: str, p: Params, run: Run) -> None:
+    """Where training has made the file larger than the budget, give blocks that hardly mind another codeword, one of
+    those that cost few bits.
+
+    Raises:
+        UserError: that is not enough.
+    """
+    if p.budget_bytes is None or (size := _size(network, target, run)) <= p.budget_bytes:
+        return
+    coded = priced_codes(network)
+    for codebook, code in coded:
+        code.settle(codebook)
+    low, high = 1e-6, 1e-6  # prices: of a file that is too large, and of one that is not
+    while size > p.budget_bytes and high < 1e30:
+        low, high = high, 8 * high
+        size = _priced(network, target, coded, high, run)
+    if size > p.budget_bytes:
+        raise _too_small(p, size)
+    for _ in range(8):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if _priced(network, target, coded, middle, run) <= p.budget_bytes else (middle, high)
+    size = _priced(network, target, coded, high, run)
+    print(f"{target}/pq  training had made it larger; some codes chosen again: {size:,} bytes", flush=True)
+
+
+def _priced(
+    network: networks.AnyNetwork, target: str, coded: list[tuple[Tensor, PricedCode]], price: float, run: Run
+) -> int:
+    for codebook, code in coded:
+        code.assign(codebook, price)
+    return _size(network, target, run)
+
+
+def _size(network: networks.AnyNetwork, target: str, run: Run, *, reserved: bool = False) -> int:
+    """Bytes of the file, header and all; with room for what training may yet have to say there."""
+    return len(artifact.to_bytes(encoded(network, target), _with_room(run) if reserved else run.provenance))
+
+
+def _with_room(run: Run) -> dict[str, Any]:
+    """The provenance, with whatever training may yet have to say there."""
+    return {**run.provenance, "warnings": training.POSSIBLE_WARNINGS}

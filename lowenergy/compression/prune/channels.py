@@ -1,0 +1,477 @@
+"""Channels that only go together, which of them can go, and taking them away.
+
+Which weights belong to a channel is Torch-Pruning's dependency graph (Fang et al. 2023, arXiv 2301.12900). It takes an
+operation that it does not know for one that leaves channels where they are. So before anything is removed from a
+network from elsewhere, its channels are removed from a copy in which each of them is there twice or more: without its
+twins, that copy must answer as before. Where it does not, or does not run, the channels stay.
+"""
+
+import math
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning.dependency import graph as dependencies
+from torch_pruning.dependency import index_mapping
+
+from lowenergy import networks
+from lowenergy.base.errors import UserError
+from lowenergy.storage.artifact import weights
+
+Layer = nn.modules.conv._ConvNd | nn.Linear
+Holder = tuple[str, str]  # a layer's name, and which of its channels: "out" or "in"
+Chosen = dict[str, list[int]]  # by root, which of a group's sets
+
+THINNEST = 0.9  # of a layer's channels no more than this is removed: none may vanish
+UNKNOWN = "Torch-Pruning does not know what goes with them"
+PLACES = 16  # of channels, for each operation, on average: more, and they go round in circles
+SAME = 1e-4  # relative difference of outputs that are summed in another order
+IMPORTANCE: dict[str, Callable[[], Any]] = {
+    "l1": lambda: tp.importance.MagnitudeImportance(p=1, group_reduction="first"),
+    "l2": lambda: tp.importance.MagnitudeImportance(p=2, group_reduction="first"),
+    "group": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+    "taylor": lambda: tp.importance.GroupTaylorImportance(),
+}
+
+
+class CannotGoError(UserError):
+    """Why the channels of a group have to stay."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that several layers share: what one of them loses, all lose.
+
+    They go in sets: of one channel each, or of several where a grouped convolution or norm must lose as many in every
+    one of its groups.
+    """
+
+    root: str  # the first layer that makes them
+    makers: tuple[str, ...]  # the layers whose outputs they are
+    sets: tuple[tuple[int, ...], ...]  # channels of the root
+    held: Mapping[Holder, tuple[int, ...]]  # how many channels of a layer go with each of the sets
+    scores: tuple[float, ...]  # importance of each of the sets
+
+    @cached_property
+    def costs(self) -> tuple[int, ...]:
+        """Outputs of layers that go with each of the sets."""
+        return tuple(map(sum, zip(*(self.held[name, "out"] for name in self.makers), strict=True)))
+
+    def can_lose(self, left: Mapping[Holder, int], fewest: Mapping[Holder, int], i: int = 0, sets: int = 1) -> bool:
+        """Whether so many sets like this one can go."""
+        return all(left[holder] - sets * held[i] >= fewest[holder] for holder, held in self.held.items() if held[i])
+
+
+class ChannelGraph:
+    """A network, and which of its channels go together. It stays true while channels are removed by `remove`.
+
+    Raises:
+        UserError: the network cannot be traced.
+    """
+
+    def __init__(self, network: networks.AnyNetwork) -> None:
+        self.network = network.eval()
+        self.modules = dict(network.named_modules())
+        self.names = {module: name for name, module in self.modules.items()}
+        self.graph = tp.DependencyGraph()
+        images = torch.zeros(1, *network.spec.input_shape, device=next(network.parameters()).device)
+        with all_learning(network), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                self.graph.build_dependency(network, example_inputs=(images,))
+            except Exception as error:  # of the network's own code; or of a mapping, which comes last, see below
+                if not hasattr(self.graph, "module2node"):
+                    raise UserError(
+                        f"params.yaml: prune.kind = structured: {network.spec.name} cannot be traced "
+                        f"({_first_line(error)}); give unstructured"
+                    ) from None
+        for node in self.graph.module2node.values():
+            if node.type == tp.ops.OPTYPE.RESHAPE and not _flattens(node):
+                node.type = tp.ops.OPTYPE.ELEMENTWISE
+                for dependency in [d for n in (node, *node.inputs, *node.outputs) for d in n.dependencies]:
+                    if node in (dependency.source, dependency.target):
+                        dependency.index_mapping[0] = None
+        self.up_to_date = False
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """The convolutions and fully connected layers that the network calls."""
+        return {self.names[m]: m for m in self.graph.module2node if isinstance(m, Layer) and m in self.names}
+
+    def groups(self, importance: str = "group", stay: Collection[str] = ()) -> tuple[list[Group], dict[str, str]]:
+        """The groups that can go as far as can be seen; by layer, why others cannot.
+
+        Args:
+            stay: layers that keep their outputs.
+        """
+        groups: list[Group] = []
+        stuck: dict[str, str] = {}
+        seen: set[str] = set()
+        tied, sizes, fewest = _tied(self.network), self.sizes(), self.fewest()
+        for root in self.layers:
+            if root in seen:
+                continue
+            try:
+                group = self.group(root, importance)
+            except CannotGoError as error:
+                stuck[root] = str(error)
+                continue
+            except Exception:  # whatever Torch-Pruning raises where it loses its way
+                stuck[root] = UNKNOWN
+                continue
+            seen |= set(group.makers)
+            if with_tied := sorted({name for name, _ in group.held} & tied):
+                stuck |= dict.fromkeys(group.makers, f"{with_tied[0]} shares its weight")
+            elif with_staying := sorted(set(stay) & set(group.makers)):
+                stuck |= dict.fromkeys(
+                    set(group.makers) - set(stay), f"they go together with those of {with_staying[0]}"
+                )
+            elif group.can_lose(sizes, fewest):
+                groups.append(group)
+        unseen = networks.coded_layers(self.network).keys() - self.layers.keys()
+        return groups, stuck | dict.fromkeys(unseen, "it is called without gradients")
+
+    def _together(self, root: str, channels: Sequence[int]) -> Any:
+        """Torch-Pruning's group of these channels."""
+        if not self.up_to_date:
+            index_mapping.update_index_mapping(self.graph)
+            self.up_to_date = True
+        layer = self.modules[root]
+        remove = self.graph.get_pruner_of_module(layer).prune_out_channels
+        with _as_it_is(len(self.graph.module2node)):
+            return self.graph.get_pruning_group(layer, remove, channels)
+
+    def _held(self, together: Any) -> Iterator[tuple[Any, str, list[int], list[int]]]:
+        """Module, "out" or "in", its channels and the root's channel that each of them belongs to."""
+        for item in together:
+            side = "out" if self.graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
+            yield item.dep.target.module, side, item.idxs, item.root_idxs
+
+    def group(self, root: str, importance: str = "group") -> Group:
+        """The channels that this layer makes, and what goes with them.
+
+        Raises:
+            CannotGoError: that is not known, or is more than a number of equal sets.
+        """
+        count = self.graph.get_out_channels(self.modules[root])
+        together = self._together(root, range(count))
+        steps = [self._step(module, side) for module, side, _, _ in self._held(together)]
+        parts = math.lcm(*(max(1, count // step) for step in steps if step))
+        sets = _in_step(count, parts)
+        # Channels of the root may need each other, as the halves of a layer that are multiplied with each other.
+        also = [
+            c
+            for m, side, c, _ in self._held(self._together(root, sets[-1]))
+            if (m, side) == (self.modules[root], "out")
+        ]
+        if len(also[0]) > parts:
+            sets = _in_step(count, len(also[0]))
+            if set(also[0]) != set(sets[also[0][0] % len(sets)]):
+                raise CannotGoError("some need others in no regular way")
+        set_of = {channel: i for i, channels in enumerate(sets) for channel in channels}
+        held: dict[Holder, tuple[int, ...]] = {}
+        makers = []
+        for module, side, channels, roots in self._held(together):
+            if None in roots:
+                raise CannotGoError("it is not known where they go")
+            self._check_groups(module, side, channels, [set_of[r] for r in roots])
+            if isinstance(module, Layer):
+                counts = Counter(set_of[r] for r in roots)
+                held[self.names[module], side] = tuple(counts[i] for i in range(len(sets)))
+                if side == "out":
+                    makers.append(self.names[module])
+        scores = IMPORTANCE[importance]()(together).nan_to_num()
+        means = [float(scores[list(channels)].mean()) for channels in sets]
+        return Group(root, tuple(makers), sets, held, tuple(means))
+
+    def _step(self, module: Any, side: str) -> int:
+        """Of a layer that keeps groups of channels apart: how many there are in each; else 0.
+
+        All groups must lose as many. A depthwise convolution rather loses groups.
+        """
+        groups = getattr(module, "num_groups", 1)
+        if isinstance(module, nn.modules.conv._ConvNd) and module.groups != module.out_channels:
+            groups = module.groups
+        return _size(self.graph, module, side) // groups if groups > 1 else 0
+
+    def _check_groups(self, module: Any, side: str, channels: list[int], sets: list[int]) -> None:
+        if not (step := self._step(module, side)):
+            return
+        groups = _size(self.graph, module, side) // step
+        places: dict[int, list[set[int]]] = defaultdict(lambda: [set() for _ in range(groups)])
+        for channel, i in zip(channels, sets, strict=True):
+            places[i][channel // step].add(channel % step)
+        if any(in_group != of_set[0] for of_set in places.values() for in_group in of_set):
+            raise CannotGoError(f"{self.names[module]} has other groups")
+
+    def sizes(self) -> dict[Holder, int]:
+        """How many channels each layer makes and reads."""
+        layers: dict[str, Layer] = {**networks.coded_layers(self.network), **self.layers}
+        return {
+            (name, side): _size(self.graph, layer, side) for name, layer in layers.items() for side in ("out", "in")
+        }
+
+    def fewest(self, whole: Mapping[Holder, int] | None = None) -> dict[Holder, int]:
+        """How many channels each layer keeps in any case.
+
+        Args:
+            whole: its channels before any were removed, of which its outputs keep a tenth.
+        """
+        found = {}
+        for (name, side), count in (whole or self.sizes()).items():
+            layer, tenth = self.modules[name], math.floor((1 - THINNEST) * count + 1e-9)
+            # A grouped convolution of one output a group is a depthwise one to Torch-Pruning.
+            floor = 2 * layer.groups if side == "out" and self._step(layer, side) else 1
+            found[name, side] = max(floor, tenth) if side == "out" and whole else floor
+        return found
+
+    def remove(self, group: Group, chosen: Collection[int]) -> None:
+        """Take these of the group's sets away.
+
+        Raises:
+            CannotGoError: others would have to go with them.
+        """
+        together = self._together(group.root, sorted(c for i in chosen for c in group.sets[i]))
+        for module, side, channels, _ in self._held(together):
+            if isinstance(module, Layer):
+                wanted = sum(group.held[self.names[module], side][i] for i in chosen)
+                if len(channels) != wanted:
+                    raise CannotGoError(f"{self.names[module]} loses {len(channels)} channels where {wanted} should go")
+        with all_learning(self.network):
+            together.prune(record_history=False)
+        for node in self.graph.module2node.values():
+            sizes = (
+                node.module.split_sizes if node.type == tp.ops.OPTYPE.SPLIT else None
+            )  # which alone it keeps up to date
+            if sizes and None not in sizes:  # of some it has not found out how they split
+                node.module.offsets = [0, *accumulate(sizes)]
+        self.up_to_date = False
+
+    def twin(self, group: Group, generator: torch.Generator) -> list[int]:
+        """Make all channels of the group copies of a few, which alone are read from now on; the sets of the others."""
+        count, sizes, fewest = len(group.sets), self.sizes(), self.fewest()
+        # As often each, so that what is normalised over all channels stays the same.
+        evenly = (count // d for d in range(2, count + 1) if count % d == 0)
+        few = next((few for few in evenly if group.can_lose(sizes, fewest, sets=count - few)), count - 1)
+        order = torch.randperm(count, generator=generator).tolist()
+        copy_of = {order[i]: order[i % few] for i in range(few, count)}
+        channels = {
+            old: new
+            for i, j in copy_of.items()
+            for old, new in zip(group.sets[i], group.sets[j], strict=True)
+        }  # fmt: skip
+        for module, side, held, roots in self._held(self._together(group.root, sum(group.sets, ()))):
+            by_root: dict[int, list[int]] = defaultdict(list)
+            for channel, root in sorted(zip(held, roots, strict=True)):
+                by_root[root].append(channel)
+            pairs = [pair for old, new in channels.items() for pair in zip(by_root[old], by_root[new], strict=True)]
+            if pairs:
+                _copy_channels(self.graph, module, side, *map(list, zip(*pairs, strict=True)))
+        return list(copy_of)
+
+
+@contextmanager
+def _as_it_is(operations: int) -> Iterator[None]:
+    """Within it Torch-Pruning does not look at all operations again for each group; of DenseNets it has hundreds.
+
+    And it gives up a group whose channels come back to the same operations in ever new places: as where a network adds
+    a part of its channels to another part, in place. It would go on for ever.
+    """
+
+    class Bounded(tp.dependency.Group):
+        def add_dep(self, dep: Any, idxs: Any) -> None:
+            super().add_dep(dep, idxs)
+            if len(self) > PLACES * operations:
+                raise CannotGoError(UNKNOWN)
+
+    update, group = index_mapping.update_index_mapping, dependencies.Group
+    index_mapping.update_index_mapping, dependencies.Group = lambda graph: None, Bounded
+    try:
+        yield
+    finally:
+        index_mapping.update_index_mapping, dependencies.Group = update, group
+
+
+def _flattens(node: Any) -> bool:
+    """Whether a reshape is the one between convolutions and fully connected layers. Torch-Pruning takes others for it,
+    such as those of channel shuffles."""
+
+    def nearest(node: Any, side: str) -> set[Any]:
+        found, seen, todo = set(), set(), list(getattr(node, side))
+        while todo:
+            other = todo.pop()
+            if other in seen:
+                continue
+            seen.add(other)
+            if other.type == tp.ops.OPTYPE.ELEMENTWISE:
+                todo += getattr(other, side)
+            else:
+                found.add(other.type)
+        return found
+
+    return tp.ops.OPTYPE.LINEAR in nearest(node, "outputs") | nearest(node, "inputs")
+
+
+def _in_step(count: int, parts: int) -> tuple[tuple[int, ...], ...]:
+    """One channel of each of so many equal parts."""
+    if count % parts:
+        raise CannotGoError(f"{count} channels are not {parts} equal parts")
+    return tuple(tuple(range(i, count, count // parts)) for i in range(count // parts))
+
+
+def _size(graph: Any, module: Any, side: str) -> int:
+    pruner = graph.get_pruner_of_module(module)
+    size: int = pruner.get_out_channels(module) if side == "out" else pruner.get_in_channels(module)
+    return size
+
+
+@torch.no_grad()
+def _copy_channels(graph: Any, module: Any, side: str, old: list[int], new: list[int]) -> None:
+    """Put the values of channels `new` in those of `old`; or read the latter no more."""
+    if isinstance(module, nn.Parameter):
+        dim = graph.module2node[module].pruning_dim
+        module.index_copy_(
+            dim % module.ndim, torch.tensor(old), module.index_select(dim % module.ndim, torch.tensor(new))
+        )
+        return
+    transposed = getattr(module, "transposed", False)
+    depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.out_channels
+    if isinstance(module, Layer) and side == "in":
+        place = torch.tensor(old) % module.weight.shape[0 if transposed else 1]
+        module.weight.index_fill_(0 if transposed else 1, place, 0)
+        return
+    dim = 1 if isinstance(module, nn.Embedding) or (transposed and not depthwise) else 0
+    weight: Any = getattr(module, "weight", None)
+    for value in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+        at = dim if value is weight and value.ndim > 1 else 0
+        if value.ndim and value.shape[at] > max(old + new):
+            value.index_copy_(at, torch.tensor(old), value.index_select(at, torch.tensor(new)))
+
+
+@contextmanager
+def all_learning(network: nn.Module) -> Iterator[None]:
+    """Within it every weight wants a gradient, by which Torch-Pruning finds its way; then those that did not want one
+    before want none again, also where pruning has put new ones in their place."""
+    frozen = {name for name, w in network.named_parameters() if not w.requires_grad}
+    for _, w in network.named_parameters():
+        w.requires_grad_(w.is_floating_point())
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for name, w in network.named_parameters():
+            w.requires_grad_(name not in frozen)
+
+
+def _tied(network: nn.Module) -> set[str]:
+    """Names of the modules that share a parameter with another one."""
+    owners: dict[int, set[str]] = defaultdict(set)
+    for name, module in network.named_modules():
+        for w in module.parameters(recurse=False):
+            owners[id(w)].add(name)
+    return {name for names in owners.values() if len(names) > 1 for name in names}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# -- which can go -----------------------------------------------------------------------------------------------------
+
+
+def stuck(network: networks.Foreign) -> dict[str, str]:
+    """Groups of a network from elsewhere whose channels all have to stay: by root, why."""
+    original = networks.duplicate(network).cpu().eval()
+    groups, found = ChannelGraph(networks.duplicate(original)).groups(stay={networks.output_layer(network)})
+    makers = {group.root: group.makers for group in groups}
+
+    def settle(roots: list[str], good: list[str]) -> list[str]:
+        """Those of the roots that can go, together with those that are known to."""
+        if (why := _wrong_without(original, good + roots)) is None:
+            return roots
+        if len(roots) == 1:
+            found.update(dict.fromkeys(makers[roots[0]], why))
+            return []
+        half = len(roots) // 2
+        first = settle(roots[:half], good)
+        return first + settle(roots[half:], good + first)
+
+    if makers:
+        settle(list(makers), [])
+    return {name: found[name] for name, _ in network.named_modules() if name in found}
+
+
+def _wrong_without(original: networks.Foreign, roots: Sequence[str]) -> str | None:
+    """What goes wrong where channels of these groups go that nothing needs; None for nothing."""
+    generator = torch.Generator().manual_seed(0)
+    network = networks.duplicate(original)
+    images = torch.rand(2, *network.spec.input_shape, generator=generator) * 2 - 1
+    with torch.no_grad():
+        for w in network.parameters():
+            if (
+                w.is_floating_point() and w.numel() and (w == w.flatten()[0]).all()
+            ):  # fresh scales say nothing, or would at 0
+                w.copy_(0.5 + torch.rand(w.shape, generator=generator))
+    try:
+        graph = ChannelGraph(network)
+        groups = [graph.group(root) for root in roots]
+        twins = [graph.twin(group, generator) for group in groups]
+        with torch.no_grad():
+            wanted = network(images)
+        for group, chosen in zip(groups, twins, strict=True):
+            graph.remove(group, chosen)
+    except CannotGoError as error:
+        return str(error)
+    except Exception:
+        return UNKNOWN
+    try:
+        with torch.no_grad():
+            if not same(network(images), wanted):
+                return "it would answer differently"
+            for group in map(graph.group, roots):  # and with a number of channels that is no part of what there was
+                if group.can_lose(graph.sizes(), graph.fewest()):
+                    graph.remove(group, [0])
+            wanted = network(images)
+            again = networks.build_with(replace(network.spec, given=networks.Given(original)), weights(network))
+            return None if same(again(images), wanted) else "it cannot be made again with fewer"
+    except CannotGoError as error:
+        return str(error)
+    except Exception as error:  # whatever the network's own code does with fewer channels
+        return f"it does not run with fewer ({_first_line(error)})"
+
+
+def same(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape == wanted.shape and bool((found - wanted).norm() <= SAME * wanted.norm())
+
+
+# -- which of them go -------------------------------------------------------------------------------------------------
+
+
+def lowest(groups: Sequence[Group], left: Mapping[Holder, int], fewest: Mapping[Holder, int], outputs: float) -> Chosen:
+    """The sets of least importance that together are about so many outputs of layers. Where a layer would be left with
+    too few, others lose more instead.
+
+    Args:
+        left: channels of each layer as they are, and
+        fewest: how many it keeps in any case.
+    """
+    order = sorted((score, i, j) for i, group in enumerate(groups) for j, score in enumerate(group.scores))
+    chosen: Chosen = {group.root: [] for group in groups}
+    counts, gone = Counter(left), 0
+    for _, i, j in order:
+        group = groups[i]
+        if gone + group.costs[j] / 2 > outputs:
+            break
+        if group.can_lose(counts, fewest, j):
+            counts.subtract({holder: held[j] for holder, held in group.held.items()})
+            chosen[group.root].append(j)
+            gone += group.costs[j]
+    return chosen

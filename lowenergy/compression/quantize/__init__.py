@@ -1,0 +1,38 @@
+"""Method `quantize`: integer weights per output channel, int8 activations, and the training of both."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from lowenergy.base.later import later
+from lowenergy.params import Count, Finetune, Method, Positive, Retrain
+
+
+def _with_slash(layer: str) -> str:
+    if ":" in layer:
+        raise ValueError(f"write {layer.replace(':', '/')}; DVC's YAML cannot read [{layer}]")
+    return layer
+
+
+class Params(Method):
+    coded = True
+
+    calibration_images: Count = 500
+    """images whose activations set the int8 ranges"""
+    weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
+    """of weights; activations always have 8"""
+    allocation: Literal["uniform", "sensitivity"] = "uniform"
+    """uniform: weight_bits in every layer; sensitivity: 2 to 8, more where rounding costs more of the matching loss,
+    weight_bits of them on average"""
+    keep_float: list[Annotated[str, AfterValidator(_with_slash)]] = Field(default=[])
+    """layers that stay float32, as in `lowenergy show`; ebm/fc is the EBM's alone"""
+    loss_budget: Positive | None = None
+    """keep the most sensitive layers float until rounding adds no more than this to the matching loss; null for no
+    budget"""
+    finetune: Finetune = Finetune(epochs=0, batch_size=64, lr=0.0002)
+    """training of the rounded network (QAT); 0 epochs for none (PTQ)"""
+    retrain: Retrain = Retrain(epochs=0, lr=0.3)
+    """then training of the rounded weights and their steps by the target's own loss, activations float"""
+
+
+compress = later("lowenergy.compression.quantize.quantizing:compress")

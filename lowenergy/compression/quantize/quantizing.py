@@ -1,0 +1,316 @@
+"""Static quantization: integer weights per output channel, int8 activations with calibrated ranges; then QAT.
+
+Rounded networks are trained towards the teacher, then by the target's own loss. Those with BatchNorm are trained with
+their norms at work and activations float, then folded; others are folded, and the int8 graph is trained.
+
+Of energies both directions are rounded, logits and input gradient, so that the int8 network samples by itself.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.utils import parametrize
+
+from lowenergy import networks, training
+from lowenergy.base import files
+from lowenergy.base.errors import UserError
+from lowenergy.base.progress import Progress
+from lowenergy.compression.budget import divide_bits
+from lowenergy.compression.quantize import Params
+from lowenergy.runtimes import int8
+from lowenergy.storage.artifact import Model, weights
+from lowenergy.storage.encodings import Dense, Encoding, Int8
+from lowenergy.training import Objective, Run
+
+FEWEST, MOST = 2, 8  # bits of a weight
+CHECKED = 8  # images on which folded networks and graphs are compared with what they were made from
+
+
+@dataclass
+class _Rounded:
+    """A network that is ready to be stored."""
+
+    network: networks.AnyNetwork  # whose norms are folded
+    scales: dict[str, Tensor]  # (out,) by layer: of those that are rounded
+    bits: Mapping[str, int]  # by layer
+    graph: GraphModule  # its int8 form, with the ranges of activations
+
+
+def compress(network: networks.AnyNetwork, target: str, objective: Objective, p: Params, run: Run) -> Model:
+    """Fold BatchNorm, find which layers bear rounding, watch activations on the objective's inputs, round, finetune.
+
+    The inputs of an energy's objective include noise and chains, where a range seen on clean data alone would clip. How
+    much each layer's rounding alone adds to the objective's loss is written to plots/curves/<run>/sensitivity.csv.
+    """
+    keep_float = _kept_float(network, target, p)
+    # Every n-th: the inputs of an energy come in groups (real, noisy, chains), and each must be among them.
+    every = max(1, len(objective.inputs) // p.calibration_images)
+    index = torch.arange(0, len(objective.inputs), every)
+    images = objective.inputs[index.to(objective.inputs.device)].cpu()
+    rounded = _without_training(network, target, objective, index, images, keep_float, p, run)
+    train = _train_with_norms if networks.batchnorms(network) else _train_folded
+    return _encoded(train(network, rounded, images, objective, p, run), target)
+
+
+def _kept_float(network: networks.AnyNetwork, target: str, p: Params) -> set[str]:
+    """The layers that the params name for this target.
+
+    Raises:
+        UserError: it has no such layer.
+    """
+    layers = networks.coded_layers(network)
+    keep_float = {name.removeprefix(f"{target}/") for name in p.keep_float if name.split("/")[0] in (name, target)}
+    if unknown := keep_float - set(layers):
+        raise UserError(
+            f"params.yaml: quantize.keep_float: {', '.join(sorted(unknown))} is no layer of {target}; it has "
+            f"{', '.join(layers)}. For another target alone, write it before the layer: classifier/fc"
+        )
+    return keep_float
+
+
+def _without_training(
+    network: networks.AnyNetwork,
+    target: str,
+    objective: Objective,
+    index: Tensor,
+    images: Tensor,
+    keep_float: set[str],
+    p: Params,
+    run: Run,
+) -> _Rounded:
+    """Post-training quantization.
+
+    Args:
+        index: of the objective's inputs that are looked at; images: these.
+        keep_float: layers that are not to be rounded, among those that cannot be or cost too much.
+    Raises:
+        UserError: no layer is left to round.
+    """
+    folded = networks.fold_batchnorm(network.cpu().eval(), _few(images))
+    layers = networks.coded_layers(folded)
+    if unfolded := networks.batchnorms(folded):
+        run.fabric.print(f"{run.name}: norms that are not folded: {', '.join(unfolded)}")
+    if rest := networks.left_out(folded):
+        run.fabric.print(f"{run.name}: of no layer, and float: {', '.join(rest)}")
+    bits = dict.fromkeys(layers, p.weight_bits)
+    if p.allocation == "sensitivity":
+        bits |= _allocated(folded, layers.keys() - keep_float, objective, index, p.weight_bits, run)
+    scales = {name: int8.best_scale(layer.weight, bits[name]) for name, layer in layers.items()}
+    graph = _calibrated(folded, scales, images, bits)
+    if unfit := scales.keys() - {place.layer for place in int8.places(graph)}:
+        run.fabric.print(f"{run.name}: without an int8 form, and float: {', '.join(sorted(unfit))}")
+        keep_float = keep_float | unfit
+    if not scales.keys() - keep_float:
+        raise UserError(f"{target}: no layer of {folded.spec.name} is left to quantize")
+    spared = _spared(graph, objective, index, keep_float, p.loss_budget, bits, run)
+    if spared:
+        scales = {name: scale for name, scale in scales.items() if name not in spared}
+        graph = _calibrated(folded, scales, images, bits)
+    else:
+        int8.round_only(graph.cpu(), scales)
+    run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
+    return _Rounded(folded, scales, bits, graph)
+
+
+def _train_with_norms(
+    network: networks.AnyNetwork, rounded: _Rounded, images: Tensor, objective: Objective, p: Params, run: Run
+) -> _Rounded:
+    """Train weights and steps with the norms at work and activations float, then fold."""
+    if not (p.finetune.epochs or p.retrain.epochs):
+        return rounded
+    layers, bits = networks.coded_layers(network), rounded.bits
+    starts = {name: int8.best_scale(layers[name].weight, bits[name]) for name in rounded.scales}
+    with rounded_weights(network, starts, bits):
+        training.finetune(network, objective, p.finetune, run)
+        if p.retrain.epochs:
+            objective.retrain(network, p.retrain, run)
+    folded, scales = _folded(network, starts, _few(images))
+    return _Rounded(folded, scales, bits, _calibrated(folded, scales, images, bits))
+
+
+def _train_folded(
+    network: networks.AnyNetwork, rounded: _Rounded, images: Tensor, objective: Objective, p: Params, run: Run
+) -> _Rounded:
+    """Train the int8 graph towards the teacher; then weights and steps by the target's own loss, activations float."""
+    folded, scales, bits, graph = rounded.network, rounded.scales, rounded.bits, rounded.graph
+    if p.finetune.epochs:
+        training.hold_zeros(graph)
+        training.finetune(graph, objective, p.finetune, run)
+        state, new = folded.state_dict(), _trained(graph)
+        state.update({name: new[name] for name in state.keys() & new.keys()})  # it keeps the versions of its modules
+        folded.load_state_dict(state)
+    if p.retrain.epochs:
+        with rounded_weights(folded, scales, bits):
+            objective.retrain(folded, p.retrain, run)
+        graph = _calibrated(folded, scales, images, bits)
+    return _Rounded(folded, scales, bits, graph)
+
+
+def _encoded(rounded: _Rounded, target: str) -> Model:
+    trained = _trained(rounded.graph)
+    tensors: dict[str, Encoding] = {}
+    for name, untrained in weights(rounded.network).items():
+        value, layer = trained.get(name, untrained), name.removesuffix(".weight")
+        if layer not in rounded.scales or name.endswith(".bias"):
+            tensors[name] = Dense(value)
+        else:
+            scale, bits = rounded.scales[layer], rounded.bits[layer]
+            tensors[name] = Int8(int8.rounded(value, scale, bits), scale, bits)
+    spec, tied = rounded.network.spec, networks.tied_names(rounded.network)
+    return Model(target, spec, tensors, int8.ranges(rounded.graph), tied=tied)
+
+
+def _few(images: Tensor) -> Tensor:
+    """Some of them, from all over."""
+    return images[:: max(1, len(images) // CHECKED)][:CHECKED]
+
+
+def _trained(prepared: GraphModule) -> dict[str, Tensor]:
+    return {name.removeprefix("network."): value.detach() for name, value in prepared.named_parameters()}
+
+
+class RoundedWeight(nn.Module):
+    """A weight on the steps of its integers, as a parametrization; weights and steps are trained as if nothing were
+    rounded (learned step size, Esser et al. 2020, arXiv 1902.08153).
+
+    Unlike an int8 graph it leaves the network as fast as it is, which the chains of an energy's own loss need.
+    """
+
+    def __init__(self, scale: Tensor, bits: int, shape: torch.Size) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale.view(-1, *[1] * (len(shape) - 1)).clone())
+        self.levels = 2 ** (bits - 1)
+        self.caution = (shape.numel() / len(scale) * self.levels) ** -0.5  # a step moves all weights of its channel
+
+    def forward(self, weight: Tensor) -> Tensor:
+        moved = self.caution * self.scale
+        scale = self.scale.detach() + (moved - moved.detach())
+        steps = (weight / scale).clamp(-self.levels, self.levels - 1)
+        return (steps + (steps.round() - steps).detach()) * scale
+
+
+@contextmanager
+def rounded_weights(network: networks.AnyNetwork, scales: dict[str, Tensor], bits: Mapping[str, int]) -> Iterator[None]:
+    """Within it, the weights of these layers are rounded and can be trained; then `scales`, (out,) by layer, are those
+    to round them with."""
+    coded = networks.coded_layers(network)
+    layers = {name: networks.sharing(network, coded[name]) for name in scales}
+    for name, same in layers.items():
+        rounding = RoundedWeight(scales[name], bits[name], coded[name].weight.shape)
+        for owner, key in same:
+            parametrize.register_parametrization(owner, key, rounding)
+    training.hold_zeros(network)
+    yield
+    for name, same in layers.items():
+        of_weight: Any = coded[name].parametrizations.weight  # type: ignore[union-attr]
+        scales[name] = of_weight[0].scale.detach().abs().clamp_min(int8.SMALLEST_SCALE).flatten()
+        for owner, key in same:
+            parametrize.remove_parametrizations(owner, key, leave_parametrized=False)
+
+
+def _folded(
+    network: networks.AnyNetwork, scales: Mapping[str, Tensor], images: Tensor
+) -> tuple[networks.AnyNetwork, dict[str, Tensor]]:
+    """Without norms, and the scales by which its weights round to the integers that they were: a norm's factor is one
+    of each output channel, like a scale's."""
+    folded = networks.fold_batchnorm(network.cpu().eval(), images)
+    adjusted = {}
+    for name, scale in scales.items():
+        before, after = (networks.coded_layers(of)[name].weight.detach().flatten(1) for of in (network, folded))
+        factor = (before * after).sum(1).abs() / before.square().sum(1).clamp_min(1e-30)
+        adjusted[name] = (scale * factor).clamp_min(int8.SMALLEST_SCALE)
+    return folded, adjusted
+
+
+def _calibrated(
+    network: networks.AnyNetwork, scales: dict[str, Tensor], images: Tensor, bits: Mapping[str, int]
+) -> GraphModule:
+    prepared = int8.prepare(network, scales, bits, gradient=network.spec.head is not None, outputs=True)
+    int8.check(prepared, network, _few(images))
+    with torch.no_grad():
+        for batch in images.split(250):
+            prepared(batch)
+    return int8.freeze(prepared)
+
+
+def _allocated(
+    network: networks.AnyNetwork, names: Collection[str], objective: Objective, index: Tensor, mean: int, run: Run
+) -> dict[str, int]:
+    """Bits of each layer's weights, at most `mean` of them on average, where they lower the objective's loss most.
+
+    Each layer's weights alone are rounded to each number of bits; for an energy, the loss includes the error of the
+    score. From the fewest bits on, the layer that gains most for each bit of its file gets more, as long as the budget
+    lasts.
+    """
+    network = networks.duplicate(network).to(run.device)
+    layers = {name: layer for name, layer in networks.coded_layers(network).items() if name in names}
+    exact = training.mean_loss(network, objective, index.to(run.device), run)
+    progress = Progress(f"{run.name}: bits of each layer tried", (MOST - FEWEST + 1) * len(layers))
+    costs: dict[str, dict[int, float]] = {}
+    for name, layer in layers.items():
+        weight = layer.weight.detach().clone()
+        lowest = math.inf  # more bits never cost more: what says so is chance
+        for bits in range(FEWEST, MOST + 1):
+            scale = int8.best_scale(weight.cpu(), bits)
+            values = int8.rounded(weight.cpu(), scale, bits) * scale.view(-1, *[1] * (weight.ndim - 1))
+            with torch.no_grad():
+                layer.weight.copy_(values)
+            lowest = min(lowest, training.mean_loss(network, objective, index.to(run.device), run) - exact)
+            costs.setdefault(name, {})[bits] = lowest
+            progress(1)
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    choices = {name: {bits: (sizes[name] * bits, cost) for bits, cost in costs[name].items()} for name in layers}
+    bits_of = divide_bits(choices, mean * sum(sizes.values()))
+    run.fabric.print(f"{run.name}: bits {', '.join(f'{name} {bits}' for name, bits in bits_of.items())}")
+    return bits_of
+
+
+def _spared(
+    prepared: GraphModule,
+    objective: Objective,
+    index: Tensor,
+    keep_float: set[str],
+    budget: float | None,
+    bits: Mapping[str, int],
+    run: Run,
+) -> set[str]:
+    """The layers to keep float: those asked for, and the most sensitive ones until the loss is within budget."""
+    names = list(dict.fromkeys(place.layer for place in int8.places(prepared)))
+    prepared.to(run.device)
+    exact = _loss(prepared, (), objective, index, run)
+    progress = Progress(f"{run.name}: each layer rounded alone", len(names))
+    added = {}
+    for name in names:
+        added[name] = _loss(prepared, (name,), objective, index, run) - exact
+        progress(1)
+    spared = set(keep_float)
+    order = iter(sorted(set(names) - spared, key=added.__getitem__, reverse=True))
+    total = _loss(prepared, set(names) - spared, objective, index, run) - exact
+    while budget is not None and total > budget and len(spared) < len(names):
+        spared.add(next(order))
+        total = _loss(prepared, set(names) - spared, objective, index, run) - exact
+        run.fabric.print(f"{run.name}: {', '.join(sorted(spared))} float: rounding adds {total:.4g} to the loss")
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["layer", "added_loss", "int8", "bits"])
+    writer.writerows([name, f"{added[name]:.6g}", int(name not in spared), bits[name]] for name in names)
+    writer.writerow(["all", f"{total:.6g}", 1, ""])
+    files.write_bytes(run.curves / "sensitivity.csv", table.getvalue().encode())
+    run.fabric.print(f"{run.name}: rounding adds {total:.4g} to a loss of {exact:.4g}")
+    return spared
+
+
+def _loss(prepared: GraphModule, layers: Collection[str], objective: Objective, index: Tensor, run: Run) -> float:
+    """The objective's mean loss with these layers rounded and the others float."""
+    int8.round_only(prepared, layers)
+    return training.mean_loss(prepared, objective, index.to(run.device), run)

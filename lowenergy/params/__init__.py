@@ -1,0 +1,68 @@
+"""params.yaml: every knob, its range and what it means.
+
+`load()` reads and checks the whole file, so that a typo in the last entry stops the first stage.
+
+The class of a section stands with what reads it, where that is one method or kind: class `Params` of its package
+(docs/extending.md). Here are the sections that several share, and what reads, checks and lists all of them.
+"""
+
+from lowenergy.params.architecture import Architecture
+from lowenergy.params.checking import check
+from lowenergy.params.data import Data
+from lowenergy.params.energies import EnergyKind, EnergyMatching, EnergyTraining, Sampler
+from lowenergy.params.entries import Branch, Kind, Method, Teacher, kinds, methods
+from lowenergy.params.evaluation import ClassifierEvaluation, EnergyEvaluation
+from lowenergy.params.messages import completed, method
+from lowenergy.params.reading import load
+from lowenergy.params.reference import listing
+from lowenergy.params.scorer import Scorer, ScorerTraining
+from lowenergy.params.section import (
+    Count,
+    Fraction,
+    NotNegative,
+    ParamsError,
+    Positive,
+    Section,
+    SomeEpochs,
+    Times,
+    is_import_path,
+)
+from lowenergy.params.training import Finetune, Retrain, StudentRetrain
+from lowenergy.params.whole import Params
+
+__all__ = [
+    "Architecture",
+    "Branch",
+    "ClassifierEvaluation",
+    "Count",
+    "Data",
+    "EnergyEvaluation",
+    "EnergyKind",
+    "EnergyMatching",
+    "EnergyTraining",
+    "Finetune",
+    "Fraction",
+    "Kind",
+    "Method",
+    "NotNegative",
+    "Params",
+    "ParamsError",
+    "Positive",
+    "Retrain",
+    "Sampler",
+    "Scorer",
+    "ScorerTraining",
+    "Section",
+    "SomeEpochs",
+    "StudentRetrain",
+    "Teacher",
+    "Times",
+    "check",
+    "completed",
+    "is_import_path",
+    "kinds",
+    "listing",
+    "load",
+    "method",
+    "methods",
+]

@@ -1,0 +1,48 @@
+"""Which network: sections `architecture` and `student`."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from lowenergy.params.section import Section, is_import_path, known
+
+
+def _network(name: str) -> str:
+    if not is_import_path(name):
+        try:
+            known("networks/zoo", name.rstrip("0123456789"))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}, and no import path such as torchvision.models.resnet18 or mynets.py:Net"
+            ) from None
+    return name
+
+
+class Architecture(Section):
+    """A network by name; channels of the images and number of classes come from the data."""
+
+    name: Annotated[str, AfterValidator(_network)]
+    """resnet18, resnet10, resnet20, resnet8, cnn, strided, compact, shallow, residual or unet (docs/architectures.md),
+    or an import path such as torchvision.models.resnet18 or mynets.py:Net (docs/networks.md)"""
+    width: Annotated[int, Field(ge=2, le=1024)] | None = None
+    """channels of the first stage; this and the next three of the zoo's networks only"""
+    stem: Literal["7x7", "3x3", "3x3-pool"] | None = None
+    """7x7: stride 2 and max-pool (ImageNet); 3x3: full resolution; 3x3-pool: max-pool after it"""
+    activation: Literal["relu", "swish", "gelu", "elu", "leaky_relu"] | None = None
+    """the non-linearity"""
+    norm: Literal["batch", "none"] | None = None
+    """batch: BatchNorm after each convolution; none: biases"""
+    arguments: dict[str, Any] = Field(default={})
+    """of an import path's constructor: {num_classes: 10}"""
+    weights: str | None = None
+    """safetensors file or state dict to start from; with train.epochs 0 it is the teacher"""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        own = {"width": self.width, "stem": self.stem, "activation": self.activation, "norm": self.norm}
+        missing = [name for name, value in own.items() if value is None]
+        if missing and not is_import_path(self.name):
+            raise ValueError(f"{', '.join(missing)} missing: {self.name} is one of the zoo, which wants them")
+        if self.arguments and not is_import_path(self.name):
+            raise ValueError(f"arguments are for import paths; {self.name} is one of the zoo")
+        return self

@@ -1,0 +1,21 @@
+"""Section `evaluate`: how a model is measured, by what it is."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from lowenergy.params.section import Count, Positive, Section
+
+
+class ClassifierEvaluation(Section):
+    batch_size: Count = 500
+    """images scored at once; does not change the figures"""
+
+
+class EnergyEvaluation(Section):
+    samples: Annotated[int, Field(ge=100, le=10**7)] = 1000
+    """images drawn for FID and Inception Score"""
+    chain_steps: Count = 150
+    """Langevin steps from uniform noise to a sample"""
+    step_size: Positive | None = None
+    """of those steps; may be left out: as in training"""

@@ -1,0 +1,73 @@
+"""params.yaml as a whole: models are entries, made by the values of sections."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from lowenergy.params.architecture import Architecture
+from lowenergy.params.data import Data
+from lowenergy.params.entries import Method
+from lowenergy.params.scorer import Scorer
+from lowenergy.params.section import Section, is_import_path
+
+
+class Params(Section):
+    model_config = ConfigDict(extra="allow")  # a section of each kind and method, which `check` has checked
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    """of everything random"""
+    networks: str
+    """file or folder of your own networks and weights, which all stages that build networks depend on"""
+    teachers: dict[str, Any] = Field(min_length=1)
+    """models to train, by name: {kind: ebm}, and values of their own over those of section ebm"""
+    branches: dict[str, Any]
+    """models made from others, by name: {target: ebm, start: ebm, by: prune}, and values of their own over those of
+    section prune"""
+    data: Data
+    """the images"""
+    scorer: Scorer
+    """the classifier that only measures"""
+
+    @property
+    def models(self) -> list[str]:
+        """The names of all: each teacher, then the branches that must match it."""
+        return [
+            model
+            for teacher in self.teachers
+            for model in (teacher, *(name for name, branch in self.branches.items() if branch.target == teacher))
+        ]
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @property
+    def methods(self) -> dict[str, Any]:
+        """The section of every method."""
+        return {name: part for name, part in (self.model_extra or {}).items() if isinstance(part, Method)}
+
+    @property
+    def architectures(self) -> dict[str, Architecture]:
+        """All that entries name, by their place: `ebm.architecture`, `ebm-distill.student`."""
+        students = {f"{name}.student": getattr(b.params, "student", None) for name, b in self.branches.items()}
+        return {
+            "scorer.architecture": self.scorer.architecture,
+            **{f"{name}.architecture": teacher.architecture for name, teacher in self.teachers.items()},
+            **{place: student for place, student in students.items() if isinstance(student, Architecture)},
+        }
+
+    @property
+    def trusted(self) -> list[str]:
+        """Import paths of this file, which model files may therefore name as well."""
+        return [a.name for a in self.architectures.values() if is_import_path(a.name)]
+
+    def target_of(self, name: str) -> str:
+        """The teacher that a model is compared with; a teacher is its own."""
+        return name if name in self.teachers else self.branches[name].target
+
+    def chain(self, name: str) -> list[str]:
+        """The names of all models from a teacher to this one, each made from the one before."""
+        links = [name]
+        while links[0] not in self.teachers:
+            links.insert(0, self.branches[links[0]].start)
+        return links

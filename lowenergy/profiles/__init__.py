@@ -1,0 +1,147 @@
+"""Whole files of params by name: `lowenergy profile mnist` writes params.yaml as mnist.yaml has it, over the defaults.
+
+A profile holds what differs from the one that it `extends`, or from default.yaml. Which teachers and branches there are
+is one value: a profile that has some has no others.
+"""
+
+import copy
+import io
+import re
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
+
+from lowenergy.base import files
+from lowenergy.base.nested import MISSING, laid_over, leaves
+from lowenergy.params import ParamsError
+
+FOLDER, PARAMS, DEFAULT = Path(__file__).parent, Path("params.yaml"), "default"
+ENTRIES = ("teachers", "branches")
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def described() -> list[tuple[str, str]]:
+    """Each profile and the first sentence of its comment."""
+    found = [(DEFAULT, "scikit-learn's 1,797 digits of 8x8: nothing to download, minutes on two cores")]
+    for name in names():
+        if name == DEFAULT:
+            continue
+        lines = takewhile(lambda line: line.startswith("#"), (FOLDER / f"{name}.yaml").read_text().splitlines())
+        comment = " ".join(line.lstrip("# ") for line in lines)
+        found.append((name, re.split(r"\. (?=[A-Z])", comment)[0].rstrip(".")))
+    return found
+
+
+def composed(name: str) -> dict[str, Any]:
+    """All values of a profile: its own, over those of the one that it extends, over the defaults.
+
+    Raises:
+        ParamsError: there is no such profile.
+    """
+    if name not in names():
+        raise ParamsError(f"{name}: no such profile; there are {', '.join(names())}")
+    own = copy.deepcopy(_read(name))
+    if name == DEFAULT:
+        return own
+    return over(own, composed(own.pop("extends", DEFAULT)))
+
+
+def over(own: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
+    """Values over others; which teachers and branches there are is one value."""
+    return {**laid_over(own, below), **{which: own[which] for which in ENTRIES if which in own}}
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = YAML(typ="safe").load(FOLDER / f"{name}.yaml")
+    return values
+
+
+def text(whole: dict[str, Any]) -> str:
+    """All values as a file, with the comments of the defaults."""
+    yaml = YAML()
+    yaml.width = 120
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    values = yaml.load(FOLDER / f"{DEFAULT}.yaml")
+    _write(values, whole)
+    out = io.StringIO()
+    yaml.dump(values, out)
+    # ruamel keeps a comment in its column, whatever comes before it.
+    return re.sub(r"(?m)^(?!#)(.*\S) {2,}#", r"\1 #", out.getvalue())
+
+
+def _write(values: CommentedMap, new: dict[str, Any], at: str = "") -> None:
+    """Set all values, and leave the comments where they are."""
+    for key in values.keys() - new.keys():
+        del values[key]
+    for key, value in new.items():
+        if key in values and values[key] == value:
+            continue
+        if key in values and isinstance(value, dict):
+            _write(values[key], value, key)
+        else:
+            values[key] = _on_one_line(value) if isinstance(value, list) or at in ENTRIES else value
+
+
+def _on_one_line(value: Any) -> CommentedMap | CommentedSeq:
+    """{target: ebm, start: ebm, by: prune}"""
+    made = CommentedMap(value) if isinstance(value, dict) else CommentedSeq(value)
+    made.fa.set_flow_style()
+    return made
+
+
+def apply(name: str, *, force: bool = False) -> list[str]:
+    """Write a profile into params.yaml; see write.
+
+    Raises:
+        ParamsError: there is no such profile.
+    """
+    return write(composed(name), f"lowenergy profile {name}", force=force)
+
+
+def write(whole: dict[str, Any], command: str, *, force: bool = False) -> list[str]:
+    """Write values into params.yaml.
+
+    Args:
+        command: that asked for it, for the message.
+        force: overwrite values, too, that the closest profile does not have.
+    Returns:
+        What changed, a line each.
+    Raises:
+        ParamsError: there are such values; nothing is written.
+    """
+    new = _flat(whole)
+    try:
+        old = _flat(YAML(typ="safe").load(PARAMS)) if PARAMS.exists() else {}
+    except (YAMLError, AttributeError):
+        raise ParamsError(f"{PARAMS}: not valid YAML; mend or delete it") from None
+    closest = min((_differences(old, _flat(composed(each))) for each in names()), key=len)
+    own = [place for place in _differences(old, new) if place in closest] if old else []
+    if own and not force:
+        said = ", ".join(f"{place}: {old.get(place, 'left out')}" for place in own)
+        raise ParamsError(
+            f"{PARAMS} has values of your own, which would be overwritten: {said}; commit or copy them, "
+            f"then `{command} --force`"
+        )
+    files.write_bytes(PARAMS, text(whole).encode())
+    return [f"{place}: {old.get(place, 'none')} -> {new.get(place, 'none')}" for place in _differences(old, new)]
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted place; each entry of teachers and branches is one."""
+    entries = {f"{which}.{name}": entry for which in ENTRIES for name, entry in (values.get(which) or {}).items()}
+    return {**entries, **dict(leaves({key: part for key, part in values.items() if key not in ENTRIES}))}
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [place for place in {**old, **new} if old.get(place, MISSING) != new.get(place, MISSING)]
