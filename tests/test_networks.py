@@ -1,5 +1,6 @@
 """Networks that are not ours, through every branch and back from disk; and files that must not make code run."""
 
+import contextlib
 import json
 import pickle
 import re
@@ -15,11 +16,12 @@ from test_deploy import session_of
 from torch import nn
 
 import lowenergy
-from lowenergy import cli, data, energies, networks
-from lowenergy.base import params
+from lowenergy import cli, data, energies, networks, params
 from lowenergy.base.errors import UserError
-from lowenergy.compression.codebooks import blocks_of, by_position, input_moments, row_major
+from lowenergy.base.nested import with_values
+from lowenergy.compression.pq.codebooks import blocks_of, by_position, input_moments, row_major
 from lowenergy.networks import NetworkError, Spec
+from lowenergy.params import recipes
 from lowenergy.runtimes import int8, to_onnx
 from lowenergy.storage import artifact
 from stages import compress, evaluate, prepare, scorer, teacher
@@ -106,16 +108,16 @@ def project(place: Path, small_values: Any, case: str, **changes: Any) -> None:
     """A folder in which stages run: params and a file of networks."""
     target, architecture = FOREIGN[case]
     values = with_changes(small_values, {f"{target}.architecture": architecture, "networks": "nets"})
-    values["targets"] = {target: params.FAMILIES[target]}
-    for dotted, value in {**COLOUR.get(case, {}), "distill.train.epochs": 2, **changes}.items():
-        *path, last = dotted.split(".")
-        section = values
-        for key in path:
-            section = section[key]
-        section[last] = value
+    values["teachers"] = {target: {"kind": target}}
+    values["branches"] = {
+        f"{target}-{method}": {"target": target, "start": target, "by": method} for method in params.methods()
+    }
+    values = with_values(values, {**COLOUR.get(case, {}), "distill.train.epochs": 2, **changes})
     (place / "nets").mkdir(parents=True, exist_ok=True)
     (place / "nets" / "own.py").write_text(OWN)
     YAML().dump(values, place / "params.yaml")
+    with contextlib.chdir(place):
+        recipes.write(params.check(values))
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,7 @@ def made(request: Any, tmp_path_factory: pytest.TempPathFactory, small_values: A
     if FOREIGN[request.param][0] != "classifier":
         scorer.main()
     teacher.main(FOREIGN[request.param][0])
+    evaluate.main(FOREIGN[request.param][0])  # what branches are compared with
     yield request.param, FOREIGN[request.param][0], place
     patch.undo()
 
@@ -139,11 +142,14 @@ ROWS: dict[str, dict[str, Any]] = {
     "prune 2of4": {"prune.kind": "2of4", "prune.amount": 0.5, "prune.allocation": "uniform"},
     "quantize": {},
     "quantize 4 bits": {"quantize.weight_bits": 4, "quantize.finetune.epochs": 0},
-    "quantize a pruned one": {"quantize.source": "prune", "quantize.finetune.epochs": 0},
+    "quantize a pruned one": {"quantize.finetune.epochs": 0},
     "pq": {"pq.block_conv": 9},
     "pq within a budget": {"pq.budget_bytes": 9_000, "pq.finetune.epochs": 0},
     "distill": {},
-    "distill into a foreign one": {"distill.student": {"name": "nets/own.py:Net", "arguments": {"classes": 10}}},
+    "distill into a foreign one": {
+        "distill.student": {"name": "nets/own.py:Net", "arguments": {"classes": 10}},
+        "distill.accept_chance": True,  # trained so briefly, it learns something on some processors only
+    },
 }
 
 
@@ -159,7 +165,7 @@ FEWER = {  # the other two go through each branch, and what may differ between n
 )
 def test_every_branch_and_back_from_disk(made: Any, row: str, small_values: Any) -> None:
     case, target, place = made
-    branch, changes = row.split(" ")[0], dict(ROWS[row])
+    changes = dict(ROWS[row])
     if row.startswith("distill into"):
         if case == "mobilenet":
             changes["distill.student"] = FOREIGN["mobilenet"][1] | {
@@ -169,13 +175,17 @@ def test_every_branch_and_back_from_disk(made: Any, row: str, small_values: Any)
             changes["distill.student"] = {"name": "nets/own.py:Energy", "arguments": {"width": 4}}
     if row == "pq within a budget" and case != "own":
         changes["pq.budget_bytes"] = 14_000
+    method = row.split(" ")[0]
+    name = f"{target}-{method}"
+    if row == "quantize a pruned one":
+        changes[f"branches.{name}.start"] = f"{target}-prune"
     project(place, small_values, case, **changes)
     if row == "quantize a pruned one":
-        compress.main("prune", target)
-    compress.main(branch, target)
-    path = place / "models" / target / f"{branch}.safetensors"
-    evaluate.main(target, branch)
-    card = json.loads((place / f"metrics/{target}/{branch}.card.json").read_text())
+        compress.main(f"{target}-prune")
+    compress.main(name)
+    path = place / f"models/{name}.safetensors"
+    evaluate.main(name)
+    card = json.loads((place / f"cards/{name}.json").read_text())
     assert card["size_bytes"] == path.stat().st_size and card["macs"] > 0
     assert (card["micronet"]["score"] if target == "classifier" else card["fid"]) > 0
 
@@ -186,12 +196,12 @@ def test_every_branch_and_back_from_disk(made: Any, row: str, small_values: Any)
         logits = network(data.to_float(test.images))
     if target == "classifier":
         assert float((logits.argmax(1) == test.labels).double().mean()) == pytest.approx(card["accuracy"])
-    if branch == "quantize":
+    if method == "quantize":
         kinds = {name: encoded.kind for name, encoded in model.tensors.items()}
         assert {kinds[f"{name}.weight"] for name in networks.coded_layers(model.build())} == {"int8"}
     if row == "prune structured":
         assert card["parameters"] < sum(w.numel() for w in lowenergy.load(
-            place / "models" / target / "teacher.safetensors", trust=["own.py"]).parameters())  # fmt: skip
+            place / f"models/{target}.safetensors", trust=["own.py"]).parameters())  # fmt: skip
 
     to_onnx.export(model, header, place / "model.onnx")
     session = session_of(place / "model.onnx", int8_kernels=False)
@@ -199,11 +209,11 @@ def test_every_branch_and_back_from_disk(made: Any, row: str, small_values: Any)
     given = {i.name: (images if i.name == "images" else torch.zeros_like(images)).numpy() for i in session.get_inputs()}
     names = [o.name for o in session.get_outputs()]
     first = torch.from_numpy(session.run(names[:1], given)[0])
-    if branch == "quantize":  # onnxruntime rounds the layers' outputs, too
+    if method == "quantize":  # onnxruntime rounds the layers' outputs, too
         network = int8.restore(model, outputs=True)
     with torch.no_grad():
         wanted = network(images)
-    close = 0.02 * float(wanted.abs().max()) if branch == "quantize" else 1e-3
+    close = 0.02 * float(wanted.abs().max()) if method == "quantize" else 1e-3
     if target != "classifier":
         wanted = energies.HEADS[model.spec.head](wanted)
     torch.testing.assert_close(first, wanted, rtol=1e-3, atol=close)
@@ -224,9 +234,7 @@ def test_weights_make_the_teacher_bit_for_bit(tmp_path: Path, small_values: Any,
             tmp_path, small_values, "own", **{"classifier.architecture": architecture, "classifier.train.epochs": 0}
         )
         teacher.main("classifier")
-        loaded = lowenergy.load(
-            "models/classifier/teacher.safetensors", network=networks.foreign.imported("nets/own.py:Net")()
-        )
+        loaded = lowenergy.load("models/classifier.safetensors", network=networks.foreign.imported("nets/own.py:Net")())
         with torch.no_grad():
             assert torch.equal(loaded(images), net(images))
         for name, value in net.state_dict().items():
@@ -311,9 +319,9 @@ def test_what_cannot_be_exported_can_still_be_pruned(
     project(tmp_path, small_values, "own", **{"classifier.architecture": {"name": "nets/own.py:Moody"}})
     data.save(splits, data.SPLITS)
     teacher.main("classifier")
-    compress.main("prune", "classifier")
+    compress.main("classifier-prune")
     with pytest.raises(UserError, match=r"^nets/own.py:Moody cannot be exported: [^\n]+$"):
-        compress.main("quantize", "classifier")
+        compress.main("classifier-quantize")
 
 
 def test_own_files_must_be_where_stages_look(tmp_path: Path, small_values: Any, monkeypatch: Any) -> None:
@@ -331,7 +339,7 @@ def test_a_file_is_data_not_code(tmp_path: Path, monkeypatch: Any) -> None:
 
     def written(name: str, arguments: Any) -> Path:
         model = artifact.Model("classifier", Spec(name, channels=3, image_size=32, outputs=10, arguments=arguments), {})
-        artifact.save(model, "model.safetensors", {"data": "digits"})
+        Path("model.safetensors").write_bytes(artifact.to_bytes(model, {"data": "digits"}))
         return Path("model.safetensors")
 
     for name, arguments in {
@@ -438,17 +446,17 @@ def test_the_document_says_how(tmp_path: Path, small_values: Any, splits: data.S
     """Its file and its params, word by word."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```(python|yaml)\n(.*?)```", (ROOT / "docs" / "networks.md").read_text(), re.DOTALL)
-    code = next(text for kind, text in blocks if kind == "python")
+    code = next(text for kind, text in blocks if text.startswith("# nets/own.py"))
     said = YAML(typ="safe").load(next(text for kind, text in blocks if text.startswith("networks: ")))
     project(tmp_path, small_values, "own", **{"classifier.architecture": said["classifier"]["architecture"]})
     (tmp_path / said["networks"] / "own.py").write_text(code)
     data.save(splits, data.SPLITS)
     teacher.main("classifier")
-    compress.main("pq", "classifier")
+    compress.main("classifier-pq")
     with pytest.raises(NetworkError):
-        lowenergy.load("models/classifier/pq.safetensors")
-    trusted = lowenergy.load("models/classifier/pq.safetensors", trust=["nets/own.py"])
-    given = lowenergy.load("models/classifier/pq.safetensors", network=networks.foreign.imported("nets/own.py:Net")(10))
+        lowenergy.load("models/classifier-pq.safetensors")
+    trusted = lowenergy.load("models/classifier-pq.safetensors", trust=["nets/own.py"])
+    given = lowenergy.load("models/classifier-pq.safetensors", network=networks.foreign.imported("nets/own.py:Net")(10))
     images = data.to_float(splits.test.images)
     with torch.no_grad():
         assert torch.equal(trusted(images), given(images))

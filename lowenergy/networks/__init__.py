@@ -1,40 +1,62 @@
 """Networks: a `Spec` says which, the zoo or an import path builds it; what compression may ask of one."""
 
-from lowenergy.networks.foreign import Foreign, NetworkError, check_trust
+from lowenergy.networks.copies import duplicate
+from lowenergy.networks.foreign import Foreign, check_trust, sharing, tied_names
+from lowenergy.networks.graphs import MOST, SAME, check_same, sensitivity, traced
+from lowenergy.networks.importing import NetworkError
+from lowenergy.networks.intake import TRIED, batchnorm_warning, of_params, settled
 from lowenergy.networks.layers import (
     coded_layers,
     features_and_logits,
-    fold_batchnorm,
+    first_names,
     left_out,
     macs,
+    memory_format,
     output_layer,
-    refresh_batchnorm,
-    settle_norms,
-    traced,
+    own_tensors,
     training_format,
 )
-from lowenergy.networks.network import AnyNetwork, Network, build, build_with, of_params
-from lowenergy.networks.spec import Spec, spec_of
+from lowenergy.networks.network import AnyNetwork, Network, build, build_with, stored_state
+from lowenergy.networks.norms import batchnorms, fold_batchnorm, refresh_batchnorm, settle_norms
+from lowenergy.networks.plain import plain_weights
+from lowenergy.networks.spec import Given, Spec, spec_of
 
 __all__ = [
+    "MOST",
+    "SAME",
+    "TRIED",
     "AnyNetwork",
     "Foreign",
+    "Given",
     "Network",
     "NetworkError",
     "Spec",
+    "batchnorm_warning",
+    "batchnorms",
     "build",
     "build_with",
+    "check_same",
     "check_trust",
     "coded_layers",
+    "duplicate",
     "features_and_logits",
+    "first_names",
     "fold_batchnorm",
     "left_out",
     "macs",
+    "memory_format",
     "of_params",
     "output_layer",
+    "own_tensors",
+    "plain_weights",
     "refresh_batchnorm",
+    "sensitivity",
     "settle_norms",
+    "settled",
+    "sharing",
     "spec_of",
+    "stored_state",
+    "tied_names",
     "traced",
     "training_format",
 ]

@@ -1,33 +1,24 @@
 """Networks from elsewhere: any module that can be imported or is in a file of the project, named by its import path.
 
-    torchvision.models.mobilenet_v2     a callable that gives a module
-    timm.create_model                   with arguments {model_name: mobilenetv3_small_050}
-    mynets.py:Net                       a class or function in a file
-
 In a params file such a name is the user's own. In the header of a model file it is a stranger's: `check_trust` lets it
 name networks of torchvision and timm only, and what the caller says (a file is data, not code).
 """
 
-import importlib
-import importlib.util
 import inspect
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowenergy.base.errors import UserError
+from lowenergy.networks.copies import duplicate
+from lowenergy.networks.importing import NetworkError, first_line, imported
 from lowenergy.networks.spec import Spec
 
 # Of constructors: weights come with the model file, or by architecture.weights.
 BRINGS_WEIGHTS = ("weights", "weights_backbone", "pretrained")
-
-
-class NetworkError(UserError):
-    """A network cannot be built, or does not fit its data; the message says which argument to give."""
+LAYERS = nn.Conv2d, nn.Linear
 
 
 class Foreign(nn.Module):
@@ -42,13 +33,43 @@ class Foreign(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         self.layers: tuple[str, ...] = ()  # those compression can work on, in the order in which they are called
-        self.unbearable: tuple[str, ...] | None = None  # of these, those whose channels all stay; None: not yet known
+        self.last = ""  # the layer that is called last
+        self.tied: dict[str, str] = {}  # tensors that are one under two names: later name -> first
+        self.came_as: str | None = None  # the type of its parameters, where that was not float32
+        self.unbearable: dict[str, str] | None = None  # layers whose channels all stay, and why; None: not yet known
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.outputs(x)[0]
+
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """Logits or energies, (batch, n), and in training mode those of the network's auxiliary classifiers.
+
+        Raises:
+            NetworkError: what the module returns is neither.
+        """
+        given = self.answer(x)
+        found = [part for part in given if part is not None] if self.training and isinstance(given, tuple) else [given]
+        if not found or not all(isinstance(part, Tensor) and part.ndim in (1, 2) for part in found):
+            raise NetworkError(f"gives {described(given)}, and not logits (batch, n) or energies (batch,)")
+        return [part[:, None] if part.ndim == 1 else part for part in found]  # an energy by itself has one dimension
+
+    def answer(self, x: Tensor) -> Any:
+        """What the module itself returns."""
         if self.scale is not None and self.shift is not None:
             x = x * self.scale + self.shift
-        out: Tensor = self.body(x)
-        return out[:, None] if out.ndim == 1 else out  # an energy by itself
+        return self.body(x)
+
+
+def described(given: Any) -> str:
+    """What a module returned, in a few words: (2, 10), or a list of (2, 8, 4, 4), (2, 16, 2, 2)."""
+    if isinstance(given, Tensor):
+        return str(tuple(given.shape))
+    kind = f"a {type(given).__name__}"
+    if isinstance(given, Mapping):
+        return f"{kind} with {', '.join(map(str, given))}"
+    if isinstance(given, tuple | list):
+        return f"{kind} of {', '.join(described(part) for part in given) or 'nothing'}"
+    return kind
 
 
 def normalisation(spec: Spec) -> tuple[Tensor | None, Tensor | None]:
@@ -67,6 +88,9 @@ def construct(spec: Spec, *, pretrained: bool = False) -> Foreign:
     Raises:
         NetworkError: it cannot be imported or called, or is no network.
     """
+    if spec.given is not None:
+        given = spec.given.module
+        return adopted(spec, copied(given.body if isinstance(given, Foreign) else given, spec.name))
     arguments = dict(spec.arguments or {})
     if not pretrained:
         arguments = {key: value for key, value in arguments.items() if key not in BRINGS_WEIGHTS}
@@ -74,97 +98,156 @@ def construct(spec: Spec, *, pretrained: bool = False) -> Foreign:
     try:
         body = made(**arguments)
     except Exception as error:  # whatever a constructor raises
-        raise NetworkError(f"{spec.name}({_said(arguments)}): {type(error).__name__}: {_first_line(error)}") from None
+        raise NetworkError(f"{spec.name}({_said(arguments)}): {type(error).__name__}: {first_line(error)}") from None
     if not isinstance(body, nn.Module):
         raise NetworkError(f"{spec.name}({_said(arguments)}) gives a {type(body).__name__}, and no torch.nn.Module")
-    return Foreign(spec, body)
+    return adopted(spec, body)
 
 
-def imported(name: str) -> Callable[..., Any]:
-    """What an import path names.
+def copied(module: nn.Module, name: str) -> nn.Module:
+    """A copy of a module that is its caller's, hooks included.
 
     Raises:
-        NetworkError: there is no such file, module or name.
+        NetworkError: it cannot be copied, or has no weights yet.
     """
-    if ":" in name:
-        path, _, attribute = name.partition(":")
-        if not Path(path).is_file():
-            raise NetworkError(f"{name}: no file {path}; give its path from the project's root")
-        found = importlib.util.spec_from_file_location(f"lowenergy_own_{Path(path).stem}", path)
-        assert found is not None and found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        try:
-            found.loader.exec_module(module)
-        except Exception as error:
-            raise NetworkError(f"{name}: {path} cannot be run: {type(error).__name__}: {_first_line(error)}") from None
-    else:
-        module_name, _, attribute = name.rpartition(".")
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise NetworkError(f"{name}: {error}; install it, or name a file as in mynets.py:Net") from None
-    if not callable(made := getattr(module, attribute, None)):
-        raise NetworkError(f"{name}: {name.removesuffix(attribute).rstrip('.:')} has no network {attribute}")
-    return made
-
-
-def check_fit(network: Foreign, where: str) -> None:
-    """Run a freshly built network once and see that it takes the data's images and has as many outputs as are needed.
-
-    Its spec gets the number of outputs that it has, where any will do.
-
-    Args:
-        where: the section of params.yaml, for messages.
-    Raises:
-        NetworkError: it does not, with the argument to give; or no layer of it could be compressed.
-    """
-    spec = network.spec
-    network.eval()
+    _check_made(module, name)
     try:
-        out, network.layers = _called(network)
-    except Exception as error:
-        argument = _argument(spec, ("in_chans", "in_channels", "channels", "in_planes"))
-        hint = (
-            f"give {where}.arguments {{{argument}: {spec.channels}}}"
-            if argument
-            else ("set data.channels and data.image_size to what it takes, or wrap it in a class of your own")
-        )
-        raise NetworkError(
-            f"{where}: {spec.name} does not take images of {spec.input_shape}: {_first_line(error)}; {hint}"
-        ) from None
-    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 2:
-        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise NetworkError(f"{where}: {spec.name} gives {shape} for 2 images, and not logits (2, n) or energies (2,)")
-    if spec.outputs and out.shape[1] != spec.outputs:
-        argument = _argument(spec, ("num_classes", "n_classes", "classes", "num_outputs", "outputs", "out_features"))
-        raise NetworkError(
-            f"{where}: {spec.name} has {out.shape[1]} outputs, {spec.outputs} are needed; "
-            f"give {where}.arguments {{{argument or 'num_classes'}: {spec.outputs}}}"
-        )
-    if not network.layers:
-        raise NetworkError(f"{where}: {spec.name} calls no convolution or fully connected layer: nothing to compress")
-    network.spec = replace(spec, outputs=out.shape[1])
-    network.train()
+        return duplicate(module)
+    except Exception as error:  # whatever its own code raises
+        raise NetworkError(f"{name} cannot be copied (copy.deepcopy): {first_line(error)}") from None
 
 
-def _called(network: Foreign) -> tuple[Any, tuple[str, ...]]:
-    """The output for two black images; names of the convolutions and fully connected layers called on the way."""
-    order: dict[str, None] = {}
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: order.setdefault(name))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    with torch.no_grad():
-        out = network(torch.full((2, *network.spec.input_shape), -1.0))
-    for handle in handles:
-        handle.remove()
-    return out, tuple(order)
+def adopted(spec: Spec, body: nn.Module) -> Foreign:
+    """The module as a network here: out of its wrappers, on the CPU, in float32, its lazy layers made.
+
+    Raises:
+        NetworkError: that cannot be done.
+    """
+    body = _unwrapped(body)
+    for name, module in body.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NetworkError(f"{spec.name}: {name or 'it'} is TorchScript; name the module that it was made from")
+        for child, inner in list(module.named_children()):
+            if _unwrapped(inner) is not inner:
+                setattr(module, child, _unwrapped(inner))
+    _check_made(body, spec.name)
+    tensors = [*body.parameters(), *body.buffers()]
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        body.cpu()
+    network = Foreign(spec, body)
+    network.came_as = _to_float32(body)
+    if any(map(nn.parameter.is_lazy, tensors)):
+        network.eval()
+        try:
+            with torch.no_grad():
+                network.answer(black(spec))
+        except Exception as error:
+            raise NetworkError(does_not_take(spec, "architecture", error)) from None
+        network.train()
+        lazy = [name for name, w in body.named_parameters() if nn.parameter.is_lazy(w)]
+        if lazy:
+            raise NetworkError(f"{spec.name}: {lazy[0]} has no size yet, since the network does not use it; remove it")
+    return network
+
+
+def _check_made(module: nn.Module, name: str) -> None:
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        raise NetworkError(f"{name}: built on the device meta, without weights; build it on the CPU")
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Out of DataParallel and torch.compile."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        else:
+            return module
+
+
+def _to_float32(body: nn.Module) -> str | None:
+    """Make parameters of another floating type float32, and buffers of that type, in place; what they were."""
+    other = {w.dtype for w in body.parameters() if w.dtype.is_floating_point} - {torch.float32}
+    for tensor in [*body.parameters(), *body.buffers()]:
+        if tensor.dtype in other:
+            tensor.data = tensor.data.float()
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in other)) or None
+
+
+def black(spec: Spec) -> Tensor:
+    """Two black images."""
+    return torch.full((2, *spec.input_shape), -1.0)
 
 
 def find_layers(network: Foreign) -> None:
-    """Remember which layers a network in evaluation mode calls."""
-    network.layers = _called(network)[1]
+    """Remember which layers a network in evaluation mode calls, and which of its tensors are one under two names.
+
+    Layers of one weight go by the name of the first, and stand last if one of them is called last; a layer without a
+    weight of its own, since other code sets it, is none.
+    """
+    network.tied = tied(network)
+    weights = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    modules = dict(network.named_modules(remove_duplicate=False))
+    owners: dict[str, str] = {}
+    calls: list[str] = []
+    handles = []
+    for name, module in network.named_modules():
+        weight = f"{name}.weight"
+        owner = network.tied.get(weight, weight).removesuffix(".weight")
+        if weight in weights and isinstance(module, LAYERS) and isinstance(modules.get(owner), LAYERS):
+            owners[name] = owner
+            handles.append(module.register_forward_hook(lambda *_, name=name: calls.append(name)))
+    try:
+        with torch.no_grad():
+            network(black(network.spec))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if calls:
+        network.last = calls[-1]
+        order = dict.fromkeys(owners[name] for name in calls if owners[name] != owners[network.last])
+        network.layers = (*order, owners[network.last])
+
+
+def tied(network: nn.Module) -> dict[str, str]:
+    """Names of tensors that the network has under an earlier name as well -> that name."""
+    first: dict[int, str] = {}
+    state = {name: w for name, w in network.state_dict(keep_vars=True).items() if isinstance(w, Tensor)}
+    return {name: first[id(w)] for name, w in state.items() if first.setdefault(id(w), name) != name}
+
+
+def tied_names(network: nn.Module) -> dict[str, str]:
+    """tied, as find_layers saw it, under the names of plain weights."""
+    return network.tied if isinstance(network, Foreign) else {}
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Of equal values, NaN included."""
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def does_not_take(spec: Spec, where: str, error: Exception) -> str:
+    """A message for a network that fails at its images, with the argument to give."""
+    argument = _argument(spec, ("in_chans", "in_channels", "channels", "in_planes"))
+    given = None if argument is None else (spec.arguments or {}).get(argument, _default(spec, argument))
+    hint = "set data.channels and data.image_size to what it takes, or wrap it in a class of your own"
+    if spec.given is not None:
+        hint = "give images as it takes them"
+    if argument and given != spec.channels:
+        hint = f"give {where}.arguments {{{argument}: {spec.channels}}}"
+    return f"{where}: {spec.name} does not take images of {spec.input_shape}: {first_line(error)}; {hint}"
+
+
+def outputs_argument(spec: Spec) -> str:
+    """The name of the constructor's argument for the number of outputs."""
+    names = ("num_classes", "n_classes", "classes", "num_outputs", "outputs", "out_features")
+    return _argument(spec, names) or "num_classes"
+
+
+def sharing(network: nn.Module, layer: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Whoever has the layer's weight, and by which name: other layers, embeddings, lists of parameters."""
+    return [(m, key) for m in network.modules() for key, w in m._parameters.items() if w is layer.weight]
 
 
 def check_trust(spec: Spec, trust: Collection[str], origin: str) -> None:
@@ -173,11 +256,16 @@ def check_trust(spec: Spec, trust: Collection[str], origin: str) -> None:
     Args:
         trust: import paths, or modules or files that may be imported from, such as mynets or mynets.py.
     Raises:
-        NetworkError: it does.
+        NetworkError: it does, or does not say how its network is made.
     """
     if not spec.is_foreign:
         return
-    name, arguments = spec.name, spec.arguments or {}
+    if spec.arguments is None:
+        raise NetworkError(
+            f"{origin}: its network is {spec.name}, code that is in no file of models, and the file does not say with "
+            "which arguments it is made; hand it over: load(path, network=...)"
+        )
+    name, arguments = spec.name, spec.arguments
     where = name.partition(":")[0] if ":" in name else name.rpartition(".")[0]
     known = {name, where, Path(where).stem, Path(where).name, *_parents(where)}
     if known & set(trust):
@@ -214,6 +302,8 @@ def _parents(module: str) -> set[str]:
 
 def _argument(spec: Spec, names: tuple[str, ...]) -> str | None:
     """Of these names, the first that is a parameter of the constructor."""
+    if spec.given is not None:
+        return None
     made = imported(spec.name)
     if spec.name.startswith("timm."):
         known: Mapping[str, Any] = dict.fromkeys(TIMM)
@@ -227,9 +317,11 @@ def _argument(spec: Spec, names: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in known), None)
 
 
+def _default(spec: Spec, argument: str) -> Any:
+    if spec.name.startswith("timm."):
+        return 3
+    return inspect.signature(imported(spec.name)).parameters[argument].default
+
+
 def _said(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,35 +1,53 @@
-"""What compression asks of any network: its layers, its folded norms, its arithmetic."""
+"""What compression asks of any network: its layers, and its arithmetic."""
 
-import copy
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowenergy.base.errors import UserError
+from lowenergy.networks.copies import duplicate
 from lowenergy.networks.foreign import Foreign
-from lowenergy.networks.network import AnyNetwork, build_with
 from lowenergy.networks.spec import spec_of
-from lowenergy.networks.zoo.blocks import ConvNorm
 
 Layer = nn.Conv2d | nn.Linear
 
-SETTLED = 20  # memories of a norm, after which its statistics are those of its weights
-STATISTICS = 2000  # images over which they are averaged anew before that
-
 
 def coded_layers(network: nn.Module) -> dict[str, Layer]:
-    """The layers that hold the weights worth compressing, in the order in which they are called.
+    """The layers that hold the weights worth compressing, in the order in which they are called; of layers that share
+    a weight only the one by whose name the weight is known.
 
     Of a network from elsewhere only those that it calls as layers: a weight that a function uses by itself, as
     nn.MultiheadAttention does, cannot be watched.
     """
-    if isinstance(network, Foreign):
-        return {name: network.get_submodule(name) for name in network.layers}  # type: ignore[misc]
-    return {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    if not isinstance(network, Foreign):
+        return {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    return {name: network.get_submodule(name) for name in network.layers}  # type: ignore[misc]
+
+
+def first_names(network: nn.Module) -> dict[str, str]:
+    """Every name of each parameter and buffer, and the first of those that name the same tensor."""
+    tensors = (
+        *network.named_parameters(remove_duplicate=False),
+        *network.named_buffers(remove_duplicate=False),
+    )
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+
+
+def own_tensors(network: nn.Module) -> dict[str, str]:
+    """Of each module's own parameters and buffers, each module once: their first names, see first_names.
+
+    What torch.func.functional_call is to be given, with tie_weights=False: it would put tensors twice into a module
+    that has two names, and leave them there.
+    """
+    first = first_names(network)
+    names = [
+        f"{path}.{key}" if path else key
+        for path, module in network.named_modules()
+        for key in (*module._parameters, *module._buffers)
+    ]
+    return {name: first[name] for name in names if name in first}
 
 
 def output_layer(network: nn.Module) -> str:
@@ -41,12 +59,12 @@ def features_and_logits(network: nn.Module, images: Tensor) -> tuple[Tensor | No
     """What the last layer sees, and the logits; int8 graphs call no layers, and so tell of no features."""
     seen: list[Tensor] = []
     try:
-        last = network.get_submodule(output_layer(network))
+        last = network.get_submodule(network.last if isinstance(network, Foreign) else output_layer(network))
     except AttributeError:
         return None, network(images)
     with last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
         logits = network(images)
-    return (seen[0].flatten(1) if seen else None), logits
+    return (seen[-1].flatten(1) if seen else None), logits
 
 
 def left_out(network: nn.Module) -> list[str]:
@@ -57,104 +75,33 @@ def left_out(network: nn.Module) -> list[str]:
     ]
 
 
-def fold_batchnorm(network: AnyNetwork) -> AnyNetwork:
-    """The same function without BatchNorm: each norm's scale and shift moved into its convolution.
-
-    A folded network of the zoo is simply one of norm "none", one from elsewhere has no tensors of these norms, so both
-    are saved and loaded like any other. Norms that follow no convolution stay.
-    """
-    if isinstance(network, Foreign):
-        return _fold_traced(network)
-    state = {}
-    for name, module in network.named_modules():
-        if isinstance(module, ConvNorm):
-            conv = module.conv
-            if isinstance(module.norm, nn.BatchNorm2d):
-                conv = torch.nn.utils.fusion.fuse_conv_bn_eval(conv, module.norm)
-            assert conv.bias is not None
-            state[f"{name}.conv.weight"], state[f"{name}.conv.bias"] = conv.weight, conv.bias
-        elif isinstance(module, nn.Linear):
-            state[f"{name}.weight"], state[f"{name}.bias"] = module.weight, module.bias
-    return build_with(replace(network.spec, norm="none"), {key: value.detach() for key, value in state.items()})
+def memory_format(network: nn.Module) -> torch.memory_format:
+    """How tensors should lie in memory: channels last, which is faster, but not where a network from elsewhere takes
+    x.view(len(x), -1) of them."""
+    if network not in _bears:
+        _bears[network] = not isinstance(network, Foreign) or _bears_channels_last(network)
+    return torch.channels_last if _bears[network] else torch.contiguous_format
 
 
-def traced(network: nn.Module) -> Any:
-    """The network's graph of plain operations, for any batch size (torch.export).
+_bears: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
-    Raises:
-        UserError: it cannot be exported, with torch's reason.
-    """
-    spec = spec_of(network)
-    batch = ({0: torch.export.Dim("batch")},)
+
+def _bears_channels_last(network: Foreign) -> bool:
+    images = torch.zeros(2, *network.spec.input_shape, device=next(network.parameters()).device)
     try:
-        return torch.export.export(network, (torch.zeros(2, *spec.input_shape),), dynamic_shapes=batch)
-    except Exception as error:  # torch raises nearly anything here
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{spec.name} cannot be exported: {reason.strip()}") from None
-
-
-def _fold_traced(network: Foreign) -> Foreign:
-    """Norms whose input is a convolution's output that nothing else uses; plain ones, for timm's also activate."""
-    folded = copy.deepcopy(network).eval()
-    norms = {name for name, m in folded.named_modules() if type(m) is nn.BatchNorm2d}
-    if not norms:
-        return folded
-    exported = traced(folded)
-    signature = exported.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    for node in exported.graph.nodes:
-        if not str(node.target).startswith("aten.batch_norm"):
-            continue
-        before, norm = node.args[0], names.get(node.args[3].name, "").removesuffix(".running_mean")
-        if not str(before.target).startswith("aten.conv2d") or len(before.users) > 1 or norm not in norms:
-            continue
-        conv = names[before.args[1].name].removesuffix(".weight")
-        if conv not in folded.layers:
-            continue
-        both: Any = (folded.get_submodule(conv), folded.get_submodule(norm))
-        fused = torch.nn.utils.fusion.fuse_conv_bn_eval(*both)
-        for name, module in ((conv, fused), (norm, nn.Identity())):
-            owner, _, attribute = name.rpartition(".")
-            setattr(folded.get_submodule(owner), attribute, module)
-        norms.discard(norm)
-    return folded
-
-
-def refresh_batchnorm(network: nn.Module, images: Tensor, batch_size: int = 250) -> None:
-    """Average BatchNorm's statistics anew over `images`: changed weights shift what the norms see."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-        norm.train()  # and nothing else: no dropout
-    with torch.no_grad():
-        for batch in images.split(batch_size):
-            network(batch)
-    network.eval()
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-def settle_norms(network: nn.Module, steps: int, images: Callable[[int], Tensor]) -> None:
-    """Average the statistics of a network from elsewhere anew, if its norms forget so slowly (momentum 0.01) that they
-    are not yet those of its weights after so many steps of training.
-
-    Args:
-        images: as many images as it is asked for, float32, on the CPU.
-    """
-    momenta = [m.momentum for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum]
-    if isinstance(network, Foreign) and momenta and steps < SETTLED / min(momenta):
-        refresh_batchnorm(network, images(STATISTICS))
+        with torch.no_grad():
+            last = duplicate(network).eval().to(memory_format=torch.channels_last)
+            last(images.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return True
 
 
 def training_format(network: nn.Module) -> torch.memory_format:
-    """How tensors should lie in memory: channels last, which is faster, but not with the odd numbers of channels that
-    structured pruning leaves. There oneDNN's backward pass ends the process (torch 2.15, one thread, no AVX-512)."""
+    """The same in training: not with the odd numbers of channels that structured pruning leaves, either. There oneDNN's
+    backward pass ends the process (torch 2.15, one thread, no AVX-512)."""
     channels = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
-    return torch.contiguous_format if any(count % 8 for count in channels) else torch.channels_last
+    return torch.contiguous_format if any(count % 8 for count in channels) else memory_format(network)
 
 
 def macs(network: nn.Module) -> int:

@@ -9,17 +9,16 @@ the target's business: class scores, or an energy through one of the heads of lo
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowenergy.base.files import FileError
-from lowenergy.base.params import Architecture
 from lowenergy.networks import zoo
-from lowenergy.networks.foreign import Foreign, check_fit, construct, find_layers, normalisation
+from lowenergy.networks.foreign import Foreign, black, construct, find_layers, normalisation, same, tied
+from lowenergy.networks.plain import are_sources, plain_weights
 from lowenergy.networks.spec import Spec
 
 
@@ -43,6 +42,10 @@ class Network(nn.Module):
         scale, shift = normalisation(spec)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
+
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """The logits; networks from elsewhere may have auxiliary ones."""
+        return [self(x)]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.scale is not None and self.shift is not None:
@@ -75,83 +78,33 @@ def build(spec: Spec, *, seed: int, pretrained: bool = False) -> AnyNetwork:
         return construct(spec, pretrained=pretrained) if spec.is_foreign else Network(spec)
 
 
-def of_params(architecture: Architecture, spec: Spec, *, seed: int, where: str) -> AnyNetwork:
-    """The network of a params file: fresh, or with the weights that it names.
-
-    Args:
-        spec: of `architecture`, for the data at hand.
-        where: the section of params.yaml, for messages.
-    Raises:
-        NetworkError: a network from elsewhere that cannot be built or does not fit the data.
-        FileError: weights that are missing or do not fit.
-    """
-    network = build(spec, seed=seed, pretrained=True)
-    if isinstance(network, Foreign):
-        check_fit(network, where)
-    if architecture.weights is not None:
-        take_weights(network, architecture.weights, where)
-    return network
+def stored_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state that a file holds: without BatchNorm's step counters, and each tensor under its first name only."""
+    again = tied(network)
+    return {
+        name: value.detach().cpu()
+        for name, value in network.state_dict().items()
+        if name not in again and not name.endswith("num_batches_tracked")
+    }
 
 
-def take_weights(network: AnyNetwork, path: str, where: str) -> None:
-    """Weights from a safetensors file, or from a state dict that torch.save wrote (read without unpickling code).
-
-    Raises:
-        FileError: missing, of no such format, or of other names or shapes, of which the first three are named.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not Path(path).is_file():
-        raise FileError(f"{where}.weights {path}: no such file")
-    given: Any
-    try:
-        given = load_file(path)
-    except SafetensorError:
-        try:
-            given = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # what of torch.load and of unpicklers is not raised
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise FileError(
-                f"{where}.weights {path}: neither safetensors nor a state dict to be read safely ({reason[:200]}); "
-                "save module.state_dict() with safetensors"
-            ) from None
-    if isinstance(given, Mapping) and isinstance(given.get("state_dict"), Mapping):
-        given = given["state_dict"]
-    if not isinstance(given, Mapping) or not all(isinstance(value, Tensor) for value in given.values()):
-        raise FileError(f"{where}.weights {path}: holds no state dict; save module.state_dict()")
-    body = network.body if isinstance(network, Foreign) else network
-    wanted = {name: tuple(value.shape) for name, value in body.state_dict().items()}
-    shapes = {name: tuple(value.shape) for name, value in given.items()}
-    optional = {name for name in wanted if name.endswith("num_batches_tracked")}
-    wrong = [
-        f"{name}: the network has {wanted.get(name, 'none')}, the file {shapes.get(name, 'none')}"
-        for name in dict.fromkeys([*wanted, *shapes])
-        if wanted.get(name) != shapes.get(name) and name not in optional
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise FileError(f"{where}.weights {path} does not fit {network.spec.name}: {'; '.join(wrong[:3])}{more}")
-    body.load_state_dict(given, strict=False)
-
-
-def build_with(spec: Spec, state: Mapping[str, Tensor], body: nn.Module | None = None) -> AnyNetwork:
+def build_with(spec: Spec, state: Mapping[str, Tensor]) -> AnyNetwork:
     """The network of `spec` holding these weights, in evaluation mode.
 
     A structurally pruned network has fewer channels than its spec says, so the tensors' shapes decide; one whose
     BatchNorms were folded has no tensors of them.
 
-    Args:
-        body: of a network from elsewhere, instead of importing it; taken over and changed.
     Raises:
         ValueError: tensors are missing, unknown, or do not fit together.
     """
-    if body is not None:
-        network: AnyNetwork = body if isinstance(body, Foreign) else Foreign(spec, body)
-    else:
-        network = build(spec, seed=0)
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.running_mean" not in state:
+    network = build(spec, seed=0)
+    state = dict(state)
+    names = stored_state(network).keys()
+    if isinstance(network, Foreign) and not (names <= state.keys() and are_sources(names)):
+        plain_weights(network, black(spec))  # as in the file, unless it is of a training that was cut short
+    first = {module: name for name, module in network.named_modules()}  # of a module that has several names
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{first[module]}.running_mean" not in state:
             if module.track_running_stats:
                 owner, _, attribute = name.rpartition(".")
                 setattr(network.get_submodule(owner), attribute, nn.Identity())
@@ -159,9 +112,9 @@ def build_with(spec: Spec, state: Mapping[str, Tensor], body: nn.Module | None =
             _reshape(
                 module, {key.removeprefix(f"{name}."): v for key, v in state.items() if key.startswith(f"{name}.")}
             )
-    _reshape(network, dict(state))
+    _reshape(network, state)
     try:
-        network.load_state_dict(dict(state))
+        _load(network, state)
         network.eval()
         if isinstance(network, Foreign):
             find_layers(network)
@@ -172,6 +125,21 @@ def build_with(spec: Spec, state: Mapping[str, Tensor], body: nn.Module | None =
     return network
 
 
+def _load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what stored_state gave; what the network holds is then what the state says, or there is an error."""
+    own = network.state_dict()
+    again = tied(network)
+    whole: OrderedDict[str, Any] = OrderedDict(state)
+    whole |= {name: state[first] for name, first in again.items() if name not in state and first in state}
+    whole |= {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
+    whole._metadata = own._metadata  # type: ignore[attr-defined] # the version of each module, which some insist on
+    network.load_state_dict(whole)
+    loaded = network.state_dict()
+    for name, value in state.items():
+        if not same(loaded[name], value.to(loaded[name].dtype)):
+            raise ValueError(f"{name} shares its memory with another tensor, and the two are not equal")
+
+
 def _reshape(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give a module's own tensors the shapes of these, and let it know."""
     for key, old in [*module._parameters.items(), *module._buffers.items()]:
@@ -179,8 +147,8 @@ def _reshape(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         if new is None or (old is not None and old.shape == new.shape):
             continue
         is_parameter = key in module._parameters
-        empty = torch.empty_like(new)
-        if old is None and not isinstance(module, nn.Conv2d | nn.Linear):
+        empty = torch.empty_like(new, dtype=new.dtype if old is None else old.dtype)
+        if old is None and not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):  # a folded norm's shift
             continue
         setattr(module, key, nn.Parameter(empty) if is_parameter else empty)
         if key == "weight":
@@ -188,10 +156,12 @@ def _reshape(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _tell_size(module: nn.Module, old: Tensor | None, new: Tensor) -> None:
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.ConvTranspose2d):
+        module.in_channels, module.out_channels = new.shape[0], new.shape[1] * module.groups
+    elif isinstance(module, nn.Conv2d):
         assert old is not None
-        if module.groups > 1 and new.shape[1] == old.shape[1]:  # groups went, as of depthwise convolutions
-            module.groups = module.groups * new.shape[0] // old.shape[0]
+        if module.groups == old.shape[0]:  # depthwise: a group goes with its channel
+            module.groups = new.shape[0]
         module.out_channels, module.in_channels = new.shape[0], new.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = new.shape

@@ -1,13 +1,26 @@
 """All it takes to build a network, small enough for a file's header."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from lowenergy.base.params import Architecture, is_import_path
+from lowenergy.params import Architecture, is_import_path
 
 ZOO = ("width", "stem", "activation", "norm")
+
+
+class Given:
+    """A module that a caller handed over, to be copied wherever its network is built; copies of what holds it share it.
+
+    It stays as it is: who builds from it deep-copies `module`. A file says how else it can be made, if `made_by_name`.
+    """
+
+    def __init__(self, module: nn.Module, *, made_by_name: bool = True) -> None:
+        self.module, self.made_by_name = module, made_by_name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Given":
+        return self
 
 
 @dataclass(frozen=True)
@@ -23,9 +36,10 @@ class Spec:
     image_size: int = 0
     outputs: int = 0
     head: str | None = None  # of an energy: mean, scalar or logsumexp; None for a plain classifier
-    arguments: dict[str, Any] | None = None  # of an import path's constructor
+    arguments: dict[str, Any] | None = None  # of an import path's constructor; None where a file does not say
     mean: list[float] | None = None  # by channel, of images in [0, 1]: the normalisation that the network wants
     std: list[float] | None = None
+    given: Given | None = field(default=None, compare=False, repr=False)  # built from instead of importing `name`
 
     def __post_init__(self) -> None:
         if not self.is_foreign and not all(getattr(self, key) for key in ZOO):
@@ -39,15 +53,19 @@ class Spec:
         outputs: int,
         head: str | None = None,
         normalisation: tuple[list[float], list[float]] | None = None,
+        given: Given | None = None,
     ) -> "Spec":
         """The params' architecture for images of this shape.
 
         Args:
             outputs: of the last layer; 0 for as many as a network with an import path has.
             normalisation: mean and standard deviation of each channel, of images in [0, 1].
+            given: the module that has the architecture's name.
         """
         own: dict[str, Any] = {"arguments": architecture.arguments}
-        if not is_import_path(architecture.name):
+        if given is not None and not given.made_by_name:
+            own = {"arguments": None}
+        elif not is_import_path(architecture.name):
             own = {key: getattr(architecture, key) for key in ZOO}
         mean, std = normalisation or (None, None)
         return cls(
@@ -59,6 +77,7 @@ class Spec:
             head=head,
             mean=mean,
             std=std,
+            given=given,
         )
 
     @property
@@ -77,10 +96,10 @@ class Spec:
     def as_header(self) -> dict[str, Any]:
         """What a file's header says of it: no more than is needed."""
         left_out = ZOO if self.is_foreign else ()
-        later = ("arguments", "mean", "std")
+        later = ("arguments", "mean", "std", "given")
         return {
             key: value
-            for key, value in asdict(self).items()
+            for key, value in asdict(replace(self, given=None)).items()
             if key not in left_out and (value is not None or key not in later)
         }
 

@@ -1,0 +1,413 @@
+"""A network as a graph of plain operations, which write nothing in place; and whether a graph does what it should."""
+
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lowenergy.base.errors import UserError
+from lowenergy.networks.spec import spec_of
+
+aten = torch.ops.aten
+
+
+def exported(network: nn.Module, input_shape: Sequence[int] | None = None) -> Any:
+    """The network as torch.export sees it, for any batch size.
+
+    Args:
+        input_shape: (c, h, w) of its images; None: as its spec says.
+    Raises:
+        UserError: it cannot be exported, with torch's reason.
+    """
+    images = torch.zeros(2, *(input_shape or spec_of(network).input_shape))
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        # Autograd, which is not asked for here, would object to some of what is written in place.
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        return export(network, (images,))
+    except Exception as error:  # torch raises nearly anything here
+        raise UserError(f"{_name(network)} cannot be exported: {reason_of(error)}") from None
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
+
+
+def export(module: nn.Module, batches: tuple[Tensor, ...]) -> Any:
+    """A module of which all inputs and outputs are batches, of a number that is free, as torch.export sees it."""
+    shapes = ({0: torch.export.Dim("batch")},) * len(batches)
+    with quiet(), _no_fast_path():
+        try:
+            return torch.export.export(module, batches, dynamic_shapes=shapes, strict=False)
+        except Exception:  # torch raises nearly anything here
+            return torch.export.export(module, batches, dynamic_shapes=shapes, strict=True)  # knows that len(x) is free
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Within it torch's attention is the operations that it consists of, also where nothing learns: the single
+    operation that it is else has no derivative."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def traced(network: nn.Module, input_shape: Sequence[int] | None = None) -> Any:
+    """The same without what quantizers and autograd mistake: tensors written in place, padding by name, and norms.
+
+    An observer put before the operation that writes a tensor would see, and pass on, what was there before. Norms
+    become the scale and shift that they are: at the sight of one torchao traces a hundred patterns for half a minute,
+    and folds it into a convolution without asking who else calls that one.
+
+    Raises:
+        UserError: it cannot be exported, with torch's reason.
+    """
+    program = exported(network, input_shape)
+    _say_plainly(program.graph)
+    if any(writes(node) or node.target in (*PLAIN, aten.batch_norm.default) for node in program.graph.nodes):
+        _mark_ends_of_gradients(program.graph)
+        try:
+            with quiet():
+                program = program.run_decompositions(PLAIN)
+        except Exception as error:
+            raise UserError(f"{_name(network)} cannot be exported: {reason_of(error)}") from None
+    for node in program.graph.nodes:
+        if node.target is aten.view.default:  # which would hold for the memory layout of this moment only
+            node.target = aten.reshape.default
+    return program
+
+
+def _say_plainly(graph: Graph) -> None:
+    """Norms, padding by name, and whatever is written into a tensor that nobody else sees, as plain operations, in
+    place.
+
+    torch's own decompositions, for all that is left, trace the whole network again in three times the time.
+    """
+    for node in list(graph.nodes):
+        function = SAID_PLAINLY.get(node.target) or _without_writing(node)
+        if function is None or (node.target is aten.batch_norm.default and node.args[5]):  # by the batch's statistics
+            continue
+        if node.target is aten.adaptive_avg_pool2d.default and [*node.args[1]] != [1, 1]:
+            continue
+        with graph.inserting_before(node):
+            new = _inlined(graph, node, function)
+        for name in ("nn_module_stack", "stack_trace"):
+            if name in node.meta:
+                new.meta[name] = node.meta[name]
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def _without_writing(node: Node) -> Any:
+    """The operation that returns what this one writes, if the tensor that is written is fresh and used nowhere else."""
+    if node.op != "call_function" or not isinstance(node.target, OpOverload) or not writes(node):
+        return None
+    written: Any = node.args[0] if node.args else None
+    is_idle = node.target is aten.dropout_.default and not node.args[2]
+    if not is_idle and (not isinstance(written, Node) or len(written.users) > 1 or not _is_fresh(written)):
+        return None
+    name, overload = node.target._schema.name.split("::")[1], node.target._overloadname
+    packet = getattr(aten, name.removesuffix("_"), None)
+    if not name.endswith("_") or packet is None or overload not in packet.overloads():
+        return None
+    function = getattr(packet, overload)
+    before, after = node.target._schema.arguments, function._schema.arguments
+    return function if [str(a.type) for a in before] == [str(a.type) for a in after] else None
+
+
+def _is_fresh(node: Node) -> bool:
+    """Is its value a tensor of its own, and no view of another or that tensor itself?"""
+    if node.target in FRESH:
+        return True
+    if not isinstance(node.target, OpOverload) or node.target.has_kernel_for_dispatch_key(
+        torch._C.DispatchKey.CompositeImplicitAutograd  # whose kernels may return what they are given
+    ):
+        return False
+    returns = node.target._schema.returns
+    return len(returns) == 1 and returns[0].alias_info is None
+
+
+def _inlined(graph: Graph, node: Node, function: Callable[..., Any]) -> Node:
+    """The operations of which a function makes its value of a node's arguments, before that node; the last one."""
+    if isinstance(function, OpOverload):
+        value: Any = node.meta["val"]
+        new = graph.call_function(function, node.args, dict(node.kwargs))
+        new.meta["val"] = value
+        return new
+    given = [arg for arg in node.args if isinstance(arg, Node)]
+    values = [arg.meta["val"] for arg in given]
+
+    def of_given(*tensors: Any) -> Any:
+        rest = iter(tensors)
+        return function(*(next(rest) if isinstance(arg, Node) else arg for arg in node.args), **node.kwargs)
+
+    with next((value.fake_mode for value in values if isinstance(value, FakeTensor)), nullcontext()):
+        small = make_fx(of_given, pre_dispatch=True)(*values)
+    own = dict(zip((n for n in small.graph.nodes if n.op == "placeholder"), given, strict=True))
+    out = graph.graph_copy(small.graph, own)
+    assert isinstance(out, Node)
+    return out
+
+
+def _mark_ends_of_gradients(graph: Graph) -> None:
+    """Where `with torch.no_grad()` ends, in place: that part of the network is about to lose its borders."""
+    for node in [n for n in graph.nodes if n.target is torch.ops.higher_order.wrap_with_set_grad_enabled]:
+        for part in [] if node.args[0] else list(node.users):
+            with graph.inserting_after(part):
+                end = graph.call_function(aten.detach.default, (part,))
+            end.meta = dict(part.meta)
+            part.replace_all_uses_with(
+                end, delete_user_cb=lambda user, end=end: user is not end and user.op != "output"
+            )
+
+
+def writes(node: Node) -> bool:
+    """Does it change a tensor in place? A graph within the graph may."""
+    if isinstance(node.target, OpOverload):
+        return node.target._schema.is_mutable
+    return isinstance(node.target, HigherOrderOperator)
+
+
+def writes_in_place(network: nn.Module, images: Tensor) -> bool:
+    """Does the network change a tensor in place on its way from these images to its outputs?"""
+    with _Written() as seen, torch.no_grad():
+        network(images)
+    return seen.any
+
+
+class _Written(TorchDispatchMode):
+    any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.any |= func._schema.is_mutable
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it torch logs no pages about what it cannot trace; its errors say enough."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what torch says."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if said.startswith("Constraints violated"):
+        return "its code takes the number of images for a constant, as by len(x), int(x.shape[0]) or x.shape[0] == 2"
+    return said[:300]
+
+
+def _name(network: nn.Module) -> str:
+    spec: Any = getattr(network, "spec", None)
+    return type(network).__name__ if spec is None else str(spec.name)
+
+
+def _scale_and_shift(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, _: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    scale = torch.rsqrt(variance + eps)
+    if weight is not None:
+        scale = scale * weight
+    shift = -(mean * scale)
+    if bias is not None:
+        shift = shift + bias
+    along = [-1, *[1] * (x.ndim - 2)]
+    return x * scale.view(along) + shift.view(along), x.new_empty(0), x.new_empty(0)
+
+
+def _padded_in_numbers(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: str = "valid", dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """A convolution with padding="same" or "valid"; of an odd number of zeros the last is behind."""
+    stride, dilation = ([n, n] if isinstance(n, int) else [*n] * (2 // len(n)) for n in (stride, dilation))
+    total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    before = [zeros // 2 for zeros in total]
+    if any(zeros % 2 for zeros in total):
+        x = F.pad(x, [0, total[1] % 2, 0, total[0] % 2])
+    return aten.conv2d.default(x, weight, bias, stride, before, dilation, groups)
+
+
+def _copied(old: Tensor, new: Tensor, _: bool = False) -> Tensor:
+    """What a copy writes; the operation itself has no derivative."""
+    return new.to(old.dtype).expand(old.shape)
+
+
+SAID_PLAINLY: dict[Any, Callable[..., Any]] = {
+    aten.batch_norm.default: lambda *given: _scale_and_shift(*given[:5], *given[6:8])[0],
+    aten.conv2d.padding: _padded_in_numbers,
+    # torch writes the strides of that mean where images lie channels last, and ONNX has no such operation.
+    aten.adaptive_avg_pool2d.default: lambda x, _: aten.mean.dim(x, [-1, -2], True),
+}
+FRESH = (  # of the operations that torch makes of others, those whose value is always a tensor of its own
+    *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.batch_norm.default),
+    *(aten.layer_norm.default, aten.group_norm.default, aten.relu6.default, aten.selu.default),
+)
+PLAIN: dict[Any, Callable[..., Any]] = {
+    aten.copy.default: _copied,
+    aten._native_batch_norm_legit_no_training.default: _scale_and_shift,
+    aten.conv2d.padding: _padded_in_numbers,
+}
+
+
+# -- is a graph the network? -----------------------------------------------------------------------------------------
+
+SAME = 1e-3  # of their norm, by which outputs and gradients may differ: orders of summation do
+ERROR = 1e-6  # of an image's values: what rounding leaves of them after a few layers
+ERRORS, MARGIN = 4, 3  # how often that is tried, and how much more than the worst of them is no surprise
+MOST = 0.05  # whatever comes of it
+
+
+def sensitivity(function: Callable[[Tensor], Any], images: Tensor, most: float = MOST) -> list[float]:
+    """How far each tensor that a function makes of images may be off, as a share of its norm, by errors of rounding.
+
+    Tiny for what is smooth. But a gradient jumps where a unit is switched, or another maximum wins: among a million
+    units some are always about to.
+    """
+    generator = torch.Generator().manual_seed(0)
+    wanted = [part.detach() for part in tree_leaves(function(images))]
+    off = [0.0] * len(wanted)
+    for _ in range(ERRORS):
+        moved = tree_leaves(
+            function(images + ERROR * images.abs().mean() * torch.randn(images.shape, generator=generator))
+        )
+        off = [max(by, MARGIN * _apart(*pair)) for by, *pair in zip(off, moved, wanted, strict=True)]
+    return [min(by, most) for by in off]
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one.detach() - other).norm() / other.norm().clamp_min(1e-12))
+
+
+def check_same(graph: GraphModule, reference: Callable[[Tensor], Any], images: Tensor, what: str) -> None:
+    """See that a graph puts out what it should, for all of these images and for the first alone.
+
+    Args:
+        reference: images -> what the graph is to put out, a tensor or some.
+        what: the graph, for messages.
+    Raises:
+        UserError: it does not, with the operation at which the two first differ and the layer that it belongs to.
+    """
+    for batch in (images, images[:1]):
+        with torch.no_grad():
+            wanted = [part.detach() for part in tree_leaves(reference(batch))]
+            try:
+                found = tree_leaves(graph(batch))
+            except Exception as error:
+                raise UserError(f"{what} does not run on {len(batch)} images: {reason_of(error)}") from None
+            off = [_apart(*pair) for pair in zip(found, wanted, strict=True)]
+            if all(distance <= SAME for distance in off):  # nor is what is not finite
+                continue
+            bounds = sensitivity(reference, batch)
+            if not all(distance <= max(SAME, bound) for distance, bound in zip(off, bounds, strict=True)):
+                raise UserError(
+                    f"{what} differs from the network by {max(off):.2g} of the outputs' norm, first at "
+                    f"{_first_difference(graph, reference, batch)}; write that part of the network in another way"
+                )
+
+
+def _first_difference(graph: GraphModule, reference: Callable[[Tensor], Any], images: Tensor) -> str:
+    """The first operation of the graph whose value the network never computes, among those on which what the graph puts
+    out depends by such operations only: what a decomposition computes on its way to a known value does not count."""
+    seen = _Seen()
+    with seen:
+        reference(images)
+    found = _Found(graph)
+    found.run(images)
+    of_images: set[Node] = set()  # not of weights alone, which a network may have in another form
+    for node in graph.graph.nodes:
+        if node.op == "placeholder" or of_images.intersection(node.all_input_nodes):
+            of_images.add(node)
+    strange: set[Node] = set()
+    waiting = [*graph.graph.output_node().all_input_nodes]
+    while waiting:
+        node = waiting.pop()
+        if node in strange or node not in of_images or node.op == "placeholder" or node in found.numbers:
+            continue
+        if (mark := found.marks[node]) is None or not seen.has(mark):  # None: several tensors at once
+            strange.add(node)
+            waiting += node.all_input_nodes
+    operations = (node for node in graph.graph.nodes if node in strange and node.op == "call_function")
+    first = next(operations, graph.graph.output_node())
+    return f"{first.target} {_place(first)}"
+
+
+def _place(node: Node) -> str:
+    """Where in the network an operation is: its module, or the layer before it."""
+    modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    if modules:
+        return f"in {modules[-1]}"
+    before, known = [node], {node}
+    for each in before:  # the nearest first
+        for other in each.all_input_nodes:
+            if other.op == "get_attr" and str(other.target).endswith(".weight"):
+                return f"at {str(other.target).removesuffix('.weight')}"
+            if other not in known:
+                known.add(other)
+                before.append(other)
+    return "before all layers"
+
+
+def _mark(value: Any) -> tuple[int, float, float] | None:
+    """By what a tensor is known again: its size, its norm, and a sum of its values with signs that mix them up."""
+    if not isinstance(value, Tensor):
+        return None
+    flat = torch.view_as_real(value).flatten() if value.is_complex() else value.detach().flatten()
+    signs = torch.cos(torch.arange(len(flat), dtype=torch.double) ** 1.5)
+    return len(flat), float(flat.double().norm()), float(flat.double() @ signs)
+
+
+class _Seen(TorchDispatchMode):
+    """Marks of all that is computed within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marks: dict[int, list[tuple[float, float]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if mark := _mark(value):
+                self.marks.setdefault(mark[0], []).append(mark[1:])
+        return out
+
+    def has(self, mark: tuple[int, float, float]) -> bool:
+        size, norm, mixed = mark
+        bound = SAME * norm + 1e-12
+        return any(abs(norm - n) <= bound and abs(mixed - m) <= bound for n, m in self.marks.get(size, ()))
+
+
+class _Found(Interpreter):
+    """Runs a graph, and keeps the mark of each node's value."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.marks: dict[Node, tuple[int, float, float] | None] = {}
+        self.numbers: set[Node] = set()
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        self.marks[n] = _mark(value)
+        if isinstance(value, int | float):  # sizes
+            self.numbers.add(n)
+        return value
