@@ -1,9 +1,11 @@
 """Images: where they come from (`sources`), how they are split and kept, how they become batches and pictures."""
 
+from lowenergy.data.arrays import read_array
 from lowenergy.data.batches import Batches, augment, shrink
-from lowenergy.data.images import DataError, Floats, Split, Splits, at_a_time, handful, to_bytes, to_float
+from lowenergy.data.images import DataError, Floats, Split, at_a_time, handful, to_bytes, to_float
 from lowenergy.data.pictures import write_grid
-from lowenergy.data.splits import SPLITS, load, prepare, save, test_images
+from lowenergy.data.preparing import prepare, test_images
+from lowenergy.data.splits import SPLITS, Splits, load, save
 
 __all__ = [
     "SPLITS",
@@ -17,6 +19,7 @@ __all__ = [
     "handful",
     "load",
     "prepare",
+    "read_array",
     "save",
     "shrink",
     "test_images",

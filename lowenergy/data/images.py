@@ -1,6 +1,8 @@
 """What the pipeline calls images: uint8 splits on disk and in memory, float32 in [-1, 1] in front of the networks."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,19 +14,40 @@ class DataError(UserError):
     """The images cannot be used; the message names the source or file and what to do."""
 
 
+GPU_SHARE = 0.25  # of a GPU's memory: more images than fill it stay where they are, and each batch is moved
+
+
+def fits(images: Tensor, device: torch.device) -> bool:
+    """Whether a device may hold all of the images; the CPU has them mapped from their file."""
+    if device.type != "cuda":
+        return True
+    return images.nbytes <= GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+
 @dataclass(frozen=True)
 class Split:
     images: Tensor  # (n, c, h, w) uint8
     labels: Tensor  # (n,) int64
+    destination: torch.device | None = None  # of what is taken, where that is not where the images lie
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self.images.device if self.destination is None else self.destination
+
     def take(self, index: Tensor) -> "Split":
-        return Split(self.images[index], self.labels[index])
+        """Those with these indices, on any device, as a split on this one's device."""
+        index = index.to(self.images.device)
+        return Split(self.images[index].to(self.device), self.labels[index].to(self.device))
 
     def to(self, device: torch.device) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device))
+        """For batches on that device; all images move there if they fit."""
+        if fits(self.images, device):
+            return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.images, self.labels, device)
 
 
 @dataclass(frozen=True)
@@ -35,12 +58,13 @@ class Files:
     labels: Tensor  # (n,) int64
     channels: int
     size: int
+    whites: Mapping[str, float]  # of pixels of more than 8 bits, see decoding.survey
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, index: Tensor) -> "Files":
-        return Files([self.paths[i] for i in index.tolist()], self.labels[index], self.channels, self.size)
+        return replace(self, paths=[self.paths[i] for i in index.tolist()], labels=self.labels[index])
 
     def read(self, first: int, last: int) -> Tensor:
         """Some of them, (last - first, c, size, size) uint8: the shorter side resized to `size`, then the middle.
@@ -48,53 +72,43 @@ class Files:
         Raises:
             DataError: a file is no readable image.
         """
-        from PIL import Image, UnidentifiedImageError
-        from torchvision.transforms import v2
+        from lowenergy.data import decoding
 
-        cut = v2.Compose([v2.Resize(self.size, antialias=True), v2.CenterCrop(self.size), v2.PILToTensor()])
-        mode = "L" if self.channels == 1 else "RGB"
         images = torch.empty(last - first, self.channels, self.size, self.size, dtype=torch.uint8)
         for i, path in enumerate(self.paths[first:last]):
-            try:
-                with Image.open(path) as image:
-                    images[i] = cut(image.convert(mode))
-            except (UnidentifiedImageError, OSError, SyntaxError) as error:
-                raise DataError(f"{path}: not a readable image ({error}); repair or remove it") from None
+            with decoding.opened(path) as image:
+                images[i] = decoding.square(decoding.eight_bit(image, self.channels, self.whites), self.size)
         return images
 
 
-@dataclass(frozen=True)
-class Splits:
-    train: Split
-    validation: Split
-    test: Split
-    classes: list[str]
-    source: str
-    normalisation: tuple[list[float], list[float]] | None = None  # mean and std that networks want; see data.mean
+Part = Split | Files
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+
+class Source(NamedTuple):
+    """What a source has. Parts that it does not name are split off the training images."""
+
+    train: Part
+    test: Part | None
+    classes: list[str]
+    validation: Part | None = None
 
 
 class Floats:
     """Images as float32 in [-1, 1] only when they are asked for: all at once would take four times their memory."""
 
-    def __init__(self, images: Tensor, order: Tensor) -> None:
+    def __init__(self, split: Split, order: Tensor) -> None:
         """
         Args:
-            images: (n, c, h, w) uint8.
-            order: (m,) indices, on the same device; place i holds images[order[i]].
+            order: (m,) indices; place i holds the split's image order[i].
         """
-        self.images, self.order = images, order
-        self.device = images.device
+        self.split, self.order = split, order
+        self.device = split.device
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        return to_float(self.images[self.order[index]])
+        return to_float(self.split.take(self.order[index]).images)
 
 
 IN_MEMORY = 2**27  # bytes of images that are looked at all together, as float32

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from lowenergy.base import files
+from lowenergy.base.figures import GAP
 from lowenergy.data.images import to_bytes
-
-GAP = 2  # pixels between images
 
 
 def write_grid(images: Tensor, path: Path, columns: int = 10) -> None:

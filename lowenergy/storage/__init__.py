@@ -1,6 +1,6 @@
 """How a model is stored: the encodings of its tensors, the file they make, layers that stay coded in memory."""
 
-from lowenergy.storage.artifact import Model, dense, read, save, sha256, shares, to_bytes, weights
+from lowenergy.storage.artifact import Model, bytes_by_part, dense, read, save, sha256, stored_bytes, to_bytes, weights
 from lowenergy.storage.coded import CodedWeight, attach, coded_weights
 from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, Int8, Sparse
 
@@ -14,12 +14,13 @@ __all__ = [
     "Model",
     "Sparse",
     "attach",
+    "bytes_by_part",
     "coded_weights",
     "dense",
     "read",
     "save",
     "sha256",
-    "shares",
+    "stored_bytes",
     "to_bytes",
     "weights",
 ]

@@ -5,11 +5,11 @@ tensor and where the model came from; docs/format.md is the reference. Parts tha
 except in files of dense float32, which are the yardstick of every compression ratio.
 """
 
-import copy
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,29 @@ import zstandard
 from torch import Tensor, nn
 
 from lowenergy import networks
-from lowenergy.base.files import FileError, read_safetensors, safetensors_bytes, write_bytes
-from lowenergy.storage.encodings import Dense, Encoding, from_parts
+from lowenergy.base.errors import UserError, one_line
+from lowenergy.base.files import FileError, read_safetensors, safetensors_bytes, unzstd, write_bytes
+from lowenergy.storage import header as schema
+from lowenergy.storage.encodings import Dense, Encoding, Part, decoded_shape, from_parts
+from lowenergy.storage.header import FORMAT
+from lowenergy.storage.limits import TooLargeError, bounded, limit_of, too_large
 
-FORMAT = 1
+LOOKED_AT = 3  # images, by which a network that was read is compared with the one that was written
+
 DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "C64": torch.complex64,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
     "I32": torch.int32,
+    "U32": torch.uint32,
     "I64": torch.int64,
+    "U64": torch.uint64,
     "BOOL": torch.bool,
 }
 
@@ -41,28 +53,44 @@ class Model:
     spec: networks.Spec
     tensors: Mapping[str, Encoding]  # by the network's own names
     activations: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # static int8: (scale, zero point)
-    body: nn.Module | None = None  # of a network from elsewhere, handed over instead of imported
+    tied: Mapping[str, str] = field(default_factory=dict)  # further names of tensors -> the first
+    original: networks.AnyNetwork | None = None  # that the tensors are of, as they are: what is stored must answer so
+    origin: str = ""  # the file that it was read from
+    limit: int | None = None  # bytes that its network may take, for it is a stranger's
 
     def build(self) -> networks.AnyNetwork:
-        """The network, with every tensor decoded to float32."""
-        state = {name: encoded.decode() for name, encoded in self.tensors.items()}
-        return networks.build_with(self.spec, state, copy.deepcopy(self.body))
+        """The network, with every tensor decoded to float32.
+
+        Raises:
+            FileError: the tensors do not fit the network, or that cannot be built.
+            TooLargeError: it takes more memory than it may.
+        """
+        try:
+            with bounded(self.limit, self.origin):
+                state = {name: encoded.decode() for name, encoded in self.tensors.items()}
+                state |= {name: state[first] for name, first in self.tied.items() if name not in state}
+                return networks.build_with(self.spec, state)
+        except TooLargeError:
+            raise
+        except Exception as error:  # whatever a constructor makes of a header, or a network of its tensors
+            name = "" if type(error) is ValueError or isinstance(error, UserError) else f"{type(error).__name__}: "
+            where = self.origin or self.spec.name
+            raise FileError(f"{where}: its network cannot be built: {name}{one_line(error)}") from None
 
 
 def dense(network: networks.AnyNetwork, target: str) -> Model:
     """A network stored as it is, float32."""
-    return Model(target, network.spec, {name: Dense(value) for name, value in weights(network).items()})
+    tensors = {name: Dense(value) for name, value in weights(network).items()}
+    return Model(target, network.spec, tensors, tied=networks.tied_names(network), original=network)
 
 
-def weights(network: nn.Module) -> dict[str, Tensor]:
-    """The state that matters after training: BatchNorm's step counters do not."""
-    return {k: v.detach().cpu() for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+weights = networks.stored_state
 
 
 def _packed(tensor: Tensor) -> tuple[Tensor, dict[str, Any] | None]:
     """The tensor under zstd with what it takes to undo it, or the tensor itself where that is smaller."""
     raw = tensor.detach().cpu().contiguous()
-    small = zstandard.ZstdCompressor(level=19).compress(raw.numpy().tobytes())
+    small = zstandard.ZstdCompressor(level=19).compress(_content(raw).numpy().tobytes())
     dtype = next(name for name, kind in DTYPES.items() if kind == raw.dtype)
     undo = {"dtype": dtype, "shape": list(raw.shape)}
     if len(small) + len(str(undo)) >= raw.numel() * raw.element_size():
@@ -70,22 +98,117 @@ def _packed(tensor: Tensor) -> tuple[Tensor, dict[str, Any] | None]:
     return torch.frombuffer(bytearray(small), dtype=torch.uint8), undo
 
 
-def _unpacked(tensor: Tensor, undo: dict[str, Any]) -> Tensor:
-    kind, shape = DTYPES[undo["dtype"]], undo["shape"]
-    size = torch.Size(shape).numel() * kind.itemsize
-    raw = zstandard.ZstdDecompressor().decompress(tensor.numpy().tobytes(), max_output_size=size)
-    if len(raw) != size:
-        raise ValueError(f"{len(raw)} bytes where {size} were expected")
-    return torch.frombuffer(bytearray(raw), dtype=kind).view(shape)
+def _content(tensor: Tensor) -> Tensor:
+    """The bytes of a contiguous tensor of any kind, not copied."""
+    return tensor.view(-1).view(torch.uint8)
+
+
+def _stored(tensor: Tensor, undo: Mapping[str, Any] | None) -> Part:
+    """What a part will be."""
+    if undo is None:
+        return Part(tensor.dtype, tuple(tensor.shape))
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or undo["dtype"] not in DTYPES:
+        raise ValueError(f"zstd of {undo['dtype']} in {tensor.ndim} dimensions of {tensor.dtype}")
+    return Part(DTYPES[undo["dtype"]], tuple(undo["shape"]))
+
+
+def _unpacked(tensor: Tensor, part: Part) -> Tensor:
+    raw = unzstd(tensor.numpy().tobytes(), part.bytes)
+    if len(raw) != part.bytes:
+        raise ValueError(f"zstd of {len(raw):,} bytes, where {part.bytes:,} were expected")
+    return torch.frombuffer(bytearray(raw), dtype=part.dtype).view(part.shape)
 
 
 def save(model: Model, path: str | Path, provenance: Mapping[str, Any]) -> None:
-    """Write the model atomically; the same model and provenance give the same bytes."""
-    write_bytes(path, to_bytes(model, provenance))
+    """Write the model atomically; the same model and provenance give the same bytes.
+
+    What was written is read again before it takes the file's name: it must say the same, and its network answer the
+    same, bit for bit.
+
+    Raises:
+        FileError: it does not, or a tensor has no form in a file; nothing is written.
+    """
+    write_bytes(path, to_bytes(model, provenance), lambda written: _read_back(written, model, provenance, str(path)))
+
+
+def _read_back(written: Path, model: Model, provenance: Mapping[str, Any], path: str) -> None:
+    try:
+        again, header = _read(written, path, None, None)
+    except FileError as error:
+        raise FileError(f"{path}: what was written cannot be read again ({error}); nothing is written") from None
+    again = replace(again, spec=replace(again.spec, given=model.spec.given), limit=None)
+    model = replace(model, origin=path)
+    facts = [_said(model, provenance), _said(again, header["provenance"])]
+    names = {**model.tensors, **again.tensors}
+    wrong = [name for name in names if not _same(model.tensors.get(name), again.tensors.get(name))]
+    if wrong or facts[0] != facts[1]:
+        raise FileError(f"{path}: {wrong[0] if wrong else 'its header'} cannot be read as it is; nothing is written")
+    network = again.build()
+    if found := _difference(network, model.build() if model.original is None else model.original):
+        raise FileError(
+            f"{path}: read again, {model.spec.name} gives {found} than in memory; what it knows beyond its arguments "
+            "and its state_dict is in no file. Nothing is written"
+        )
+
+
+def _said(model: Model, provenance: Mapping[str, Any]) -> Any:
+    """All that a header says of a model, as JSON has it."""
+    tied = {name: first for name, first in model.tied.items() if name not in model.tensors}
+    return json.loads(json.dumps([model.target, model.spec.as_header(), model.activations, tied, provenance]))
+
+
+def _same(one: Encoding | None, other: Encoding | None) -> bool:
+    """Of the same kind, with the same content, bit for bit."""
+    if type(one) is not type(other):
+        return False
+    for old, new in ((getattr(one, part), getattr(other, part)) for part in vars(one)):
+        if isinstance(old, Tensor):
+            old, new = old.detach().cpu().contiguous(), new.contiguous()
+            if old.dtype != new.dtype or old.shape != new.shape or not torch.equal(_content(old), _content(new)):
+                return False
+        elif old != new:
+            return False
+    return True
+
+
+def _difference(network: nn.Module, original: networks.AnyNetwork) -> str | None:
+    """What a network just built gives, in words, that another does not; that one is left as it is."""
+    device = next((parameter.device for parameter in original.parameters()), torch.device("cpu"))
+    training = {module: module.training for module in original.modules()}
+    original.cpu().eval()
+    try:
+        of_original = dict(original.named_parameters())
+        for name, new in network.named_parameters():
+            old = of_original.get(name, new)
+            if new.shape == old.shape and 0 not in old.stride():  # sums are taken in the order of memory
+                new.data = torch.empty_strided(old.shape, old.stride(), dtype=new.dtype).copy_(new.data)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(LOOKED_AT, *original.spec.input_shape, generator=generator) * 2 - 1
+        one, other = (_answers(each, images) for each in (network, original))
+    finally:
+        original.to(device)
+        for module, was in training.items():
+            module.training = was
+    if one.shape != other.shape:
+        return f"{tuple(one.shape)} outputs, not {tuple(other.shape)}"
+    if torch.allclose(one, other, rtol=0, atol=0, equal_nan=True):
+        return None
+    return f"other outputs, by up to {float((one - other).abs().max()):.3g},"
+
+
+def _answers(network: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # some draw even in evaluation mode
+        answers: Tensor = network(images)
+    return answers
 
 
 def to_bytes(model: Model, provenance: Mapping[str, Any]) -> bytes:
-    """The content of the model's file."""
+    """The content of the model's file.
+
+    Raises:
+        FileError: a tensor, or what the header says, has no form in a file.
+    """
     tensors: dict[str, Tensor] = {}
     encodings: dict[str, Any] = {}
     packed: dict[str, Any] = {}
@@ -94,6 +217,8 @@ def to_bytes(model: Model, provenance: Mapping[str, Any]) -> bytes:
         if encoded.kind != "dense":
             encodings[name] = [encoded.kind, encoded.facts()]
         for part, tensor in encoded.parts().items():
+            if tensor.dtype not in DTYPES.values():
+                raise FileError(f"{model.spec.name}: {name} is {tensor.dtype}, which no file holds; store another type")
             key = f"{name}:{part}" if part else name
             tensors[key], undo = (tensor, None) if plain else _packed(tensor)
             if undo:
@@ -105,10 +230,14 @@ def to_bytes(model: Model, provenance: Mapping[str, Any]) -> bytes:
         "encodings": encodings,
         "packed": packed,
         "activations": model.activations,
+        "tied": {name: first for name, first in model.tied.items() if name not in model.tensors},
         "provenance": provenance,
     }
     header = {key: value for key, value in header.items() if value}
-    return safetensors_bytes(tensors, {**header, "sha256": digest(tensors, header)}, small=not plain)
+    try:
+        return safetensors_bytes(tensors, {**header, "sha256": digest(tensors, header)}, small=not plain)
+    except TypeError as error:
+        raise FileError(f"{model.spec.name}: its arguments and provenance have no form in a file: {error}") from None
 
 
 def digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
@@ -119,43 +248,100 @@ def digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     for name in sorted(tensors):
         raw = tensors[name].detach().cpu().contiguous()
         found.update(f"{name} {raw.dtype} {tuple(raw.shape)}".encode())
-        found.update(raw.view(-1).view(torch.uint8).numpy().tobytes())
+        found.update(_content(raw).numpy().data)
     return found.hexdigest()
 
 
-def read(path: str | Path, *, trust: Collection[str] | None = ()) -> tuple[Model, dict[str, Any]]:
+def read(
+    path: str | Path, *, trust: Collection[str] | None = (), limit: int | None = None
+) -> tuple[Model, dict[str, Any]]:
     """The stored model and its whole header.
 
     Args:
         trust: import paths, modules or files that its network may come from, besides the zoo, torchvision and timm;
             None where the network will not be built.
+        limit: bytes that its tensors may decode to, and its network take; None for what any small network takes, and
+            a large one whose file is in proportion (limits.py).
     Raises:
-        FileError: missing, truncated, tampered with, or written by a newer version.
+        FileError: missing, truncated, tampered with, damaged, or written by a newer version.
+        TooLargeError: it would take more.
         NetworkError: its network is of none of these.
     """
+    return _read(Path(path), str(path), trust, limit)
+
+
+def _read(path: Path, origin: str, trust: Collection[str] | None, limit: int | None) -> tuple[Model, dict[str, Any]]:
+    """
+    Args:
+        origin: what messages call it.
+    """
     tensors, header = read_safetensors(path)
-    if header.get("format") != FORMAT:
-        raise FileError(f"{path}: format {header.get('format')} is not {FORMAT}; update lowenergy or make it again")
+    if "format" not in header:
+        raise FileError(f"{origin}: holds no model; give one of models/ or pretrained/")
+    if header["format"] != FORMAT:
+        raise FileError(f"{origin}: format {header['format']!r} is not {FORMAT}; update lowenergy or make it again")
     if header.get("sha256") != digest(tensors, header):
-        raise FileError(f"{path}: altered since it was written (its SHA-256 does not fit); make it again")
+        raise FileError(f"{origin}: altered since it was written (its SHA-256 does not fit); make it again")
+    limit = limit_of(path.stat().st_size) if limit is None else limit
     try:
-        packed, kinds = header.get("packed", {}), header.get("encodings", {})
-        parts: dict[str, dict[str, Tensor]] = {name: {} for name in kinds}
-        for key, tensor in tensors.items():
-            name, _, part = key.partition(":")
-            parts.setdefault(name, {})[part] = _unpacked(tensor, packed[key]) if key in packed else tensor
-        encoded = {name: from_parts(found, *kinds.get(name, ("dense", {}))) for name, found in parts.items()}
-        activations = {name: (float(s), int(z)) for name, (s, z) in header.get("activations", {}).items()}
-        spec = networks.Spec(**header["spec"])
-        model = Model(header["target"], spec, encoded, activations)
-    except (KeyError, TypeError, ValueError, RuntimeError, zstandard.ZstdError) as error:
-        raise FileError(f"{path}: the content does not fit its header ({error}); make it again") from None
+        if strange := next((name for name in tensors if not name.isprintable()), None):
+            raise ValueError(f"{strange!a} is no name of a tensor")
+        schema.check(header)
+        model = replace(_decoded(tensors, header, origin, limit), origin=origin, limit=limit)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FileError(f"{origin}: the content does not fit its header: {one_line(error)}; make it again") from None
     if trust is not None:
-        networks.check_trust(spec, trust, str(path))
-    return model, header
+        networks.check_trust(model.spec, trust, origin)
+    return model, {**header, "provenance": header.get("provenance", {})}
 
 
-def shares(path: str | Path) -> dict[str, int]:
+def _decoded(tensors: Mapping[str, Tensor], header: Mapping[str, Any], origin: str, limit: int) -> Model:
+    packed, kinds = header.get("packed", {}), header.get("encodings", {})
+    stored: dict[str, dict[str, str]] = {name: {} for name in kinds}  # the keys of each tensor's parts
+    for key in tensors:
+        name, _, part = key.partition(":")
+        stored.setdefault(name, {})[part] = key
+    if strange := packed.keys() - tensors.keys():
+        raise ValueError(f"packed.{strange.pop()} is of no tensor")
+    said = {
+        name: {part: _stored(tensors[key], packed.get(key)) for part, key in keys.items()}
+        for name, keys in stored.items()
+    }
+    size = 0
+    for name, parts in said.items():
+        try:
+            shape = decoded_shape(parts, *kinds.get(name, ("dense", {})))
+        except ValueError as error:
+            raise ValueError(f"{name!r}: {error}") from None
+        size += 4 * math.prod(shape) + sum(part.bytes for part in parts.values())
+    if size > limit:
+        raise too_large(origin, size, limit)
+    encoded = {}
+    for name, keys in stored.items():
+        content = {
+            part: _unpacked(tensors[key], said[name][part]) if key in packed else tensors[key]
+            for part, key in keys.items()
+        }
+        encoded[name] = from_parts(content, *kinds.get(name, ("dense", {})))
+    activations = {name: (float(scale), zero) for name, (scale, zero) in header.get("activations", {}).items()}
+    tied = header.get("tied", {})
+    if strange := {name: first for name, first in tied.items() if first not in encoded or name in encoded}:
+        raise ValueError(f"tied.{next(iter(strange))} is {strange[next(iter(strange))]!r}, which is no other tensor")
+    return Model(header["target"], networks.Spec(**header["spec"]), encoded, activations, tied=tied)
+
+
+def stored_bytes(path: str | Path) -> dict[str, int]:
+    """What each tensor takes in the file, those left out that the header alone tells of."""
+    spent: dict[str, int] = {}
+    for key, tensor in read_safetensors(path)[0].items():
+        name = key.partition(":")[0]
+        spent[name] = spent.get(name, 0) + tensor.numel() * tensor.element_size()
+    return spent
+
+
+def bytes_by_part(path: str | Path) -> dict[str, int]:
     """What the file's bytes are spent on: codes, codebooks, and all the rest, header included."""
     tensors, _ = read_safetensors(path)
     spent = {"codes": 0, "codebooks": 0}
@@ -167,4 +353,7 @@ def shares(path: str | Path) -> dict[str, int]:
 
 
 def sha256(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        raise FileError(f"{path}: no such file; `dvc repro` makes it, `dvc pull` fetches it from a remote") from None

@@ -30,10 +30,12 @@ class CodedWeight(nn.Module):
         return F.embedding(self.codes.int(), codebook).view(self.shape)
 
 
-def attach(layer: nn.Module, codebook: Tensor, weight: CodedWeight) -> None:
-    """Let the layer decode its weight from `codebook`, (k, d), whenever it is used."""
-    layer.weight = nn.Parameter(codebook)
-    parametrize.register_parametrization(layer, "weight", weight, unsafe=True)  # unsafe: the shape changes
+def attach(network: nn.Module, layer: nn.Module, codebook: Tensor, weight: CodedWeight) -> None:
+    """Let the layer, and whichever shares its weight, decode it from `codebook`, (k, d), whenever it is used."""
+    trained = nn.Parameter(codebook)
+    for owner, key in networks.sharing(network, layer):
+        setattr(owner, key, trained)
+        parametrize.register_parametrization(owner, key, weight, unsafe=True)  # unsafe: the shape changes
 
 
 def coded_weights(network: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter, CodedWeight]]:

@@ -2,8 +2,8 @@
 
 import torch
 
-from lowenergy.base.params import Data
 from lowenergy.data.images import Split
+from lowenergy.params import Data
 
 
 def read(p: Data) -> tuple[Split, None, list[str]]:

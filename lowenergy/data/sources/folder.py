@@ -1,30 +1,179 @@
-"""Your own images: one sub-directory per class. Read when they are written to the splits, so that memory holds few."""
+"""Your own images: one sub-directory per class, below train/ and test/ where there is an official split.
 
+Files are read when they are written to the splits, so that memory holds few.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from lowenergy.base.params import Data
-from lowenergy.data.images import DataError, Files
+from lowenergy.data import decoding
+from lowenergy.data.images import DataError, Files, Source
+from lowenergy.params import Data
+
+ROLES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+# What systems and programs leave beside images; like names that begin with a dot, they are nobody's class or picture.
+HIDDEN = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+HIDDEN |= {"thumbs.db", "ehthumbs.db", "desktop.ini"}
+
+Classes = dict[str, list[str]]  # paths of images by class
 
 
-def read(p: Data) -> tuple[Files, None, list[str]]:
-    from torchvision.datasets import ImageFolder
+@dataclass
+class _Left:
+    """What is there and not read."""
 
-    folder, size = p.folder, p.image_size
+    hidden: Counter[str] = field(default_factory=Counter)  # by name
+    suffixes: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.hidden:
+            names = ", ".join(name for name, _ in self.hidden.most_common(3))
+            parts.append(f"{self.hidden.total()} hidden files and folders ({names})")
+        if self.suffixes:
+            parts.append(", ".join(f"{count} {suffix}" for suffix, count in self.suffixes.most_common()))
+        return "; ".join([*([f"left out: {' and '.join(parts)}"] if parts else []), *self.remarks])
+
+
+def read(p: Data) -> Source:
+    size, root = p.image_size, Path(p.folder)
     assert size is not None  # the schema insists
-    if not Path(folder).is_dir():
-        raise DataError(f"data.folder {folder}: no such directory; give one with a sub-directory of images per class")
-    try:
-        found = ImageFolder(folder)
-    except FileNotFoundError as error:
+    if not root.is_dir():
+        what = "not a directory" if root.exists() else "no such directory"
+        raise DataError(f"data.folder {root}: {what}; give one with a sub-directory of images per class")
+    left = _Left()
+    parts = _parts(root, left)
+    names = sorted(parts["train"])
+    for role, classes in parts.items():
+        if strange := sorted(classes.keys() - set(names)):
+            raise DataError(f"data.folder {root}: {role} has images of {', '.join(strange[:3])}, training has none")
+    survey = decoding.survey([path for classes in parts.values() for paths in classes.values() for path in paths])
+    left.remarks += survey.remarks
+    if said := str(left):
+        print(f"data.folder {root}: {said}", flush=True)
+
+    def files(classes: Classes) -> Files:
+        paths = [path for name in names for path in classes.get(name, [])]
+        labels = [label for label, name in enumerate(names) for _ in classes.get(name, [])]
+        return Files(paths, torch.tensor(labels), p.channels, size, survey.whites)
+
+    found = {role: files(classes) for role, classes in parts.items()}
+    return Source(found["train"], found.get("test"), names, found.get("validation"))
+
+
+def _parts(root: Path, left: _Left) -> dict[str, Classes]:
+    """Images by part (train, and test or validation where the folder has them) and class.
+
+    Raises:
+        DataError: the images do not lie in folders of classes, or a class has none.
+    """
+    folders, loose = _listed(root, left)
+    places: dict[str, Path] = {}
+    for folder in folders:
+        if role := ROLES.get(folder.name.lower()):
+            if role in places:
+                raise DataError(f"data.folder {root}: {places[role].name} and {folder.name} are both {role}; keep one")
+            places[role] = folder
+    split = "train" in places and (len(places) > 1 or len(folders) == 1)
+    if len(places) == len(folders) > 1 and not split:
+        raise DataError(f"data.folder {root}: {', '.join(f.name for f in folders)}, but no train; add it")
+    if not split:
+        _check_no_parts(root, folders)
+        return {"train": _classes(root, folders, loose, left)}
+    parts = {}
+    for role, place in places.items():
+        below, images = _listed(place, left)
+        if not below and role != "train":
+            left.remarks.append(f"{place.name}/ holds no folders of classes, so its {len(images)} images are not used")
+            continue
+        parts[role] = _classes(place, below, images, left)
+    if others := [folder.name for folder in folders if folder not in places.values()]:
+        left.remarks.append(f"beside {places['train'].name}/, not used: {', '.join(others)}")
+    if "validation" in parts and "test" not in parts:
+        left.remarks.append(f"{places['validation'].name}/ is the test set")
+        parts["test"] = parts.pop("validation")
+    return parts
+
+
+def _check_no_parts(root: Path, folders: list[Path]) -> None:
+    """Folders such as seg_train and seg_test, with the same folders in each of them, are no classes.
+
+    Raises:
+        DataError: that is what they look like.
+    """
+    roles = {ROLES.get(word) for folder in folders for word in re.split("[^a-z]+", folder.name.lower())}
+    if "train" not in roles or len(folders) < 2:
+        return
+    within = [{below.name for below in _folders_of(folder)} for folder in folders]
+    if len(both := sorted(set.intersection(*within))) > 1:
+        names = " and ".join(folder.name for folder in folders)
         raise DataError(
-            f"data.folder {folder}: {error} Put the images of each class in a sub-directory of their own"
-        ) from None
-    if len(found.classes) < 2:
-        raise DataError(f"data.folder {folder}: one class ({found.classes[0]}) only; at least two are needed")
-    return (
-        Files([path for path, _ in found.samples], torch.tensor(found.targets), p.channels, size),
-        None,
-        found.classes,
-    )
+            f"data.folder {root}: {names} hold the same folders ({', '.join(both[:3])}), as parts of the images do; "
+            "call them train, val and test, or put the images of each class directly in its folder"
+        )
+
+
+def _folders_of(folder: Path) -> list[Path]:
+    """Its sub-directories, or those of the only one."""
+    below = _listed(folder, _Left())[0]
+    return _listed(below[0], _Left())[0] if len(below) == 1 else below
+
+
+def _classes(root: Path, folders: list[Path], loose: list[str], left: _Left) -> Classes:
+    """The images of each folder of a class, sub-folders included."""
+    advice = "put the images of each class in a sub-directory of their own"
+    if not folders:
+        raise DataError(f"data.folder {root}: {len(loose)} images, and no folders of classes; {advice}")
+    if loose:
+        left.remarks.append(f"{len(loose)} images directly in {root.name}/ are of no class")
+    classes: Classes = {}
+    for folder in folders:
+        inside = _Left()
+        images = sorted(_images(folder, inside, frozenset([folder.resolve()])))
+        if not images:
+            why = f" ({inside})" if str(inside) else ""
+            raise DataError(f"data.folder {root}: class {folder.name} has no image that can be read{why}; remove it")
+        left.hidden += inside.hidden
+        left.suffixes += inside.suffixes
+        # Two systems write é in two ways. What is no text cannot be printed.
+        name = unicodedata.normalize("NFC", folder.name).encode(errors="replace").decode()
+        classes.setdefault(name, []).extend(f"{place}/{file}" for place, file in images)
+    return classes
+
+
+def _images(folder: Path, left: _Left, above: frozenset[Path]) -> Iterator[tuple[str, str]]:
+    """(folder, file) of the images below a folder; links that lead back to one above end there."""
+    folders, images = _listed(folder, left)
+    roles = {ROLES.get(below.name.lower()) for below in folders}
+    if "train" in roles and len(roles - {None}) > 1:
+        raise DataError(f"{folder}: train and test below a class; put the classes below train and test")
+    yield from ((str(folder), Path(path).name) for path in images)
+    for below in folders:
+        if (real := below.resolve()) not in above:
+            yield from _images(below, left, above | {real})
+
+
+def _listed(folder: Path, left: _Left) -> tuple[list[Path], list[str]]:
+    """Sub-directories and images, in order; what else there is, is counted."""
+    folders, images = [], []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(".") or entry.name.lower() in HIDDEN:
+            left.hidden[entry.name] += 1
+        elif entry.is_dir():
+            folders.append(entry)
+        elif entry.suffix.lower() in decoding.suffixes() and (entry.is_file() or entry.is_symlink()):  # or a broken one
+            images.append(str(entry))
+        else:
+            left.suffixes[entry.suffix.lower() or "without suffix"] += 1
+    return folders, images

@@ -1,0 +1,53 @@
+"""Images that another program wrote as an array: .npz or .npy of numpy."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowenergy.data.images import DataError
+
+NAME = "images"  # of the array in a .npz; it may have another name if it is the only one
+
+
+def read_array(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """Images, uint8 (n, c, h, w), from an array of that shape, or without c where that is 1, or with c last.
+
+    Raises:
+        DataError: there is no such file, or something else is in it; nothing is unpickled.
+    """
+    advice = "give a .npz or .npy file of uint8 images"
+    if not path.is_file():
+        raise DataError(f"{path}: {'a directory' if path.is_dir() else 'No such file'}; {advice}")
+    try:
+        array = _array(path)
+    except (DataError, PermissionError):
+        raise
+    except Exception as error:  # numpy and zipfile raise nearly anything on damaged files
+        raise DataError(f"{path}: no .npz or .npy file, or a damaged one ({error}); {advice}") from None
+    channels, height, width = shape
+    if array.dtype != np.uint8:
+        raise DataError(f"{path}: {array.dtype} where uint8 is needed, 0 for black and 255 for white")
+    if channels == 1 and array.shape[1:] == (height, width):
+        array = array[:, None]
+    elif array.shape[1:] == (height, width, channels) != shape:
+        array = np.moveaxis(array, 3, 1)
+    if array.shape[1:] != shape:
+        raise DataError(f"{path}: an array of {array.shape}, where images of {shape} are needed: (n, c, h, w)")
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _array(path: Path) -> Any:
+    found = np.load(path, allow_pickle=False)
+    if isinstance(found, np.ndarray):
+        return found
+    with found as arrays:
+        names = arrays.files
+        if NAME not in names and len(names) != 1:
+            raise DataError(f"{path}: no array `{NAME}` among {', '.join(names) or 'none'}; name it so")
+        array = arrays[NAME if NAME in names else names[0]]
+    if not isinstance(array, np.ndarray):  # a file in the archive that is no array
+        raise DataError(f"{path}: no array `{NAME}`, but files of other kinds")
+    return array

@@ -1,0 +1,162 @@
+"""Image files as the 8-bit pixels that a viewer shows: upright, on white, 16 bits and floats brought to 0..255."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from lowenergy.data.images import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image as Pillow
+
+# Formats that Pillow knows by their suffix, and cannot draw without help from elsewhere.
+NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+
+# What may be white in pixels of more than 8 bits: a format of 16 bits says so; of the others the brightest pixel of the
+# whole folder decides, so that a dark image stays darker than its neighbours.
+WHITES = {"16-bit": (65535.0,), "32-bit integer": (255.0, 65535.0), "float": (1.0, 255.0, 65535.0)}
+DARKEST = 1 / 16  # share of white that the brightest pixel must reach: below it, less than 4 of 8 bits are left
+
+ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of Exif and of TIFF
+TURNS = {  # by orientation. ImageOps.exif_transpose also writes the metadata anew, and fails where they are odd
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Of the files that Pillow reads, in lower case."""
+    from PIL import Image
+
+    Image.init()
+    drawn = Image.OPEN.keys() - NOT_DRAWN
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in drawn)
+
+
+@contextmanager
+def opened(path: str) -> Iterator["Pillow.Image"]:
+    """The image in a file.
+
+    Raises:
+        DataError: it is no readable image, found out here or in the body of the `with`.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (DataError, PermissionError):
+        raise
+    except Exception as error:  # Pillow raises nearly anything on damaged files
+        raise DataError(f"{path}: not a readable image ({error}); repair, convert or remove it") from None
+
+
+def depth(image: "Pillow.Image") -> str | None:
+    """Which pixels of more than 8 bits an image has, a key of WHITES; None where Pillow converts them rightly."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return "16-bit"
+    return {"I": "32-bit integer", "F": "float"}.get(image.mode)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What has to be known of all files of a folder before one of them is converted."""
+
+    whites: dict[str, float]  # by depth
+    remarks: list[str]
+
+
+def survey(paths: Sequence[str]) -> Survey:
+    """Open every file; decode those with more than 8 bits.
+
+    Raises:
+        DataError: files are no images, or have pixels of which nobody can say what is white; the message names them.
+    """
+    brightest: dict[str, tuple[float, str]] = {}
+    unreadable: list[DataError] = []
+    moving = transparent = 0
+    for path in paths:
+        try:
+            with opened(path) as image:
+                # An MPO is a photo and its previews.
+                moving += image.format != "MPO" and bool(getattr(image, "is_animated", False))
+                transparent += image.has_transparency_data
+                kind = depth(image)
+                if kind is not None:
+                    brightest[kind] = max(brightest.get(kind, (0.0, path)), (_brightest(image, kind, path), path))
+        except DataError as error:
+            unreadable.append(error)
+    if unreadable:
+        more = f" ({len(unreadable) - 1} more files are like it)" if len(unreadable) > 1 else ""
+        raise DataError(f"{unreadable[0]}{more}")
+    remarks = [f"{moving} files of several frames: the first is used"] * (moving > 0)
+    remarks += [f"{transparent} with an alpha channel: put on white"] * (transparent > 0)
+    whites = {kind: _white(kind, *found) for kind, found in brightest.items()}
+    remarks += [f"{kind} pixels: {white:g} is white" for kind, white in whites.items()]
+    return Survey(whites, remarks)
+
+
+def _brightest(image: "Pillow.Image", kind: str, path: str) -> float:
+    pixels = np.asarray(image)
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= max(WHITES[kind])):  # NaN is neither
+        known = " or ".join(f"0..{white:g}" for white in WHITES[kind])
+        raise DataError(f"{path}: {kind} pixels from {low:g} to {high:g}, not {known}; convert the folder to 8 bits")
+    return high
+
+
+def _white(kind: str, high: float, path: str) -> float:
+    for white in WHITES[kind]:
+        if white * DARKEST <= high <= white:
+            return white
+    known = " or ".join(f"{white:g}" for white in WHITES[kind])
+    raise DataError(
+        f"{path}: no {kind} pixel of the folder is brighter than {high:g}, and white is {known}; convert the folder to "
+        "8 bits, all files by the same factor"
+    )
+
+
+def eight_bit(image: "Pillow.Image", channels: int, whites: Mapping[str, float]) -> "Pillow.Image":
+    """The image upright, of mode L or RGB; what is transparent shows white.
+
+    Args:
+        whites: see survey.
+    """
+    from PIL import Image
+
+    image.load()  # a TIFF turns itself
+    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    kind = depth(image)
+    if kind is not None:
+        pixels = np.asarray(image) * (255 / whites[kind])
+        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # 0 is white, which Pillow heeds in 8 bits only
+            pixels = 255 - pixels
+        image = Image.fromarray(np.round(pixels).clip(0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # the only way from there to grey
+    if turn is not None:
+        image = image.transpose(Image.Transpose[turn])
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def square(image: "Pillow.Image", size: int) -> Tensor:
+    """An image of mode L or RGB as (c, size, size) uint8: the shorter side resized to `size`, then the middle."""
+    from torchvision.transforms.v2 import functional as V
+
+    cut = V.center_crop(V.resize(image, [size], antialias=True), [size])
+    pixels: Tensor = V.pil_to_tensor(cut)
+    return pixels
