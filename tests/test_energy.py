@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from lowenergy import data, energies, networks
-from lowenergy.base import params
-from lowenergy.base.params import EnergyMatching, Sampler
+from lowenergy import data, energies, networks, params
 from lowenergy.energies import (
     EnergyMatch,
     OwnChains,
@@ -22,6 +20,7 @@ from lowenergy.energies import (
     logits_and_gradient,
     sample,
 )
+from lowenergy.params import EnergyMatching, Sampler
 
 SPEC = networks.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10, head="mean")
 

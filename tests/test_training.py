@@ -15,22 +15,22 @@ from ruamel.yaml import YAML
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lowenergy import cli, data, networks, targets, training
-from lowenergy.base import checkpoint, params
+from lowenergy import cli, data, networks, params, targets, training
+from lowenergy.base import checkpoint
 from lowenergy.runtimes.loading import load
 from lowenergy.storage import artifact
-from lowenergy.targets import jem as of_jem
+from lowenergy.targets.jem import training as of_jem
 from lowenergy.training import DivergedError, Run, loop
 from lowenergy.training import energies as of_energies
 
 KILLED = """
 import sys, torch
 from lowenergy import data
-from lowenergy.base import params
+from lowenergy import params
 from lowenergy import targets
 from lowenergy import training
 from lowenergy.base import checkpoint
-from lowenergy.base.params import check
+from lowenergy.params import check
 from lowenergy.training import loop
 from ruamel.yaml import YAML
 
@@ -47,16 +47,16 @@ def keep_and_die(run, part, content):
         os.kill(os.getpid(), signal.SIGKILL)
 
 loop.keep = keep_and_die
-run = training.Run(f"{target}/teacher", p.seed, [], root=root)
+run = training.Run(target, p.seed, [], root=root)
 targets.get(target).train(splits, getattr(p, target), run)
 """
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_teachers_learn(target: str, small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
-    run = Run(f"{target}/teacher", 0, [], root=tmp_path)
+    run = Run(target, 0, [], root=tmp_path)
     network = targets.get(target).train(splits, getattr(small, target), run)
-    curves = tmp_path / "plots/curves" / target / "teacher/plots/metrics"
+    curves = tmp_path / "plots/curves" / target / "plots/metrics"
     assert (curves / "loss.tsv").exists()
     assert not network.training
     if target == "ebm":
@@ -78,10 +78,10 @@ def test_kill_and_resume_give_the_same_bytes(
     assert killed.returncode == -9, killed.stderr
     outcomes = []
     for root in (tmp_path, tmp_path / "uninterrupted"):
-        run = Run(f"{target}/teacher", small.seed, [], root=root)
+        run = Run(target, small.seed, [], root=root)
         network = targets.get(target).train(splits, getattr(small, target), run)
         artifact.save(artifact.dense(network, target), root / "model", {})
-        curve = (root / "plots/curves" / target / "teacher/plots/metrics/loss.tsv").read_bytes()
+        curve = (root / "plots/curves" / target / "plots/metrics/loss.tsv").read_bytes()
         outcomes.append(((root / "model").read_bytes(), curve))
         training.finished(run)
         assert not run.checkpoint("fit").exists()
@@ -93,13 +93,13 @@ def test_foreign_and_damaged_checkpoints_are_not_taken_up(
     small: params.Params, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    first = Run("classifier/teacher", 0, ["these params"], root=tmp_path)
+    first = Run("classifier", 0, ["these params"], root=tmp_path)
     targets.get("classifier").train(splits, small.classifier, first)
-    for run, reason in ((Run("classifier/teacher", 0, ["others"], root=tmp_path), "belongs to other params"),):
+    for run, reason in ((Run("classifier", 0, ["others"], root=tmp_path), "belongs to other params"),):
         targets.get("classifier").train(splits, small.classifier, run)
         assert reason in capfd.readouterr().out
     first.checkpoint("fit").write_bytes(b"half a file")
-    targets.get("classifier").train(splits, small.classifier, Run("classifier/teacher", 0, [], root=tmp_path))
+    targets.get("classifier").train(splits, small.classifier, Run("classifier", 0, [], root=tmp_path))
     assert "is unreadable" in capfd.readouterr().out
 
 
@@ -108,11 +108,11 @@ def test_divergence_without_end_stops_with_the_last_healthy_model(
 ) -> None:
     monkeypatch.setattr(of_energies, "RECOVERIES", 2)
     absurd = params.check(with_changes(small_values, {"ebm.train.lr": 1e9, "energies.train.gradient_norm": None}))
-    run = Run("ebm/teacher", 0, [], root=tmp_path)
-    with pytest.raises(DivergedError, match=r"ebm/teacher: step \d+: .* for the 3. time; .* Lower the learning rate"):
+    run = Run("ebm", 0, [], root=tmp_path)
+    with pytest.raises(DivergedError, match=r"ebm: step \d+: .* for the 3. time; .* Lower the learning rate"):
         targets.get("ebm").train(splits, absurd.ebm, run)
     assert run.recoveries == 2
-    saved = tmp_path / ".checkpoints/ebm/teacher.last-healthy.safetensors"
+    saved = tmp_path / ".checkpoints/ebm.last-healthy.safetensors"
     network = load(saved)
     assert all(weight.isfinite().all() for weight in network.parameters())
     assert cli.main(["sample", str(saved), "--n", "2", "--steps", "2", "--out", str(tmp_path / "grid.png")]) == 0
@@ -124,7 +124,7 @@ def test_the_guard_watches_energies(
     monkeypatch.setattr(of_energies, "RECOVERIES", 0)
     monkeypatch.setattr(of_energies, "LARGEST_ENERGY", 1e-6)
     with pytest.raises(DivergedError, match=r"energy_\w+ \S+ is beyond 1e-06"):
-        targets.get("ebm").train(splits, small.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
+        targets.get("ebm").train(splits, small.ebm, Run("ebm", 0, [], root=tmp_path))
 
 
 def test_the_guard_watches_chains(
@@ -132,7 +132,7 @@ def test_the_guard_watches_chains(
 ) -> None:
     monkeypatch.setattr(of_energies, "langevin_chain", lambda of, images, *rest: [torch.zeros_like(images)])
     with pytest.raises(DivergedError, match=r"the chains have collapsed: their spread is 0 of the data's, for the 6"):
-        targets.get("ebm").train(splits, small.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
+        targets.get("ebm").train(splits, small.ebm, Run("ebm", 0, [], root=tmp_path))
 
 
 def slope(run: Run) -> nn.Linear:
@@ -273,7 +273,7 @@ def test_real_images_of_energies_are_mirrored_and_cropped_if_asked(
     values["energies"]["train"] |= augmented
     p = params.check(values)
     only_left = replace(splits, train=data.Split(left, splits.train.labels))
-    targets.get("ebm").train(only_left, p.ebm, Run("ebm/teacher", 0, [], root=tmp_path))
+    targets.get("ebm").train(only_left, p.ebm, Run("ebm", 0, [], root=tmp_path))
     share = float(torch.cat(seen).float().mean())
     assert share == 1 if expected == 1 else abs(share - expected) < 0.05
 
@@ -284,7 +284,7 @@ def test_a_jems_labels_count_more_and_more_if_told_to(
     """Of a teacher and of a student, which both begin knowing little; not of a network that is mended."""
     counted: list[float] = []
 
-    def watched(p: params.JemTraining, logits: torch.Tensor, labels: torch.Tensor, progress: float) -> Any:
+    def watched(p: of_jem.JemTraining, logits: torch.Tensor, labels: torch.Tensor, progress: float) -> Any:
         value, logs = classification(p, logits, labels, progress)
         full, _ = classification(p.model_copy(update={"classification_rise": 0.0}), logits, labels, progress)
         counted.append(float(value / full))
@@ -298,7 +298,7 @@ def test_a_jems_labels_count_more_and_more_if_told_to(
 
     def run() -> Run:
         counted.clear()
-        return Run("jem/teacher", 0, [], root=tmp_path)
+        return Run("jem", 0, [], root=tmp_path)
 
     network = targets.get("jem").train(splits, p.jem, run())
     rising = [min(1.0, 2 * step / len(counted)) for step in range(len(counted))]
@@ -317,7 +317,7 @@ def test_a_jem_weighs_its_labels(small_values: Any, splits: data.Splits, tmp_pat
         values = with_changes(small_values, {})
         if weight:
             values["jem"]["train"]["classification_weight"] = weight
-        p, run = params.check(values), Run("jem/teacher", 0, [], root=tmp_path)
+        p, run = params.check(values), Run("jem", 0, [], root=tmp_path)
         network = networks.build(
             networks.Spec.of(p.jem.architecture, splits.input_shape, 10, "logsumexp", splits.normalisation), seed=0
         )

@@ -3,15 +3,19 @@
 The score ∇ log p = -∇E is what sampling follows.
 """
 
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lowenergy.base import device
-from lowenergy.base.params import Precision
+from lowenergy.base.precision import Precision
+from lowenergy.networks import own_tensors
 
 HEADS: dict[str, Callable[[Tensor], Tensor]] = {  # logits (batch, outputs) -> energies (batch,)
     "mean": lambda logits: logits.mean(1),
@@ -29,11 +33,17 @@ def energy_of(network: nn.Module, head: str, precision: Precision = "32-true", *
         precision: bf16-mixed runs the network under autocast, about twice as fast where the hardware has bfloat16.
         frozen: the weights take part as constants, so that no step spends time on their gradients.
     """
-    weights = {name: weight.detach() for name, weight in network.named_parameters()}  # sees later updates in place
+    own = dict(network.named_parameters())  # detached, they see later updates in place
+    weights = {name: own[first].detach() for name, first in own_tensors(network).items() if first in own}
+
+    def constant(images: Tensor) -> Tensor:
+        return functional_call(network, weights, (images,), tie_weights=False)
+
+    run = constant if frozen else network
 
     def energy(images: Tensor) -> Tensor:
         with device.autocast(images.device.type, precision):
-            logits = functional_call(network, weights, (images,)) if frozen else network(images)
+            logits = run(images)
         return HEADS[head](logits.float())
 
     return energy
@@ -70,13 +80,29 @@ def energy_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]:
     return energies.detach(), gradient
 
 
+def _hardsigmoid_backward(g: Tensor, x: Tensor) -> Tensor:
+    return g * ((x > -3) & (x < 3)) / 6
+
+
+# torch has no derivative of this one (2.15), so that no MobileNetV3 could be trained as an energy.
+_ATEN = torch.library.Library("aten", "IMPL")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it says that a kernel is replaced
+    _ATEN.impl("hardsigmoid_backward", _hardsigmoid_backward, "Autograd")
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """Within it, attention is computed by plain operations: torch's fused ones have no second derivative."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 def logits_and_gradient(network: nn.Module, head: str, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (batch, outputs) and input gradients of the energy, both differentiable by the weights."""
     if getattr(network, "gradient", False):  # an int8 graph puts both out
         logits, gradient = network(images)
         return logits, gradient
     create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), twice_differentiable():
         images = images.detach().requires_grad_()
         logits = network(images)
         (gradient,) = torch.autograd.grad(HEADS[head](logits).sum(), images, create_graph=create_graph)

@@ -6,23 +6,30 @@ Backward passes that are one opaque operation to torch are decomposed; of a conv
 same weights, flipped, so that whatever makes convolutions small and fast works for both directions.
 """
 
+import math
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._decomp import get_decompositions
+from torch._decomp import decomposition_table, get_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.func import functional_call
+from torch.func import functional_call, functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.graph import CodeGen
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lowenergy.base import UserError
-from lowenergy.energies.energy import HEADS
+from lowenergy.energies.energy import HEADS, logits_and_gradient
+from lowenergy.networks import own_tensors
+from lowenergy.networks.graphs import check_same, quiet, reason_of, traced, writes, writes_in_place
 from lowenergy.networks.inputconv import input_gradient
 
 aten = torch.ops.aten
@@ -32,21 +39,56 @@ def gradient_graph(network: nn.Module, head: str, input_shape: tuple[int, int, i
     """images (batch, c, h, w) -> logits (batch, outputs), input gradients of the energy (batch, c, h, w).
 
     The graph holds the network's own parameters and buffers under their own names; it knows convolutions as
-    aten.conv2d and fully connected layers as aten.linear, as torch.export does. Its batch size is free.
+    aten.conv2d and fully connected layers as aten.linear, as torch.export does. Its batch size is free, it writes no
+    tensor in place, and it has answered like autograd.
 
     Args:
         network: images -> logits, in evaluation mode.
         head: of the energy, see energy.HEADS.
     Raises:
-        UserError: an operation that cannot be traced, with torch's reason.
+        UserError: an operation that cannot be traced, with torch's reason, or whose gradient is another in the graph.
+    """
+    images = torch.rand(3, *input_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    reference = partial(logits_and_gradient, network, head)
+    try:
+        with torch.no_grad():
+            reference(images)
+    except RuntimeError as error:
+        raise UserError(f"the gradient of this network cannot be computed: {reason_of(error)}") from None
+
+    def compared(forward: nn.Module) -> GraphModule:
+        graph = _joint(network, forward, head, input_shape)
+        check_same(graph, reference, images, "the gradient graph")
+        return graph
+
+    refused = None
+    if not writes_in_place(network, images):
+        try:
+            return compared(network)
+        except UserError as error:
+            refused = error
+    try:  # what torch.export makes of it: there len(x) is no constant, and what is written is a new tensor
+        return compared(traced(network, input_shape).module(check_guards=False))
+    except UserError as error:
+        raise refused or error from None
+
+
+def _joint(network: nn.Module, forward: nn.Module, head: str, input_shape: tuple[int, int, int]) -> GraphModule:
+    """The graph of both directions.
+
+    Args:
+        forward: the network, or a graph of it with parameters and buffers of the same names.
     """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     state = {name: value.detach() for name, value in tensors.items()}
+    own = {name: first for name, first in own_tensors(forward).items() if first in state}
 
     def both(state: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             images = images.detach().requires_grad_()
-            logits = functional_call(network, state, (images,))
+            given = {name: state[first] for name, first in own.items()}
+            logits = functional_call(forward, given, (images,), tie_weights=False)
             (gradient,) = torch.autograd.grad(HEADS[head](logits).sum(), images)
         return logits, gradient
 
@@ -56,22 +98,25 @@ def gradient_graph(network: nn.Module, head: str, input_shape: tuple[int, int, i
     weights = {name: fake.from_tensor(value, static_shapes=True) for name, value in state.items()}
     try:
         # Fused attention has no plain backward pass; the other form has.
-        with fake, sdpa_kernel(SDPBackend.MATH), enable_python_dispatcher():
-            traced = make_fx(both, decomposition_table=PLAIN)(weights, images)
+        with fake, sdpa_kernel(SDPBackend.MATH), enable_python_dispatcher(), quiet():
+            joint = make_fx(both, decomposition_table=PLAIN)(weights, images)
+            if any(map(writes, joint.graph.nodes)):  # some of torch's own decompositions do
+                joint = make_fx(functionalize(joint, remove="mutations"))(weights, images)
     except Exception as error:  # torch raises nearly anything here
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"the gradient of this network cannot be traced: {reason[0]}") from None
-    graph = traced.graph
+        raise UserError(f"the gradient of this network cannot be traced: {reason_of(error)}") from None
+    graph = joint.graph
     graph.set_codegen(CodeGen())  # parameters are no inputs any more
     graph.owning_module = None  # until it has the parameters that it will name
     _own_parameters(graph, list(state))
     for node in list(graph.nodes):
+        if writes(node):
+            raise UserError(f"the gradient of this network cannot be traced: {node.target} writes in place")
         if node.target is aten.view.default:  # which would hold for the memory layout of this moment only
             node.target = aten.reshape.default
         _as_layer(graph, node)
     graph.eliminate_dead_code()
     used = {node.target for node in graph.nodes if node.op == "get_attr"}
-    constants = {name: getattr(traced, name) for name in used - set(tensors)}
+    constants = {name: getattr(joint, name) for name in used - set(tensors)}
     module = GraphModule({**constants, **{name: tensors[name] for name in tensors if name in used}}, graph)
     return module.eval()
 
@@ -85,28 +130,30 @@ def _convolution_backward(
 ) -> tuple[Tensor | None, None, None]:  # fmt: skip
     """Only the input's gradient is ever asked for."""
     assert not (mask[1] or mask[2]), "weights take part as constants"
-    height, width = x.shape[2:]
-    kernel = w.shape[2:]
+    kernel, axes = w.shape[2:], w.ndim - 2
+    stride, padding, dilation = ([*each] * (axes // len(each)) for each in (stride, padding, dilation))
     back = [d * (k - 1) - p for k, p, d in zip(kernel, padding, dilation, strict=True)]
+    none = [0] * axes
     if transposed:
-        return aten.convolution(g, w, None, stride, padding, dilation, False, [0, 0], groups), None, None
-    if list(stride) == [1, 1] and min(back) >= 0:
-        return aten.convolution(g, _turned(w, groups), None, [1, 1], back, dilation, False, [0, 0], groups), None, None
+        return aten.convolution(g, w, None, stride, padding, dilation, False, none, groups), None, None
+    if stride == [1] * axes and min(back) >= 0:
+        return aten.convolution(g, _turned(w, groups), None, stride, back, dilation, False, none, groups), None, None
     odd = all(k % 2 and k == kernel[0] and p == k // 2 for k, p in zip(kernel, padding, strict=True))
-    if odd and list(stride) == [2, 2] and list(dilation) == [1, 1] and groups == 1:
-        return input_gradient(g, w, height, width), None, None
+    if odd and stride == [2, 2] and dilation == [1, 1] and groups == 1:
+        return input_gradient(g, w, x.shape[2], x.shape[3]), None, None
     rest = [
-        x.shape[2 + i] - ((g.shape[2 + i] - 1) * stride[i] + kernel[i] * dilation[i] - dilation[i] + 1) for i in (0, 1)
+        x.shape[2 + i] + 2 * padding[i] - ((g.shape[2 + i] - 1) * stride[i] + (kernel[i] - 1) * dilation[i] + 1)
+        for i in range(axes)
     ]
-    rest = [r + 2 * p for r, p in zip(rest, padding, strict=True)]
     return aten.convolution(g, w, None, stride, padding, dilation, True, rest, groups), None, None
 
 
 def _turned(w: Tensor, groups: int) -> Tensor:
-    """(out, in / groups, k, k) -> (in, out / groups, k, k), flipped: the convolution that leads back."""
+    """(out, in / groups, k, ...) -> (in, out / groups, k, ...), flipped: the convolution that leads back."""
+    flipped = w.flip(list(range(2, w.ndim)))
     if groups == 1:
-        return w.flip(2, 3).transpose(0, 1)
-    return w.flip(2, 3).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        return flipped.transpose(0, 1)
+    return flipped.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _max_pool_backward(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
@@ -115,30 +162,157 @@ def _max_pool_backward(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return flat.scatter_add(2, winners.flatten(2), g.flatten(2)).view(x.shape)
 
 
-def _repeat_backward(g: Tensor, _: Any, input_shape: Any, *scales: Any) -> Tensor:
-    """Of nearest neighbours, each repeated equally often."""
-    height, width = input_shape[2:]
+def _nearest_backward(g: Tensor, out_size: Any, in_size: Any, *scales: Any) -> Tensor:
+    height, width = in_size[2:]
     if g.shape[2] % height or g.shape[3] % width:
-        raise UserError(f"{height}x{width} interpolated to {g.shape[2]}x{g.shape[3]}: only multiples can be")
-    return g.unflatten(2, (height, -1)).unflatten(4, (width, -1)).sum((3, 5))
+        return _resize_backward(aten.upsample_nearest2d.default)(g, out_size, in_size, *scales)
+    return g.unflatten(2, (height, -1)).unflatten(4, (width, -1)).sum((3, 5))  # each repeated equally often
 
+
+# Operations that are linear, and work along each axis of the images by itself: backwards they are a product with a
+# constant matrix for each axis, which is what the operation makes of the unit vectors.
+
+
+def _along(g: Tensor, sizes: Any, operation: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """The gradient of the inputs of such an operation.
+
+    Args:
+        g: (..., out1, out2, ...), of its outputs.
+        sizes: (in1, in2, ...), of its inputs.
+        operation: the same on images (n, 1, ...) that are 2 wide along all axes but one, which stay as they are.
+    """
+    for axis, size in enumerate(sizes):
+        with _disable_current_modes():
+            units = torch.eye(size)
+            # Not 1 wide, where torch 2.15 mistakes how images lie in memory, and smooths along the wrong axis.
+            images = units.view(size, 1, *_only([size] * len(sizes), axis, 1)).expand(
+                size, 1, *_only([size] * len(sizes), axis, 2)
+            )
+            matrix = operation(images.contiguous(), axis)[(slice(None), 0, *_only([slice(None)] * len(sizes), axis, 0))]
+            idle = torch.equal(matrix, units)
+        if not idle:
+            at = axis - len(sizes)
+            g = F.linear(g.transpose(at, -1), matrix).transpose(at, -1)
+    return g
+
+
+def _only(values: Any, axis: int, rest: Any) -> list[Any]:
+    """One axis's value, and what it is for the others."""
+    return [value if i == axis else rest for i, value in enumerate(values)]
+
+
+def _average_pool_backward(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def backward(
+        g: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, ceil: bool, with_padding: bool, divisor: Any
+    ) -> Tensor:
+        axes = x.ndim - 2
+        kernel, padding, stride = (
+            [*values] * axes if len(values) == 1 else [*values] for values in (kernel, padding, stride or kernel)
+        )
+
+        def along(images: Tensor, axis: int) -> Tensor:
+            window = _only(kernel, axis, 1), _only(stride, axis, 1), _only(padding, axis, 0)
+            return pool(images, *window, ceil, with_padding, divisor and 1)
+
+        return _along(g / divisor if divisor else g, x.shape[2:], along)
+
+    return backward
+
+
+def _adaptive_average_pool_backward(g: Tensor, x: Tensor) -> Tensor:
+    sizes = g.shape[2:]
+    return _along(g, x.shape[2:], lambda images, axis: aten._adaptive_avg_pool2d(images, _only(sizes, axis, 2)))
+
+
+def _replicate_backward(g: Tensor, x: Tensor, padding: Any) -> Tensor:
+    left, right, top, bottom = padding
+    both = ([0, 0, top, bottom], [left, right, 0, 0])
+    return _along(g, x.shape[2:], lambda images, axis: F.pad(images, both[axis], mode="replicate"))
+
+
+def _resize_backward(resize: Callable[..., Tensor], *, options: int = 0) -> Callable[..., Tensor]:
+    """
+    Args:
+        options: arguments of the operation before its scales, which may be left out.
+    """
+
+    def backward(g: Tensor, out_size: Any, in_size: Any, *rest: Any) -> Tensor:
+        given, scales = rest[:options], [*rest[options:], None, None][:2]
+        return _along(
+            g,
+            in_size[2:],
+            lambda images, axis: resize(images, _only(out_size, axis, 2), *given, *_only(scales, axis, None)),
+        )
+
+    return backward
+
+
+# -- forward passes that no exporter knows ----------------------------------------------------------------------------
+
+
+def _adaptive_max_pool(x: Tensor, sizes: Any) -> tuple[Tensor, Tensor]:
+    """Maxima and their places, by windows of one size: what is too much in a shorter one is its last pixel again."""
+    (rows, columns), width = ((_windows(*both) for both in zip(x.shape[2:], sizes, strict=True)), x.shape[3])
+    with _disable_current_modes():
+        at = torch.tensor(rows).flatten(), torch.tensor(columns).flatten()
+        places = torch.tensor([[[r * width + c for r in row for c in column] for column in columns] for row in rows])
+    gathered = x.index_select(2, at[0]).index_select(3, at[1])
+    gathered = gathered.unflatten(3, (len(columns), -1)).unflatten(2, (len(rows), -1))
+    values, which = gathered.transpose(3, 4).flatten(4).max(4)
+    return values, places.expand(*which.shape, -1).gather(4, which[..., None])[..., 0]
+
+
+def _windows(size: int, count: int) -> list[list[int]]:
+    found = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+    longest = max(end - start for start, end in found)
+    return [[min(start + i, end - 1) for i in range(longest)] for start, end in found]
+
+
+def _average_pool(
+    x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False, with_padding: bool = True,
+    divisor: int | None = None,
+) -> Any:  # fmt: skip
+    """Averages over windows of a size of their own, which torch 2.15 exports as if it were that of the window."""
+    if divisor is None or ceil:
+        return NotImplemented
+    size = math.prod(kernel) if len(kernel) > 1 else kernel[0] ** 2
+    return aten.avg_pool2d(x, kernel, stride, padding) * (size / divisor)
+
+
+def _mean_slope(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: Any) -> Any:
+    """nn.RReLU, whose slope is random in training mode only."""
+    return NotImplemented if training else aten.leaky_relu(x, (lower + upper) / 2)
+
+
+FORWARD: Any = {
+    aten.rrelu.default: _mean_slope,
+    aten.rrelu_with_noise.default: lambda x, _, *rest: _mean_slope(x, *rest),
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
+    aten.avg_pool2d.default: _average_pool,
+}
 
 PLAIN: Any = {
+    **{op: plain for op, plain in decomposition_table.items() if "_backward" in str(op)},  # all that torch has
     **get_decompositions(
         [
-            aten.silu_backward, aten.gelu_backward, aten.elu_backward, aten.leaky_relu_backward,
-            aten.hardtanh_backward, aten.hardswish_backward, aten.hardsigmoid_backward, aten.threshold_backward,
-            aten.sigmoid_backward, aten.tanh_backward, aten.softplus_backward, aten._softmax_backward_data,
-            aten._log_softmax_backward_data, aten.native_layer_norm, aten.native_layer_norm_backward,
-            aten.native_group_norm, aten.native_group_norm_backward, aten._native_batch_norm_legit,
-            aten._native_batch_norm_legit_no_training,
-            aten.native_batch_norm_backward, aten.slice_backward, aten.select_backward,
-            aten._adaptive_avg_pool2d_backward, aten.logsumexp,
+            aten.native_layer_norm, aten.native_group_norm, aten._native_batch_norm_legit,
+            aten._native_batch_norm_legit_no_training, aten.logsumexp,
         ]
     ),
+    **FORWARD,
     aten.convolution_backward.default: _convolution_backward,
     aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
-    aten.upsample_nearest2d_backward.default: _repeat_backward,
+    aten.adaptive_max_pool2d_backward.default: _max_pool_backward,
+    aten.avg_pool2d_backward.default: _average_pool_backward(aten.avg_pool2d.default),
+    aten.avg_pool3d_backward.default: _average_pool_backward(aten.avg_pool3d.default),
+    aten._adaptive_avg_pool2d_backward.default: _adaptive_average_pool_backward,
+    aten.replication_pad2d_backward.default: _replicate_backward,
+    aten.upsample_nearest2d_backward.default: _nearest_backward,
+    aten._upsample_nearest_exact2d_backward.default: _resize_backward(aten._upsample_nearest_exact2d.default),
+    aten.upsample_bilinear2d_backward.default: _resize_backward(aten.upsample_bilinear2d.default, options=1),
+    aten.upsample_bicubic2d_backward.default: _resize_backward(aten.upsample_bicubic2d.default, options=1),
+    aten._upsample_bilinear2d_aa_backward.default: _resize_backward(aten._upsample_bilinear2d_aa.default, options=1),
+    aten._upsample_bicubic2d_aa_backward.default: _resize_backward(aten._upsample_bicubic2d_aa.default, options=1),
 }  # fmt: skip
 
 
@@ -159,7 +333,7 @@ def _own_parameters(graph: Graph, names: list[str]) -> None:
 def _as_layer(graph: Graph, node: Node) -> None:
     """Say convolutions and products with a weight as torch.export says the layers that they come from."""
     with graph.inserting_before(node):
-        if node.target is aten.convolution.default and not node.args[6]:
+        if node.target is aten.convolution.default and not node.args[6] and len(node.args[3]) == 2:  # type: ignore[arg-type]
             x, w, bias, stride, padding, dilation, _, _, groups = node.args
             new = call(graph, aten.conv2d.default, x, w, bias, stride, padding, dilation, groups)
         elif node.target is aten.addmm.default and _is_turned_parameter(node.args[2]):

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from lowenergy.base.params import Sampler
 from lowenergy.base.team import ALONE, Team
 from lowenergy.energies.energy import Energy, energy_gradient
+from lowenergy.params import Sampler
 
 BATCH = 500  # chains at a time: more take memory and no less time
 
@@ -18,24 +18,31 @@ def uniform_noise(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device) * 2 - 1
 
 
+def langevin_step(images: Tensor, gradient: Tensor, noise: Tensor, constants: Sampler) -> Tensor:
+    """clamp(x - step_size * clamp(∇E(x), ±gradient_clamp) + noise * N(0, 1), [-1, 1]): where images go next.
+
+    Args:
+        images, gradient, noise: (batch, c, h, w): x, the gradient of its energy there, and standard normal noise.
+    """
+    downhill = gradient.clamp(-constants.gradient_clamp, constants.gradient_clamp)
+    moved = torch.sub(images, downhill, alpha=constants.step_size)
+    return torch.add(moved, noise, alpha=constants.noise).clamp(-1, 1)
+
+
 def langevin_chain(
     energy: Energy, images: Tensor, steps: int, constants: Sampler, generator: Generator, team: Team = ALONE
 ) -> Iterator[Tensor]:
     """The `steps` states after `images`, (batch, c, h, w) in [-1, 1], of one chain per image; `images` stays as it is.
-
-    One step is x <- clamp(x - step_size * clamp(∇E(x), ±gradient_clamp) + noise * N(0, 1), [-1, 1]).
 
     Every state is the same tensor, overwritten by the next step: copy what is to be kept.
 
     Args:
         team: processes among which the chains are divided; each gets the states of its share.
     """
-    noise, images = torch.empty_like(images), team.share(images).clone()
+    noise, images = torch.empty_like(images), team.own_rows(images).clone()
     for _ in range(steps):
         _, gradient = energy_gradient(energy, images)
-        gradient.clamp_(-constants.gradient_clamp, constants.gradient_clamp)
-        images.sub_(gradient, alpha=constants.step_size)
-        images.add_(team.share(noise.normal_(generator=generator)), alpha=constants.noise).clamp_(-1, 1)
+        images.copy_(langevin_step(images, gradient, team.own_rows(noise.normal_(generator=generator)), constants))
         yield images
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from lowenergy.base.team import ALONE, Team
-from lowenergy.energies.energy import Energy
+from lowenergy.energies.energy import Energy, twice_differentiable
 from lowenergy.energies.langevin import uniform_noise
 
 
@@ -36,6 +36,19 @@ def flow_loss(energy: Energy, images: Tensor, generator: Generator, team: Team =
     between, speed = torch.lerp(noise, images, time), torch.ones((), device=images.device)
     if rest:
         between, speed = between.clamp(-1, 1), ((1 - time) / rest).clamp(max=1)
-    between = team.share(between).requires_grad_()
-    (gradient,) = torch.autograd.grad(energy(between).sum(), between, create_graph=True)
+    between = team.own_rows(between).requires_grad_()
+    with twice_differentiable():
+        energies = energy(between)
+    (gradient,) = torch.autograd.grad(energies.sum(), between, create_graph=True)
     return (team.gather(gradient, len(images)) + speed * images - speed * noise).square().mean()
+
+
+def silent_flow(images: Tensor, rest: float = 0.0) -> float:
+    """The flow loss of an energy without any slope, for these images: E‖x_1 - x_0‖² a pixel times the speed's square.
+
+    Args:
+        images: (n, c, h, w) in [-1, 1].
+        rest: see flow_loss.
+    """
+    uniform = 1 / 3  # variance of noise in [-1, 1]
+    return (float(images.square().mean()) + uniform) * (1 - rest + 2 * rest / 3) / (1 + rest)

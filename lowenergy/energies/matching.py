@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from lowenergy.base.params import EnergyMatching, Sampler
 from lowenergy.data import to_float
 from lowenergy.energies.energy import Energy, energy_gradient
-from lowenergy.energies.langevin import langevin_chain, uniform_noise
+from lowenergy.energies.langevin import langevin_chain, langevin_step, uniform_noise
+from lowenergy.params import EnergyMatching, Sampler
 
 NOISE = 0.3  # largest standard deviation of the noise on probes; chains near the data stray less
 
@@ -24,14 +24,14 @@ def probe_images(
     """Where a compressed energy must agree with its teacher's: on data, around data, and on the way of the sampler.
 
     Args:
-        images: (n, c, h, w) uint8, real ones, on the generator's device.
+        images: (n, c, h, w) uint8, real ones.
     Returns:
         (m, c, h, w): p.images real images, as many with noise of random strength, then of p.chains chains of the
         teacher's their start and four evenly spaced states.
     """
-    device = images.device
+    device = generator.device
     order = torch.randperm(len(images), generator=generator, device=device)
-    real = to_float(images[order[: p.images]])
+    real = to_float(images[order[: p.images].to(images.device)].to(device))
     strength = NOISE * torch.rand(len(real), 1, 1, 1, generator=generator, device=device)
     noisy = real + strength * torch.randn(real.shape, generator=generator, device=device)
     kept = {max(1, p.chain_steps * quarter // 4) for quarter in (1, 2, 3, 4)}
@@ -60,10 +60,9 @@ class OwnChains:
         """One Langevin step along the last of these gradients; each chain restarts after p.chain_steps on average."""
         if not len(self.images) or not torch.is_grad_enabled():  # when a loss is only looked at, nothing moves
             return
-        p, images = self.sampler, self.images
-        downhill = gradients.detach()[-len(images) :].clamp(-p.gradient_clamp, p.gradient_clamp)
+        images = self.images
         noise = torch.randn(images.shape, generator=self.generator, device=images.device)
-        moved = (images - p.step_size * downhill + p.noise * noise).clamp_(-1, 1)
+        moved = langevin_step(images, gradients.detach()[-len(images) :], noise, self.sampler)
         fresh = (
             torch.rand(len(images), 1, 1, 1, generator=self.generator, device=images.device) < 1 / self.p.chain_steps
         )

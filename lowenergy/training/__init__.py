@@ -1,10 +1,12 @@
 """Training: a run and its checkpoints, the loop, matching a teacher."""
 
+from lowenergy.training.finetuning import POSSIBLE_WARNINGS, Objective, finetune, hold_zeros, mean_loss
 from lowenergy.training.loop import DivergedError, Logs, Stateful, fit
-from lowenergy.training.matching import Objective, finetune, hold_zeros, mean_loss
-from lowenergy.training.run import Run, disband, finished, keep, kept
+from lowenergy.training.run import Run, disband, finished, keep, kept, running
+from lowenergy.training.silence import silent_cross_entropy, silent_divergence
 
 __all__ = [
+    "POSSIBLE_WARNINGS",
     "DivergedError",
     "Logs",
     "Objective",
@@ -18,4 +20,7 @@ __all__ = [
     "keep",
     "kept",
     "mean_loss",
+    "running",
+    "silent_cross_entropy",
+    "silent_divergence",
 ]

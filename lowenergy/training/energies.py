@@ -1,6 +1,8 @@
 """Training of energies: the teacher by flow and chains, compressed ones towards it, and those again by themselves."""
 
+import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import LambdaLR
 
-from lowenergy.base.params import Ebm, EnergyTraining, Jem, Precision, Retrain, StudentRetrain
+from lowenergy.base.precision import Precision
 from lowenergy.base.progress import Progress
 from lowenergy.data import Batches, Split, Splits, augment, to_float, write_grid
 from lowenergy.energies import (
@@ -23,8 +25,11 @@ from lowenergy.energies import (
     langevin_chain,
     logits_and_gradient,
     probe_images,
+    silent_flow,
+    uniform_noise,
 )
 from lowenergy.networks import AnyNetwork, spec_of, training_format
+from lowenergy.params import EnergyKind, EnergyTraining, Retrain, StudentRetrain
 from lowenergy.storage import dense, save
 from lowenergy.training.graphs import RecordedEnergy
 from lowenergy.training.loop import DivergedError, Logs, fit
@@ -34,6 +39,8 @@ from lowenergy.training.run import Run
 # the data's spread; both bounds are far from that, because going back costs time.
 LARGEST_ENERGY = 1e5
 SMALLEST_SPREAD = 0.05
+FROM_NOISE = 64  # chains that are started anew now and then: those of the buffer may live on where none would get to
+LOOKED_AFTER = 12  # points of the curves
 RECOVERIES = 5
 
 Also = Callable[
@@ -41,15 +48,20 @@ Also = Callable[
 ]  # (logits of real images, labels, how much of the training is done) -> a further loss, what to plot
 
 
-def fit_energy(
-    network: AnyNetwork,
-    data: Split,
-    p: EnergyTraining,
-    run: Run,
-    also: Also | None = None,
-    retrain: Retrain | None = None,
-) -> None:
-    """Train an energy in place by flow regression, persistent contrastive divergence, or both.
+@dataclass(frozen=True)
+class _Course:
+    """What tells one training of an energy from another."""
+
+    part: str  # of the run
+    epochs: int
+    rate: Callable[[int, int], float]  # (step, steps) -> factor of the learning rate
+    chains_from: float  # share of the steps that are trained on the flow alone
+    precision: Precision
+    fresh: bool  # begins knowing little
+
+
+def fit_energy(network: AnyNetwork, data: Split, p: EnergyTraining, run: Run, also: Also | None = None) -> None:
+    """Train a new energy in place by flow regression, persistent contrastive divergence, or both.
 
     Where chains take part, each step advances some from the replay buffer by p.chain_steps Langevin steps, then lowers
     the energy of real images against theirs. How chains look shows in .checkpoints/<name>.chains.png.
@@ -57,34 +69,54 @@ def fit_energy(
     Args:
         also: (logits of the real images, their labels, the share of the training that is done, 1 of a network that
             is only mended) -> a further loss on the same forward pass (JEM's).
-        retrain: of a trained network that was changed: other epochs, and a rate that falls to 0.
     Raises:
         DivergedError: RECOVERIES did not help; the last healthy network is saved beside the checkpoints.
     """
+
+    def each_epoch(step: int, steps: int) -> float:
+        return p.lr_decay ** (step * p.epochs // steps)
+
+    _fit(network, data, p, run, also, _Course("fit", p.epochs, each_epoch, p.contrastive_from, p.precision, True))
+
+
+def mend_energy(
+    network: AnyNetwork, data: Split, p: EnergyTraining, run: Run, retrain: Retrain, also: Also | None = None
+) -> None:
+    """The same of a trained energy that was changed: chains join in at once, the rate falls to 0. See fit_energy."""
+    _fit(network, data, p, run, also, _Course("retrain", retrain.epochs, _falling(retrain), 0.0, p.precision, False))
+
+
+def fit_student_energy(
+    network: AnyNetwork, data: Split, p: EnergyTraining, run: Run, retrain: StudentRetrain, also: Also | None = None
+) -> None:
+    """The same of an energy that was trained towards another, and may know little yet. See fit_energy."""
+    late, precision = retrain.contrastive_from, retrain.precision
+    _fit(network, data, p, run, also, _Course("retrain", retrain.epochs, _falling(retrain), late, precision, True))
+
+
+def _falling(retrain: Retrain) -> Callable[[int, int], float]:
+    return lambda step, steps: retrain.lr * (1 - step / steps)
+
+
+def _fit(network: AnyNetwork, data: Split, p: EnergyTraining, run: Run, also: Also | None, course: _Course) -> None:
     network.to(run.device).to(memory_format=training_format(network))
     data = data.to(run.device)
     head = network.spec.head
     assert head is not None, "an energy needs a head"
     batches = Batches(len(data), p.batch_size, run.seed)
-    steps = (retrain or p).epochs * batches.per_epoch
-    late = 0.0 if retrain else p.contrastive_from
-    fresh, precision = not retrain, p.precision  # fresh: begins knowing little
-    if isinstance(retrain, StudentRetrain):
-        late, fresh, precision = retrain.contrastive_from, True, retrain.precision
-    chains_from = late * steps if p.flow_weight else 0  # until then there is only the flow
+    steps = course.epochs * batches.per_epoch
+    chains_from = course.chains_from * steps if p.flow_weight else 0  # until then there is only the flow
     buffer = ReplayBuffer(p.buffer_size, network.spec.input_shape, run.generator)
     optimizer = torch.optim.Adam(network.parameters(), lr=p.lr, betas=(p.beta1, 0.999))
-    schedule = LambdaLR(
-        optimizer,
-        lambda step: retrain.lr * (1 - step / steps) if retrain else p.lr_decay ** (step // batches.per_epoch),
-    )
-    of_constants = energy_of(network, head, precision, frozen=True)
-    if fresh and run.device.type == "cuda" and run.team.size == 1:  # rounded networks look at their values
+    schedule = LambdaLR(optimizer, lambda step: course.rate(step, steps))
+    of_constants = energy_of(network, head, course.precision, frozen=True)
+    if course.fresh and run.device.type == "cuda" and run.team.size == 1:  # rounded networks look at their values
         of_constants = RecordedEnergy(of_constants)
-    pixel_spread = to_float(data.images[:1000]).std(0).mean()
+    some = to_float(data.take(torch.arange(min(1000, len(data)))).images)
+    pixel_spread = some.std(0).mean()
 
     def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
-        batch = data.take(batches(step).to(run.device))
+        batch = data.take(batches(step))
         images = augment(to_float(batch.images), p.crop_padding, p.flip, run.generator)
         images = images + p.data_noise * torch.randn(images.shape, generator=run.generator, device=run.device)
         chains, sampled = images[:0], torch.zeros(0, dtype=torch.bool, device=run.device)
@@ -94,8 +126,8 @@ def fit_energy(
             chains = run.team.gather(own, len(chains))
             sampled = buffer.put(places, chains, p.chain_steps) >= p.burn_in
         # Before chains join in, an EBM's energies are only looked at.
-        with run.autocast(precision), torch.set_grad_enabled(also is not None or len(chains) > 0):
-            logits = network(run.team.share(torch.cat([images, chains]))).float()
+        with run.autocast(course.precision), torch.set_grad_enabled(also is not None or len(chains) > 0):
+            logits = network(run.team.own_rows(torch.cat([images, chains]))).float()
         logits = run.team.gather(logits, len(images) + len(chains))
         energies = HEADS[head](logits)
         real, fake = energies[: len(batch)], energies[len(batch) :][sampled]
@@ -105,16 +137,17 @@ def fit_energy(
             value = p.contrastive_weight * contrastive_loss(real, fake, p.regularization)
             logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
         if p.flow_weight:
-            with run.autocast(precision):
+            with run.autocast(course.precision):
                 flow = flow_loss(energy_of(network, head), images, run.generator, run.team, p.flow_rest)
             value, logs = value + p.flow_weight * flow, logs | {"flow": flow}
         if also is not None:
-            more, more_logs = also(logits[: len(batch)], batch.labels, step / steps if fresh else 1.0)
+            more, more_logs = also(logits[: len(batch)], batch.labels, step / steps if course.fresh else 1.0)
             value, logs = value + more, logs | dict(more_logs)
         return value, logs
 
     def show(_: nn.Module) -> Logs:
-        write_grid(buffer.images[:64].cpu(), run.checkpoint("chains").with_suffix(".png"), columns=16)
+        if run.watched:
+            write_grid(buffer.images[:64].cpu(), run.checkpoint("chains").with_suffix(".png"), columns=16)
         return {}
 
     def guard(point: Mapping[str, float]) -> str | None:
@@ -123,7 +156,18 @@ def fit_energy(
                 return f"{key} {point[key]:.3g} is beyond {LARGEST_ENERGY:g}"
         if point.get("spread", 1.0) < SMALLEST_SPREAD:
             return f"the chains have collapsed: their spread is {point['spread']:.3g} of the data's"
+        if "spread" in point and next(points_with_chains) % LOOKED_AFTER == 0 and (spread := anew()) < SMALLEST_SPREAD:
+            return f"chains from noise all end alike: their spread is {spread:.3g} of the data's"
         return None
+
+    points_with_chains = itertools.count(1)
+
+    def anew() -> float:
+        """Spread of chains as long as those that are measured, against the data's."""
+        apart = torch.Generator(run.device).manual_seed(run.seed)  # the training's random numbers stay as they are
+        start = uniform_noise((FROM_NOISE, *network.spec.input_shape), apart)
+        *_, ends = langevin_chain(of_constants, start, p.life, p.sampler, apart)
+        return float(ends.std(0).mean() / pixel_spread)
 
     try:
         fit(
@@ -133,20 +177,22 @@ def fit_energy(
             optimizer=optimizer,
             schedule=schedule,
             run=run,
-            part="retrain" if retrain else "fit",
+            part=course.part,
             gradient_norm=p.gradient_norm,
             weight_average=p.weight_average,
             state={"buffer": buffer},
             measure=show,
             guard=guard,
             recoveries=RECOVERIES,
+            silent={"flow": silent_flow(some, p.flow_rest)} if p.flow_weight else {},
         )
     except DivergedError as error:
-        if any(map(parametrize.is_parametrized, network.modules())):  # coded or rounded: its file is not yet made
+        # Coded or rounded, its file is not yet made; unwatched, none would be found.
+        if not run.watched or any(map(parametrize.is_parametrized, network.modules())):
             raise
         path = run.checkpoint("last-healthy").with_suffix(".safetensors")
         provenance = {"stage": "teacher", "diverged": True, "sampler": p.recorded_sampler}
-        save(dense(network.cpu(), run.name.split("/")[0]), path, provenance)
+        save(dense(network.cpu(), run.kind), path, provenance)
         raise DivergedError(f"{error}; the network is in {path}") from None
     network.to(memory_format=torch.contiguous_format)
 
@@ -157,7 +203,7 @@ class EnergyObjective:
     # An energy of hundreds matters to fractions, and its slopes even more.
     precision: Precision = "32-true"
 
-    def __init__(self, teacher: nn.Module, splits: Splits, p: Ebm | Jem, run: Run, also: Also | None = None) -> None:
+    def __init__(self, teacher: nn.Module, splits: Splits, p: EnergyKind, run: Run, also: Also | None = None) -> None:
         self.teacher, self.splits, self.p, self.also = teacher.to(run.device).eval(), splits, p, also
         self.head, self.team, self.name = spec_of(teacher).head or "mean", run.team, run.name
         self.energy = energy_of(self.teacher, self.head)
@@ -165,17 +211,21 @@ class EnergyObjective:
         self.own = OwnChains(p.matching, p.train.sampler, splits.input_shape, run.generator)
         self.state = {"own": self.own}
 
+    @property
+    def silent(self) -> dict[str, float]:
+        # Both errors are relative to the teacher's spread: without an answer they are 1.
+        return {"score_error": 1.0} if self.p.matching.score_weight else {"energy_error": 1.0}
+
     @cached_property
     def inputs(self) -> Tensor:  # on demand: the chains take longer than much that needs none
         from lowenergy.runtimes import sampling  # here, for the teacher's training must not depend on it
 
-        images = self.splits.train.images.to(self.generator.device)
         p = self.p.matching
         of_chains = sampling.fastest(
             dense(cast(AnyNetwork, self.teacher), ""), self.teacher, images=p.chains * p.chain_steps
         )
         progress = Progress(f"{self.name}: the teacher's chains", p.chain_steps)
-        return probe_images(of_chains, images, p, self.p.train.sampler, self.generator, progress)
+        return probe_images(of_chains, self.splits.train.images, p, self.p.train.sampler, self.generator, progress)
 
     @cached_property
     def match(self) -> EnergyMatch:
@@ -185,7 +235,7 @@ class EnergyObjective:
         """Logits at the inputs with these indices; how far energies and scores are from the teacher's."""
         own, team = self.own.images, self.team
         images = torch.cat([self.inputs[index], own])
-        found = logits_and_gradient(network, self.head, team.share(images))
+        found = logits_and_gradient(network, self.head, team.own_rows(images))
         logits, gradients = (team.gather(part, len(images)) for part in found)
         loss, logs = self.match.loss(HEADS[self.head](logits), gradients, index, own)
         self.own.step(gradients)
@@ -197,11 +247,16 @@ class EnergyObjective:
 
     def own_loss(self, network: AnyNetwork, run: Run) -> Tensor:
         """The flow's, also of an energy trained without flow: it says which weights the slopes need."""
-        split = self.splits.train.to(run.device)
-        batch = split.take(torch.randint(len(split), (128,), generator=run.generator, device=run.device))
+        split = self.splits.train
+        index = torch.randint(len(split), (128,), generator=run.generator, device=run.device)
+        batch = split.take(index).to(run.device)
         images = to_float(batch.images)
         flow = flow_loss(energy_of(network, self.head), images, run.generator, rest=self.p.train.flow_rest)
         return flow if self.also is None else flow + self.also(network(images), batch.labels, 1.0)[0]
 
     def retrain(self, network: AnyNetwork, p: Retrain, run: Run) -> None:
-        fit_energy(network, self.splits.train, self.p.train, run, also=self.also, retrain=p)
+        split, own = self.splits.train, self.p.train
+        if isinstance(p, StudentRetrain):
+            fit_student_energy(network, split, own, run, p, self.also)
+        else:
+            mend_energy(network, split, own, run, p, self.also)

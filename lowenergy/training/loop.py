@@ -1,29 +1,36 @@
 """The training loop every stage shares: checkpoints, recovery, curves. What is minimised comes from outside.
 
-run = Run("ebm/teacher", seed=0, inputs=[section, splits])
-fit(network, loss, steps=1000, optimizer=..., run=run)
+with running("ebm", seed=0, inputs=[section, splits]) as run:
+    fit(network, loss, steps=1000, optimizer=..., run=run)
 """
 
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from dvclive import Live
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from lowenergy.base import checkpoint
+from lowenergy.base import checkpoint, curves
 from lowenergy.base.errors import UserError
+from lowenergy.networks.copies import duplicate
 from lowenergy.training.run import Run, keep, kept
 
 PRINT_SECONDS = 5.0
-CAUTION = 0.3  # factor of the learning rate after training diverged
+CAUTION = 0.3  # factor of the learning rate after training diverged, or learnt nothing
+RETRIES = 2  # of a training that learns nothing
+# A value so close to what a network that says nothing would have, after so many steps, is taken for the same; fewer
+# steps say too little.
+NOTHING = 0.98
+NOTHING_LEARNT = "learns nothing"
+FEWEST_STEPS = 100
 
 Logs = Mapping[str, Tensor | float]
 Loss = Callable[[nn.Module, int], tuple[Tensor, Logs]]  # (network, step) -> what to minimise, what to plot
@@ -55,12 +62,17 @@ def fit(
     points: int = 50,
     guard: Callable[[Mapping[str, float]], str | None] = lambda point: None,
     recoveries: int = 0,
+    silent: Mapping[str, float] | None = None,
 ) -> None:
     """Minimise `loss` over the weights of `network` in place; leaves it in evaluation mode on the CPU.
 
     At each of the curve's points the run is found healthy, or has diverged: a value is not finite, or `guard` objects.
     Then it goes back to the last point that was followed by a healthy one, and on from there at CAUTION times the
     learning rate.
+
+    From a tenth of the steps on it is also seen whether anything is learnt, see `silent`. If not, it goes back in the
+    same way, to its start if nothing was ever learnt, up to RETRIES times. What is still so at the end is said in one
+    line and kept in the model's provenance.
 
     Args:
         schedule: advanced after every step.
@@ -72,19 +84,30 @@ def fit(
         points: of the curves; each is the mean since the point before.
         guard: what is wrong with the values of a point; None for nothing.
         recoveries: go back at most so many times.
+        silent: of logged values that fall while something is learnt, what a network would have that answers alike for
+            every image.
     Raises:
         DivergedError: once more than that; `network` is then as it was at the last healthy point.
     """
     fabric, team = run.fabric, run.team
+    if not any(weight.requires_grad for weight in network.parameters()):
+        fabric.print(f"{run.name}: no weight requires a gradient, so none is trained")
+        network.eval()
+        network.cpu()
+        return
     outside = torch.get_rng_state()  # that of dropout, which takes no generator
     torch.manual_seed(run.seed)
     network.to(run.device)
     team.agree([*network.parameters(), *network.buffers()])
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule, **(state or {})}
-    average = AveragedModel(network, multi_avg_fn=_moving_average(weight_average)) if weight_average else None
+    average = None
+    if weight_average:
+        average = AveragedModel(duplicate(network), multi_avg_fn=_moving_average(weight_average))
     if average is not None:
         parts["average"] = average
+    folder = run.curves if part == "fit" else run.curves / part
     every = max(1, steps // points)
+    run.retries = 0
     history: list[tuple[int, dict[str, float]]] = []
     logged: dict[str, list[Tensor]] = {}
     healthy = kept(run, part)
@@ -92,15 +115,18 @@ def fit(
         healthy = _snapshot(run, 0, parts, history)
     else:
         fabric.print(f"{run.name}: resumed at step {healthy['step']}", flush=True)
+    start = healthy.get("start") or healthy
     step = first = _restore(run, healthy, parts, history)
+    _show(run, folder, steps, healthy)
     latest = healthy  # not yet known to be healthy: its last update shows in the next point
+    decided = max(steps / 10, FEWEST_STEPS)  # whether it learns
     saved = printed = started = time.monotonic()
     while step < steps:
         network.train()
-        with team.norms():
+        with team.norms(), _explained(run):
             value, logs = loss(network, step)
-        optimizer.zero_grad()
-        value.backward()
+            optimizer.zero_grad()
+            value.backward()
         team.sum_gradients(network.parameters())
         if gradient_norm is not None:
             logs = {**logs, "gradient_norm": nn.utils.clip_grad_norm_(network.parameters(), gradient_norm)}
@@ -119,26 +145,54 @@ def fit(
             _recover(run, step, wrong, healthy, parts, history, recoveries)
             step, latest = healthy["step"], healthy
             continue
+        if step >= decided and run.retries < RETRIES and (wrong := _learns_nothing(point, silent or {}, history)):
+            learnt = any(not _learns_nothing(earlier, silent or {}, history) for _, earlier in history)
+            healthy = latest = _try_again(run, step, wrong, healthy if learnt else start, parts, history)
+            start = start if learnt else healthy
+            step = healthy["step"]
+            continue
         if measure is not None:
             point |= {key: float(log) for key, log in measure(network.eval()).items()}
         history.append((step, point))
         healthy, latest = latest, _snapshot(run, step, parts, history)
+        _show(run, folder, steps, healthy)
         now = time.monotonic()
         if now - printed > PRINT_SECONDS or step == steps:
             left = (now - started) / max(1, step - first) * (steps - step)
             shown = "  ".join(f"{key} {log:.4g}" for key, log in point.items())
             fabric.print(f"{run.name}  step {step}/{steps}  {shown}  {left:.0f} s left", flush=True)
             printed = now
-        if now - saved > checkpoint.SECONDS and fabric.is_global_zero:
-            keep(run, part, healthy)
+        if now - saved > checkpoint.SECONDS and fabric.is_global_zero and run.watched:
+            keep(run, part, {**healthy, "start": start} if step < decided else healthy)
             saved = now
-    if fabric.is_global_zero:
-        _plot(run.curves if part == "fit" else run.curves / part, history)
+    if history and (wrong := _learns_nothing(history[-1][1], silent or {}, history)):
+        run.warn(part, NOTHING_LEARNT, wrong)
+    if fabric.is_global_zero and run.watched:
+        curves.ended(folder)
+        _plot(folder, history)
     if average is not None:
         network.load_state_dict(average.module.state_dict())
     network.eval()  # an exported graph's returns nothing
     network.cpu()
     torch.set_rng_state(outside)
+
+
+@contextmanager
+def _explained(run: Run) -> Iterator[None]:
+    """Within it, what a network's own code cannot do in training is a message to its author.
+
+    Raises:
+        UserError: a norm meets a batch of one, or an operation has no second derivative, which energies need.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        line = (str(error).splitlines() or [""])[0]
+        if "more than 1 value per channel" in line:
+            raise UserError(f"{run.name}: {line}: a norm needs more than one image; give a larger batch_size") from None
+        if ("derivative for" in line and "is not implemented" in line) or "once_differentiable" in line:
+            raise UserError(f"{run.name}: {line}; an energy is differentiated twice: use other operations") from None
+        raise
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -157,6 +211,18 @@ def _not_finite(point: Mapping[str, float], network: nn.Module) -> str | None:
     return f"{', '.join(bad)} not finite" if bad else None
 
 
+def _learns_nothing(
+    point: Mapping[str, float], silent: Mapping[str, float], history: list[tuple[int, dict[str, float]]]
+) -> str | None:
+    """What has not been learnt: values no better than those of a network that says nothing, nor on their way there."""
+    for key, value in silent.items():
+        if key in point and point[key] >= NOTHING * value:
+            first = history[0][1].get(key, point[key]) if history else point[key]
+            if point[key] > 0.9 * first:
+                return f"{key} is {point[key]:.4g}, {value:.4g} without any answer"
+    return None
+
+
 def _dropout_generator(run: Run) -> torch.Generator:
     """Torch's own, of the device."""
     if run.device.type == "cuda":
@@ -169,6 +235,7 @@ def _snapshot(run: Run, step: int, parts: Mapping[str, Any], history: list[Any])
     content = {
         "step": step,
         "recoveries": run.recoveries,
+        "retries": run.retries,
         "generator": run.generator.get_state(),
         "dropout": _dropout_generator(run).get_state(),
         "history": list(history),
@@ -185,7 +252,7 @@ def _restore(run: Run, content: Mapping[str, Any], parts: Mapping[str, Any], his
     _dropout_generator(run).set_state(content["dropout"].cpu())
     if run.team.rank:  # other rows, other units dropped
         _dropout_generator(run).manual_seed(run.seed + 7919 * run.team.rank + int(content["step"]))
-    run.recoveries = content["recoveries"]
+    run.recoveries, run.retries = content["recoveries"], content["retries"]
     history[:] = [(step, point) for step, point in content["history"]]
     return int(content["step"])
 
@@ -207,10 +274,7 @@ def _recover(
             f"{healthy['step']}. Lower the learning rate"
         )
     run.recoveries += 1
-    schedule, optimizer = parts["schedule"], parts["optimizer"]
-    schedule.base_lrs = [CAUTION * lr for lr in schedule.base_lrs]
-    for group in optimizer.param_groups:
-        group["lr"] *= CAUTION
+    _slow_down(parts)
     run.fabric.print(
         f"{run.name}: step {step}: {wrong}; back to step {healthy['step']}, learning rate times {CAUTION} "
         f"({run.recoveries} of {allowed} recoveries)",
@@ -219,7 +283,46 @@ def _recover(
     healthy.update(_snapshot(run, healthy["step"], parts, history))
 
 
+def _try_again(
+    run: Run,
+    step: int,
+    wrong: str,
+    state: dict[str, Any],
+    parts: Mapping[str, Any],
+    history: list[Any],
+) -> dict[str, Any]:
+    """Go back to a snapshot from before nothing was learnt any more; the same at a lower learning rate."""
+    retries, recoveries = run.retries + 1, run.recoveries
+    _restore(run, state, parts, history)
+    run.retries, run.recoveries = retries, recoveries
+    _slow_down(parts)
+    run.fabric.print(
+        f"{run.name}: step {step}: {NOTHING_LEARNT}: {wrong}; back to step {state['step']}, learning rate times "
+        f"{CAUTION} ({retries} of {RETRIES} retries)",
+        flush=True,
+    )
+    return _snapshot(run, state["step"], parts, history)
+
+
+def _slow_down(parts: Mapping[str, Any]) -> None:
+    """CAUTION times the learning rate, whatever the schedule remembers it by."""
+    schedule, optimizer = parts["schedule"], parts["optimizer"]
+    schedule.base_lrs = [CAUTION * lr for lr in schedule.base_lrs]
+    for group in optimizer.param_groups:
+        for rate in ("lr", "initial_lr", "max_lr", "min_lr"):  # of OneCycleLR all four
+            if rate in group:
+                group[rate] = CAUTION * group[rate]
+
+
+def _show(run: Run, folder: Path, steps: int, healthy: Mapping[str, Any]) -> None:
+    """Who watches the run learns of points that nothing will take back, whenever it looks."""
+    if run.fabric.is_global_zero and run.watched:
+        curves.grow(folder, steps, [(step, point["loss"]) for step, point in healthy["history"]])
+
+
 def _plot(directory: Path, history: list[tuple[int, dict[str, float]]]) -> None:
+    from dvclive import Live  # a call of the library draws no curves
+
     # Written in one go, not while training: rows after the last checkpoint of a killed run would stay in the file.
     with Live(str(directory), save_dvc_exp=False, dvcyaml=None, report=None) as live:
         for step, point in history:

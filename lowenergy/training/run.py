@@ -3,7 +3,8 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import distributed
 from lowenergy.base import device, files
 from lowenergy.base.checkpoint import FOLDER, Checkpoint, fingerprint
 from lowenergy.base.errors import UserError
-from lowenergy.base.params import Precision
+from lowenergy.base.precision import Precision
 from lowenergy.base.team import Team
 
 # Fabric imports the whole of torchmetrics where it is installed, seconds with all that it brings, to learn its version.
@@ -24,36 +25,52 @@ if _hidden:
     del sys.modules["torchmetrics"]
 
 
+CODE = ("base", "params", "data", "networks", "energies", "storage", "training")  # of lowenergy, in every training
+
+
 class Run:
-    """Where one stage's training happens and leaves its traces.
+    """One training: where it happens, its random numbers, what it has to say, and where its checkpoints are.
 
     Args:
-        name: target and branch, such as "ebm/teacher"; curves go to plots/curves/<name>.
-        inputs: whatever decides the outcome (params sections, data, folders of code); a checkpoint left by a killed
-            run is only taken up again if these and lowenergy's own code are the same.
+        name: of the model that it makes; curves go to plots/curves/<name>.
+        inputs: all that the stage reads, since it decides the outcome: sections of the params, digest of the
+            images, files and folders (as Path), its own code among them. A checkpoint that a killed run left is only
+            taken up again if these and lowenergy's code for it are the same.
+        kind: of that model, as its file says it; its name where none is given.
+        code: files and folders of lowenergy that the stage imports, besides those of every training.
+        root: of plots/ and of the checkpoints.
+        watched: whether anybody looks there, or goes on from there; if not, there are neither curves nor checkpoints.
+        fabric: the processes that share it; this one alone where none are given.
     """
 
-    def __init__(self, name: str, seed: int, inputs: Sequence[Any], *, root: str | Path = ".") -> None:
-        self.name, self.seed = name, seed
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        inputs: Sequence[Any],
+        *,
+        kind: str = "",
+        code: Sequence[str] = (),
+        root: str | Path = ".",
+        watched: bool = True,
+        fabric: Fabric | None = None,
+    ) -> None:
+        self.name, self.seed, self.kind, self.watched = name, seed, kind or name, watched
         self.curves = Path(root) / "plots" / "curves" / name
-        self.curves.mkdir(parents=True, exist_ok=True)  # an output of the stage, even if nothing is trained
         self.checkpoints = Path(root) / FOLDER
-        self.fingerprint = fingerprint([name, seed, *inputs])
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # filling takes time
-        self.fabric = _launched()
+        self.fingerprint = fingerprint([name, seed, *inputs], [*CODE, *code])
+        self.fabric = fabric or _alone()
         self.device = self.fabric.device
         self.team = Team(self.fabric.global_rank, self.fabric.world_size)
-        if self.team.rank:
-            files.leave_to_another()
-            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 for the rest of this process
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.recoveries = 0  # how often training diverged and went back
+        self.retries = 0  # how often it learnt nothing and was tried again
+        self.provenance: dict[str, Any] = {}  # what the file will say of how it was made; methods add what they did
 
-    @property
-    def target(self) -> str:
-        return self.name.split("/")[0]
+    def warn(self, part: str, problem: str, details: str) -> None:
+        """Say what is wrong with the result: now, and in few words, since they take bytes, in the model's file."""
+        self.provenance.setdefault("warnings", []).append(f"{part}: {problem}")
+        self.fabric.print(f"{self.name}: {part}: {problem}: {details}", flush=True)
 
     def autocast(self, precision: Precision) -> torch.autocast:
         """Not Fabric's, which knows one precision for all of a run: matching and retraining each have their own."""
@@ -63,12 +80,48 @@ class Run:
         return self.checkpoints / f"{self.name}.{part}.pt"
 
 
+@contextmanager
+def running(name: str, seed: int, inputs: Sequence[Any], **more: Any) -> Iterator[Run]:
+    """Within it there is a training, see Run: processes are launched, torch computes the same each time.
+
+    All processes but the first print and write nothing. Where it ends without an error, what was to be written is on
+    disk, and the checkpoints are deleted.
+
+    Raises:
+        UserError: LOWENERGY_PROCESSES is no number, or more than there are GPUs.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # filling takes time
+    with ExitStack() as stack:
+        run = Run(name, seed, inputs, **more, fabric=_launched())
+        if run.team.rank:
+            stack.enter_context(files.left_to_another())
+            stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        run.curves.mkdir(parents=True, exist_ok=True)  # an output of the stage, even if nothing is trained
+        yield run
+    finished(run)
+
+
+def _alone() -> Fabric:
+    """This process, on the device that was asked for, or a GPU if there is one."""
+    wanted = device.asked()
+    if wanted is None:
+        return Fabric(accelerator="auto", devices=1)
+    places: Any = 1 if wanted.index is None or wanted.type == "cpu" else [wanted.index]
+    return Fabric(accelerator=wanted.type, devices=places)
+
+
 def _launched() -> Fabric:
     """With as many processes as LOWENERGY_PROCESSES says (`all`: one for each GPU), or those of torchrun.
+
+    On a device that was asked for there is this process alone.
 
     Raises:
         UserError: no such number, or more than there are GPUs.
     """
+    if device.asked() is not None:
+        return _quiet(_alone())
     asked, gpus = os.environ.get("LOWENERGY_PROCESSES", "1"), torch.cuda.device_count()
     if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's
         here, all_of_them = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -79,9 +132,13 @@ def _launched() -> Fabric:
     if here > 1 and 0 < gpus < here:
         raise UserError(f"{here} processes, but {gpus} GPUs; give as many or fewer, or CUDA_VISIBLE_DEVICES= for none")
     if here == all_of_them == 1:
-        fabric = Fabric(accelerator="auto", devices=1)
+        fabric = _alone()
     else:
         fabric = Fabric(accelerator="auto", devices=here, num_nodes=all_of_them // here, strategy="ddp")
+    return _quiet(fabric)
+
+
+def _quiet(fabric: Fabric) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric.launch()
     return fabric
@@ -106,6 +163,6 @@ def disband(run: Run) -> None:
 
 
 def finished(run: Run) -> None:
-    """Delete the checkpoints: the stage's output is on disk."""
+    """Delete the checkpoints."""
     for path in run.checkpoint("*").parent.glob(run.checkpoint("*").name):
         path.unlink()

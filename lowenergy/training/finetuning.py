@@ -7,11 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from lowenergy.base.params import Finetune, Precision, Retrain
+from lowenergy.base.precision import Precision
 from lowenergy.data import Batches, Floats
 from lowenergy.networks import AnyNetwork, settle_norms
-from lowenergy.training.loop import Logs, Stateful, fit
+from lowenergy.params import Finetune, Retrain
+from lowenergy.training.loop import NOTHING_LEARNT, Logs, Stateful, fit
 from lowenergy.training.run import Run
+
+LOOKED_AT = 250  # inputs by which a training is found to have helped
+HARM = "ends worse than it began"
+POSSIBLE_WARNINGS = [
+    f"fit: {HARM}",
+    f"fit: {NOTHING_LEARNT}",
+    f"retrain: {NOTHING_LEARNT}",
+]  # of a stage that finetunes
 
 
 class Objective(Protocol):
@@ -21,8 +30,10 @@ class Objective(Protocol):
     def inputs(self) -> Tensor | Floats:
         """(n, c, h, w) float32 in [-1, 1]: where the network must behave like its teacher."""
 
+    teacher: nn.Module  # the source of what is compressed
     state: Mapping[str, Stateful]  # what of it changes while a network is pulled
     precision: Precision  # of the passes through that network
+    silent: Mapping[str, float]  # of the logs, what a network has that answers alike everywhere; see fit
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         """How far `network` is from the teacher at the inputs with these indices."""
@@ -40,28 +51,47 @@ def finetune(
     p: Finetune,
     run: Run,
     part: str = "fit",
-    share: float = 1.0,
+    fraction: float = 1.0,
 ) -> None:
     """Pull the parameters of `network` to the teacher behind `objective`: Adam, one-cycle learning rate.
 
     Args:
         part: see fit.
-        share: of the epochs, where they are spent in parts.
+        fraction: of the epochs, where they are spent in parts.
     """
-    if not p.epochs:
+    learning = [w for w in network.parameters() if w.requires_grad]
+    if not p.epochs or not learning:  # or all is frozen
         network.eval()
         return
     batches = Batches(len(objective.inputs), p.batch_size, run.seed)
-    steps = round(share * p.epochs * batches.per_epoch)
+    steps = round(fraction * p.epochs * batches.per_epoch)
     network.to(run.device)
-    optimizer = torch.optim.Adam([w for w in network.parameters() if w.requires_grad], lr=p.lr)
+    optimizer = torch.optim.Adam(learning, lr=p.lr)
     schedule = OneCycleLR(optimizer, p.lr, total_steps=steps + 1)
 
     def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
         with run.autocast(objective.precision):
             return objective.loss(network, batches(step).to(run.device), run)
 
-    fit(network, loss, steps=steps, optimizer=optimizer, schedule=schedule, run=run, part=part, state=objective.state)
+    some = torch.arange(min(LOOKED_AT, len(objective.inputs)), device=run.device)
+    network.eval()
+    before = mean_loss(network, objective, some, run)
+    fit(
+        network,
+        loss,
+        steps=steps,
+        optimizer=optimizer,
+        schedule=schedule,
+        run=run,
+        part=part,
+        state=objective.state,
+        silent=objective.silent,
+    )
+    network.to(run.device)
+    after = mean_loss(network, objective, some, run)
+    network.cpu()
+    if after > before:
+        run.warn(part, HARM, f"a loss of {after:.4g}, {before:.4g} before; lower its lr")
     first = torch.arange(len(objective.inputs), device=run.device)  # which are in random order
     settle_norms(network, steps, lambda count: objective.inputs[first[:count]].cpu())
 
@@ -80,5 +110,5 @@ def hold_zeros(network: nn.Module) -> None:
     """Let no gradient reach the weights that pruning removed: what is zero stays zero in all training to come."""
     for parameter in network.parameters():
         kept = parameter.detach() != 0
-        if parameter.ndim > 1 and not kept.all():
+        if parameter.requires_grad and parameter.ndim > 1 and not kept.all():
             parameter.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient.device))
