@@ -13,14 +13,13 @@ import torch
 from conftest import ROOT, TARGETS
 from test_compression import METHODS, compress, teacher  # noqa: F401 a fixture
 
-from lowenergy import data, networks
-from lowenergy.base import params
+from lowenergy import data, networks, params
 from lowenergy.base.errors import UserError
-from lowenergy.base.params import Sampler
 from lowenergy.cli import main
 from lowenergy.energies import ExplicitEnergy, energy_gradient, langevin_chain
+from lowenergy.params import Sampler
 from lowenergy.runtimes import int8, to_onnx
-from lowenergy.runtimes.loading import energy_of, network_of
+from lowenergy.runtimes.loading import energy_in, network_of
 from lowenergy.storage import artifact
 
 SAMPLER = {"step_size": 0.05, "noise": 0.015, "gradient_clamp": 5.0}
@@ -56,7 +55,7 @@ def test_same_outputs(
         return
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     found = session.run(["energy", "next"], {"images": images.numpy(), "noise": noise.numpy()})
-    of_images = energy_of(model, network)
+    of_images = energy_in(model, network)
     if model.activations:
         of_images = ExplicitEnergy(network, int8.restore(model, gradient=True, outputs=True), model.spec.head)
     energies, gradient = energy_gradient(of_images, images)
@@ -103,6 +102,36 @@ def test_the_same_model_gives_the_same_bytes(small: params.Params, tmp_path: Pat
     assert str(ROOT).encode() not in content  # nor any other trace of this machine
 
 
+def test_kernels_that_saturate_are_said(
+    compress: Any,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On processors without VNNI sums of uint8 times int8 saturate; others show nothing of it, so here one is off."""
+    model, header = compress("quantize", "classifier"), {"provenance": {}}
+    session_of = to_onnx._session_of
+    capsys.readouterr()  # what compressing says
+
+    class Saturated:
+        def __init__(self, session: onnxruntime.InferenceSession) -> None:
+            self.session = session
+
+        def run(self, *asked: Any) -> list[np.ndarray]:
+            return [np.minimum(found, np.median(found)) for found in self.session.run(*asked)]
+
+    def off(content: bytes, *, kernels: bool = False) -> Any:
+        return Saturated(session_of(content)) if kernels else session_of(content)
+
+    monkeypatch.setattr(to_onnx, "_session_of", lambda content, *, kernels=False: session_of(content))
+    to_onnx.export(model, header, tmp_path / "model.onnx")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(to_onnx, "_session_of", off)
+    to_onnx.export(model, header, tmp_path / "model.onnx")
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 1 and "session.disable_quant_qdq to 1" in said
+
+
 def test_int8_kernels_run_in_both_directions(compress: Any, tmp_path: Path) -> None:  # noqa: F811
     model = compress("quantize", "ebm")
     to_onnx.export(model, HEADER, tmp_path / "model.onnx")
@@ -121,7 +150,7 @@ def test_sampling_in_onnxruntime_is_the_same_chain(compress: Any, tmp_path: Path
     to_onnx.export(model, HEADER, tmp_path / "model.onnx")
     session, constants = session_of(tmp_path / "model.onnx"), Sampler(**SAMPLER)
     start = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    energy = energy_of(model, network_of(model))
+    energy = energy_in(model, network_of(model))
     *_, wanted = langevin_chain(energy, start, 20, constants, torch.Generator().manual_seed(2))
     generator, images = torch.Generator().manual_seed(2), start.numpy()
     for _ in range(20):
@@ -154,3 +183,14 @@ def test_energies_that_do_not_say_how_to_sample_are_refused(small: params.Params
         with pytest.raises(UserError, match="step size"):
             to_onnx.export(model, HEADER, tmp_path / "model.onnx", sampler=sampler, step_size=size)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["pq", "quantize"])
+def test_no_slices_with_negative_steps(compress: Any, method: str, tmp_path: Path) -> None:  # noqa: F811
+    """Which some converters refuse."""
+    to_onnx.export(compress(method, "ebm"), HEADER, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    constants = {part.name: onnx.numpy_helper.to_array(part) for part in graph.initializer}
+    steps = [constants[node.input[4]] for node in graph.node if node.op_type == "Slice" and len(node.input) > 4]
+    assert all((step > 0).all() for step in steps)
+    assert any(node.op_type == "Gather" for node in graph.node)

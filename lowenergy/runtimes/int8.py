@@ -11,10 +11,11 @@ the int8 weights: with weights W = s q, scale s by output channel, the pullback 
 the gradient and qᵀ is int8 already.
 """
 
-import copy
+import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from torchao.quantization.pt2e import FakeQuantize, MinMaxObserver, PerChannelMi
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
 from lowenergy import networks
+from lowenergy.base.errors import UserError
+from lowenergy.base.files import FileError
+from lowenergy.energies import logits_and_gradient
 from lowenergy.energies.gradient import call, gradient_graph
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Int8
@@ -31,6 +35,12 @@ from lowenergy.storage.encodings import Int8
 aten = torch.ops.aten
 SMALLEST_SCALE = 2.0**-40  # torchao's default, 2^-12, is coarser than a wide layer's weights or an energy's gradients
 ROUNDED = (aten.conv2d.default, aten.linear.default)
+MOVES = (  # what a weight is put in another order by
+    *(aten.t.default, aten.transpose.int, aten.permute.default, aten.flip.default, aten.unsqueeze.default),
+    *(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.constant_pad_nd.default),
+    *(aten.unflatten.int, aten.flatten.using_ints, aten.clone.default),
+)
+IN_CACHE = 2**17  # weights
 
 
 class Rounding(FakeQuantize):
@@ -73,13 +83,14 @@ class _Layers(Quantizer):
     """Annotates these layers, in both directions; the outputs of all but `last`, the logits of which an energy is made:
     one of hundreds matters to fractions."""
 
-    def __init__(self, bits: Mapping[str, int], outputs: bool, last: str) -> None:
-        self.bits, self.outputs, self.last = bits, outputs, last
+    def __init__(self, bits: Mapping[str, int], outputs: bool, last: str, *, gradient: bool) -> None:
+        self.bits, self.outputs, self.last, self.gradient = bits, outputs, last, gradient
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
-            if node.target in ROUNDED and _layer(node)[0] in self.bits:
-                weight = _weight(self.bits[_layer(node)[0]])
+            layer, pulled = _layer(node) if node.target in ROUNDED else ("", False)
+            if layer in self.bits and (self.gradient or not pulled):
+                weight = _weight(self.bits[layer])
                 node.meta["quantization_annotation"] = QuantizationAnnotation(
                     input_qspec_map={node.args[0]: ACTIVATION, node.args[1]: weight},
                     output_qspec=ACTIVATION if self.outputs and _layer(node) != (self.last, False) else None,
@@ -94,16 +105,37 @@ class _Layers(Quantizer):
 def _layer(node: Node) -> tuple[str, bool]:
     """Name of the layer whose weight a convolution or linear node uses, and whether it is the layer's pullback.
 
-    No name where the weight is computed from something else.
+    No name where the weight is computed from something else. Found while the graph is as it was traced, and kept.
     """
+    if "layer" not in node.meta:
+        node.meta["layer"] = _found_layer(node)
+    name, is_pullback = node.meta["layer"]
+    return name, is_pullback
+
+
+def _found_layer(node: Node) -> tuple[str, bool]:
     weight: Any = node.args[1]
-    steps = 0
-    while weight.op != "get_attr":  # through rounding, and in a pullback through scaling, flips and permutations
-        steps += weight.op == "call_function"
-        if not weight.args or not isinstance(weight.args[0], Node):
-            return "", False
+    moves: list[Any] = []
+    while weight.op == "call_function" and weight.target in MOVES and len(weight.users) == 1:
+        moves.insert(0, weight)
         weight = weight.args[0]
-    return weight.target.removesuffix(".weight"), steps > 0
+    if weight.op != "get_attr" or not weight.target.endswith(".weight"):
+        return "", False
+    if not moves:
+        return weight.target.removesuffix(".weight"), False
+    # A pullback if every weight meets, as its input, the channel that it puts out in the layer.
+    shape = operator.attrgetter(weight.target)(node.graph.owning_module).shape
+    channels = shape[0]
+    moved = torch.arange(1, channels + 1).view(-1, *[1] * (len(shape) - 1)).expand(shape)
+    for move in moves:
+        moved = move.target(moved, *move.args[1:], **move.kwargs)
+    groups: Any = node.args[6] if len(node.args) > 6 else 1
+    inputs = torch.arange(1, groups * moved.shape[1] + 1).view(groups, 1, -1, *[1] * (moved.ndim - 2))
+    if groups * moved.shape[1] != channels or len(moved) % groups:
+        return "", False
+    moved = moved.unflatten(0, (groups, -1))
+    is_pulled = bool(((moved == inputs) | (moved == 0)).all())  # zeros are padding
+    return (weight.target.removesuffix(".weight") if is_pulled else "", is_pulled)
 
 
 def _used_as_they_are(graph: GraphModule) -> set[str]:
@@ -115,12 +147,17 @@ def _used_as_they_are(graph: GraphModule) -> set[str]:
 def best_scale(weight: Tensor, bits: int) -> Tensor:
     """Scale of each output channel, (out,): of 70 shares of its maximum that with the least squared rounding error."""
     flat, levels = weight.detach().flatten(1), 2 ** (bits - 1) - 1
-    zero_point = torch.zeros(len(flat), dtype=torch.int)
-    best, error = torch.ones(len(flat)), torch.full((len(flat),), torch.inf)
+    # A few channels at a time, for the cache: ten times as fast with millions of weights.
+    return torch.cat([_best_scale(part, levels) for part in flat.split(max(1, IN_CACHE // flat.shape[1]))])
+
+
+def _best_scale(weight: Tensor, levels: int) -> Tensor:
+    largest, rounded = weight.abs().amax(1), torch.empty_like(weight)
+    best, error = torch.ones(len(weight)), torch.full((len(weight),), torch.inf)
     for share in torch.linspace(0.31, 1.0, 70):
-        scale = (flat.abs().amax(1) * share / levels).clamp_min(SMALLEST_SCALE)
-        rounded = torch.fake_quantize_per_channel_affine(flat, scale, zero_point, 0, -levels - 1, levels)
-        of_this = (rounded - flat).square().sum(1)
+        scale = (largest * share / levels).clamp_min(SMALLEST_SCALE)
+        torch.mul(weight, (1 / scale)[:, None], out=rounded).round_().clamp_(-levels - 1, levels)
+        of_this = rounded.mul_(scale[:, None]).sub_(weight).square_().sum(1)
         best, error = torch.where(of_this < error, scale, best), torch.minimum(of_this, error)
     return best
 
@@ -147,19 +184,23 @@ def prepare(
     from torchao.quantization.pt2e import allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    network = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
+    network = networks.duplicate(network).to(memory_format=networks.memory_format(network)).eval()
     if gradient:
         assert network.spec.head is not None
         graph = gradient_graph(network, network.spec.head, network.spec.input_shape)
     else:
         graph = networks.traced(network).module(check_guards=False)
-        plain_norms(graph)
+    first = networks.first_names(network)
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":  # of tied weights, whose names are many, as the file knows them
+            node.target = first.get(node.target, node.target)
+    graph.recompile()
     scales = {name: scale for name, scale in scales.items() if name in _used_as_they_are(graph)}
     if gradient:
         move_scales(graph, scales)
-    prepared = prepare_pt2e(
-        graph, _Layers({name: bits[name] for name in scales}, outputs, networks.output_layer(network))
-    )
+    last = first[f"{networks.output_layer(network)}.weight"].removesuffix(".weight")
+    own_bits = {name: bits[name] for name in scales}
+    prepared = prepare_pt2e(graph, _Layers(own_bits, outputs, last, gradient=gradient))
     allow_exported_model_train_eval(prepared)
     prepared.spec, prepared.gradient = network.spec, gradient
     for place in places(prepared):
@@ -170,32 +211,62 @@ def prepare(
     return prepared
 
 
-def plain_norms(graph: GraphModule) -> None:
-    """Norms that could not be folded as the scale and shift that they are, in place.
+def check(prepared: GraphModule, network: networks.AnyNetwork, images: Tensor) -> None:
+    """See that a prepared graph, with rounding off, is the network.
 
-    At the sight of a norm torchao traces a hundred patterns of norms behind convolutions, for half a minute.
+    Compared are outputs and their gradients by images and weights; of an energy, logits and input gradients.
+
+    Raises:
+        UserError: it is not, with the operation and the layer at which the two first differ.
     """
-    for node in [n for n in graph.graph.nodes if n.target is aten.batch_norm.default]:
-        images, weight, bias, mean, variance = node.args[:5]
-        fake = images.meta["val"].fake_mode
-        for parameter in (weight, bias, mean, variance):
-            if parameter is not None and "val" not in parameter.meta:
-                owner, _, attribute = parameter.target.rpartition(".")
-                value = getattr(graph.get_submodule(owner), attribute)
-                parameter.meta["val"] = fake.from_tensor(value, static_shapes=True)
-        along = [-1, *[1] * (images.meta["val"].ndim - 2)]
-        with graph.graph.inserting_before(node):
-            scale = call(graph.graph, aten.rsqrt.default, call(graph.graph, aten.add.Tensor, variance, node.args[7]))
-            if weight is not None:
-                scale = call(graph.graph, aten.mul.Tensor, scale, weight)
-            shift = call(graph.graph, aten.neg.default, call(graph.graph, aten.mul.Tensor, mean, scale))
-            if bias is not None:
-                shift = call(graph.graph, aten.add.Tensor, shift, bias)
-            scale, shift = (call(graph.graph, aten.view.default, part, along) for part in (scale, shift))
-            scaled = call(graph.graph, aten.mul.Tensor, images, scale)
-            node.replace_all_uses_with(call(graph.graph, aten.add.Tensor, scaled, shift))
-        graph.graph.erase_node(node)
-    graph.recompile()
+    roundings = [module for module in prepared.modules() if isinstance(module, Rounding)]
+    states = [(rounding.observer_enabled.clone(), rounding.fake_quant_enabled.clone()) for rounding in roundings]
+    for rounding in roundings:
+        rounding.disable_observer()
+        rounding.disable_fake_quant()
+    head = network.spec.head
+    what = f"{network.spec.name}: the graph to be quantized"
+    try:
+        if prepared.gradient:
+            assert head is not None
+            networks.check_same(prepared, partial(logits_and_gradient, network, head), images, what)
+        else:
+            networks.check_same(prepared, network, images, what)
+            _check_gradients(prepared, network, images, what)
+    finally:
+        for rounding, (observes, rounds) in zip(roundings, states, strict=True):
+            rounding.observer_enabled.copy_(observes)
+            rounding.fake_quant_enabled.copy_(rounds)
+
+
+def _check_gradients(prepared: GraphModule, network: nn.Module, images: Tensor, what: str) -> None:
+    """Of a random sum of the outputs, by the images and by each weight."""
+    with torch.no_grad():
+        outputs = network(images)
+    mixed = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
+    weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+
+    def gradients(of: nn.Module) -> dict[str, Tensor]:
+        own = dict(of.named_parameters(remove_duplicate=False))
+        by = {"the images": images.clone().requires_grad_(), **{name: own[name] for name in weights if name in own}}
+        found = torch.autograd.grad((of(by["the images"]) * mixed).sum(), [*by.values()], allow_unused=True)
+        return {name: part for name, part in zip(by, found, strict=True) if part is not None}
+
+    try:
+        wanted = gradients(network)
+    except RuntimeError:  # autograd objects to what the network writes in place: there is nothing to compare with
+        return
+    try:
+        found = gradients(prepared)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{what} has no gradients ({reason}); write that part of the network in another way") from None
+    total = torch.cat([torch.zeros(1), *(part.flatten() for name, part in wanted.items() if name in weights)]).norm()
+    for name, part in wanted.items():
+        norm = total if name in weights else part.norm()
+        off = float((found.get(name, torch.zeros(())) - part).norm() / norm.clamp_min(1e-12))
+        if not off <= networks.SAME:
+            raise UserError(f"{what} has gradients by {name} that differ from the network's by {off:.2g} of their norm")
 
 
 def move_scales(graph: GraphModule, scales: Mapping[str, Tensor]) -> None:
@@ -305,7 +376,7 @@ def restore(model: Model, *, gradient: bool = False, outputs: bool = False) -> G
     """The frozen graph of a stored int8 model; see prepare.
 
     Raises:
-        ValueError: the file has no range for a place of the graph.
+        FileError: the file has no range for a place of the graph.
     """
     network = model.build()
     coded = {name.removesuffix(".weight"): part for name, part in model.tensors.items() if isinstance(part, Int8)}
@@ -314,14 +385,15 @@ def restore(model: Model, *, gradient: bool = False, outputs: bool = False) -> G
     try:
         return freeze(prepared, model.activations)
     except KeyError as error:
-        raise ValueError(f"the file has no int8 range for {error}; quantize again") from None
+        where = f"{model.origin}: " if model.origin else ""
+        raise FileError(f"{where}the file has no int8 range for {error}; quantize again") from None
 
 
 def convert(prepared: GraphModule) -> GraphModule:
     """A copy with int8 weights between quantize and dequantize operations, for other runtimes."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    return convert_pt2e(copy.deepcopy(prepared))
+    return convert_pt2e(networks.duplicate(prepared))
 
 
 def compiled(prepared: GraphModule) -> Callable[[Tensor], Any]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lowenergy import networks
 from lowenergy.base.errors import UserError
 from lowenergy.base.files import FileError
-from lowenergy.base.params import Sampler
 from lowenergy.energies import Energy, ExplicitEnergy
+from lowenergy.params import Sampler
 from lowenergy.runtimes import loading
 from lowenergy.storage.artifact import Model
 
@@ -36,7 +36,7 @@ def constants_of(header: Mapping[str, Any], path: str | Path, step_size: float |
         FileError: it says nothing.
         UserError: the step size is no number above 0.
     """
-    found = header["provenance"].get("sampler")
+    found = header.get("provenance", {}).get("sampler")
     if found is None:
         raise FileError(f"{path}: does not say how to sample from it; make it again by its stage")
     constants = {key: value for key, value in found.items() if key != "chain_steps"}
@@ -61,9 +61,9 @@ def fastest(model: Model, network: nn.Module, *, images: int) -> Energy:
     if on_cpu and model.spec.head is not None and 3 * networks.macs(network) * images >= enough:
         try:
             return in_onnxruntime(model, network)
-        except UserError as error:  # a network from elsewhere may have no such form
+        except (UserError, ModuleNotFoundError) as error:  # a network may have no such form; onnxruntime is an extra
             print(f"sampling by autograd: {error}", flush=True)
-    return loading.energy_of(model, network)
+    return loading.energy_in(model, network)
 
 
 def in_onnxruntime(model: Model, network: nn.Module) -> ExplicitEnergy:
@@ -71,21 +71,14 @@ def in_onnxruntime(model: Model, network: nn.Module) -> ExplicitEnergy:
     from lowenergy.runtimes import to_onnx  # brings torchao along
 
     assert model.spec.head is not None
-    return ExplicitEnergy(network, _Session(to_onnx.gradient_bytes(model)), model.spec.head)
+    return ExplicitEnergy(network, _Session(to_onnx.gradient_session(model)), model.spec.head)
 
 
 class _Session:
     """A gradient graph in onnxruntime: images (n, c, h, w) -> logits (n, outputs), gradients (n, c, h, w)."""
 
-    def __init__(self, graph: bytes) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3  # it warns of each constant that it folds
-        # Rounded in float: int8 kernels of processors without VNNI saturate their sums, and draw other images.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    def __init__(self, session: Any) -> None:
+        self.session = session
         self.threads = ThreadPoolExecutor(torch.get_num_threads())
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,22 +13,30 @@ Inputs and outputs, all float32:
 `next` is one Langevin step from `images`: noise is standard normal, the sampler's constants are in the graph.
 """
 
+import math
+import operator
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Interpreter, Node
 
+from lowenergy import networks
 from lowenergy.base import files
-from lowenergy.base.errors import UserError
+from lowenergy.base.errors import UserError, one_line
 from lowenergy.base.files import FileError
-from lowenergy.base.params import Sampler
-from lowenergy.energies import HEADS
-from lowenergy.energies.gradient import gradient_graph
+from lowenergy.energies import HEADS, langevin_step
+from lowenergy.energies.energy import logits_and_gradient
+from lowenergy.energies.gradient import FORWARD, gradient_graph
+from lowenergy.networks.graphs import export as export_module
+from lowenergy.networks.graphs import reason_of
+from lowenergy.params import Sampler
 from lowenergy.runtimes import int8
 from lowenergy.runtimes.loading import dense_network
 from lowenergy.runtimes.sampling import constants_of
@@ -38,6 +46,18 @@ from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, Int8, 
 OPSET = 20
 LARGEST_FOLDED = 64  # bytes of a constant that may be computed ahead; more, and coded weights would be unpacked
 LARGEST_UNPACKED = 2**30  # where the graph is not kept, all of them
+
+LARGEST_FILE = 2**31 - 2**24  # bytes, its graph left out
+
+LARGEST_BIAS = 2**30  # steps, of the 2^31 that onnxruntime's int8 kernels have room for
+
+LOOKED_AT = 8  # images on which onnxruntime and torch are compared
+# How far outputs may be apart, as shares of what they differ by from image to image, and of their size. Of int8 models
+# a tie that rounds the other way moves all that follows by a step of its rounding: by TIES, or by twice of what images
+# that differ by NEAR move them in torch. That is 0.06 for gradients of nine residual blocks.
+OFF, ROUNDED_OFF, TIES, NEAR = 2e-3, 3e-5, 0.05, 1e-6
+FLOAT_KERNELS = ("session.disable_quant_qdq", "1")  # of onnxruntime's SessionOptions
+TIES_MOST = 0.3  # where the network itself answers so differently if its images change by an error of rounding
 
 
 # -- weights that the graph decodes -----------------------------------------------------------------------------------
@@ -66,6 +86,7 @@ class _Stored(nn.Module):
     def __init__(self, encoded: Encoding) -> None:
         super().__init__()
         self.encoded = encoded
+        self.bits: _Bits | _Int8
         if isinstance(encoded, Dense):
             self.register_buffer("values", encoded.values)
         elif isinstance(encoded, Sparse):
@@ -75,6 +96,9 @@ class _Stored(nn.Module):
         elif isinstance(encoded, Coded):
             self.bits = _Bits(encoded.codes, encoded.bits)
             self.register_buffer("values", encoded.codebook)
+        elif isinstance(encoded, Int8):  # of weights alone
+            self.bits = _Int8(encoded)
+            self.register_buffer("values", encoded.scale.view(-1, *[1] * (len(encoded.shape) - 1)))
 
     def forward(self) -> Tensor:
         encoded, values = self.encoded, self._buffers.get("values")
@@ -82,32 +106,36 @@ class _Stored(nn.Module):
             return torch.full(encoded.shape, encoded.value)
         assert values is not None
         if isinstance(encoded, Dense):
-            return values.float() if values.is_floating_point() else values
+            return values
         if isinstance(encoded, Sparse):
             present = self.bits()
             return values[torch.cumsum(present, 0) * present].view(encoded.values.shape)  # place 0 holds the zero
         if isinstance(encoded, Coded):
             return values.float()[self.bits()].view(encoded.shape)
+        if isinstance(encoded, Int8):
+            return self.bits().float() * values
         raise TypeError(f"no graph for {encoded.kind} weights")
 
 
 class _Decoded(nn.Module):
     """The network, or its graph with the gradient, with each tensor decoded from how it is stored."""
 
-    def __init__(self, model: Model, *, gradient: bool) -> None:
+    def __init__(self, network: nn.Module, model: Model) -> None:
         super().__init__()
-        network: nn.Module = dense_network(model)
-        if gradient:
-            assert model.spec.head is not None
-            network = gradient_graph(network, model.spec.head, model.spec.input_shape)
         self.hidden = [network]  # in a list, its own weights stay out of the file
-        used = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
-        self.names = [name for name in model.tensors if name in used]
+        self.kinds = {name: own.dtype for name, own in (*network.named_parameters(), *network.named_buffers())}
+        self.names = [name for name in model.tensors if name in self.kinds]
+        self.own = {name: first for name, first in networks.own_tensors(network).items() if first in self.names}
         self.stored = nn.ModuleList(_Stored(model.tensors[name]) for name in self.names)
 
     def forward(self, images: Tensor) -> Any:
         state = {name: stored() for name, stored in zip(self.names, self.stored, strict=True)}
-        return functional_call(self.hidden[0], state, (images,))
+        state = {
+            name: value if value.dtype == self.kinds[name] else value.to(self.kinds[name])
+            for name, value in state.items()
+        }
+        given = {name: state[first] for name, first in self.own.items()}
+        return functional_call(self.hidden[0], given, (images,), tie_weights=False)
 
 
 class _Int8(nn.Module):
@@ -130,11 +158,11 @@ class _Int8(nn.Module):
         return (self.bits() - self.offset).to(torch.int8).view(self.shape)
 
 
-def _int8_graph(model: Model, *, gradient: bool, outputs: bool = True) -> GraphModule:
+def _int8_graph(prepared: GraphModule, model: Model) -> GraphModule:
     """The converted graph with the file's integers in it once, where a layer and its pullback both use them."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    graph = convert_pt2e(int8.restore(model, gradient=gradient, outputs=outputs), fold_quantize=False)
+    graph = convert_pt2e(prepared, fold_quantize=False)
     quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
     stored: dict[str, Node] = {}
     for node in [n for n in graph.graph.nodes if n.target is quantize]:
@@ -188,9 +216,7 @@ class _Step(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, gradient = self.network(images)
-        c = self.constants
-        moved = images - c.step_size * gradient.clamp(-c.gradient_clamp, c.gradient_clamp) + c.noise * noise
-        return HEADS[self.head](logits), moved.clamp(-1, 1), logits
+        return HEADS[self.head](logits), langevin_step(images, gradient, noise, self.constants), logits
 
 
 def export(
@@ -198,63 +224,300 @@ def export(
 ) -> None:
     """Write the model, as read from its file, to the ONNX file `path`, atomically.
 
+    In onnxruntime it must give what torch gives, or nothing is written.
+
     Args:
         sampler: of an energy, with the Langevin step; without, scoring takes less than half the time.
         step_size: of that step; None: as it was trained.
     Raises:
-        FileError: an energy's file does not say how to sample from it, or a layer has no form in ONNX.
+        FileError: an energy's file does not say how to sample from it; an operation has no form in ONNX, or one that
+            computes something else.
         UserError: the step size is no number above 0, or there is no step.
     """
     head = model.spec.head
     gradient = sampler and head is not None
     if step_size is not None and not gradient:
         raise UserError(f"step size {step_size}: there is no Langevin step in this file; leave it out")
-    network: nn.Module = (_int8_graph if model.activations else _Decoded)(model, gradient=gradient)
-    run, names, outputs = network, ["images"], ["logits"]
-    if head is not None and not sampler:
-        run, outputs = _Energy(network, head), ["energy", "logits"]
-    elif head is not None:
-        run = _Step(network, head, constants_of(header, f"the {model.target}'s file", step_size))
-        names, outputs = ["images", "noise"], ["energy", "next", "logits"]
-    program = _traced(run, names, outputs, model)
-    if model.target == "ebm":  # its logits mean nothing by themselves
-        program.graph.outputs[:] = [value for value in program.graph.outputs if value.name != "logits"]
-    files.write_bytes(path, _trimmed(program))
+    constants = constants_of(header, model.origin or f"the {model.target}'s file", step_size) if gradient else None
+    images, noise = looked_at(model.spec.input_shape)
+    run, answers = _made(model, images, gradient=gradient, kept=True)
+    given = {"images": images}
+    if head is not None and constants is None:
+        run = _Energy(run, head)
+    elif head is not None and constants is not None:
+        run, given["noise"] = _Step(run, head, constants), noise
+
+    def outputs(logits: Tensor, slope: Tensor | None) -> dict[str, Tensor]:
+        if head is None:
+            return {"logits": logits}
+        if constants is None or slope is None:
+            return {"energy": HEADS[head](logits), "logits": logits}
+        return {"energy": HEADS[head](logits), "next": langevin_step(images, slope, noise, constants), "logits": logits}
+
+    wanted, *near = (outputs(*answer) for answer in answers)
+    still = answers[0][1]
+    resting = {} if still is None else {"next": outputs(answers[0][0], torch.zeros_like(still))["next"]}
+    hidden = ["logits"] if model.target == "ebm" else []  # they mean nothing by themselves
+    content, exact = _checked(run, given, wanted, model, near=near, resting=resting, hidden=hidden)
+    files.write_bytes(path, content)
+    if model.activations and (off := _off_by_kernels(content, exact, given, resting)) > TIES:
+        print(
+            f"{path}: with onnxruntime's int8 kernels, outputs are off by {off:.2g} of their spread here (sums "
+            f"saturate on processors without VNNI); set the session option {FLOAT_KERNELS[0]} to {FLOAT_KERNELS[1]}, "
+            "or quantize to 7 bits",
+            flush=True,
+        )
 
 
-def gradient_bytes(model: Model) -> bytes:
-    """The energy's gradient graph as ONNX, images -> logits, gradients: for a session of our own, not for a file.
+def _off_by_kernels(content: bytes, exact: Any, given: Mapping[str, Tensor], resting: Mapping[str, Tensor]) -> float:
+    """How far onnxruntime's int8 kernels are off here, as a share of what outputs differ by from image to image."""
+    inputs = {name: value.numpy() for name, value in given.items()}
+    names = [output.name for output in exact.get_outputs()]
+    pairs = zip(names, exact.run(names, inputs), _session_of(content, kernels=True).run(names, inputs), strict=True)
+    off = 0.0
+    for name, *both in pairs:
+        wanted, found = map(torch.from_numpy, both)
+        spread = float((wanted - resting.get(name, wanted.mean(0))).norm())
+        off = max(off, float((found - wanted).norm()) / max(spread, 1e-12))
+    return off
+
+
+def gradient_session(model: Model) -> Any:
+    """The energy's gradient graph in onnxruntime, images -> logits, gradients.
 
     Weights are decoded; int8 models round their activations where they round in torch, and nowhere else.
+
+    Raises:
+        FileError: an operation has no form in ONNX, or one that computes something else.
     """
-    assert model.spec.head is not None
+    images, _ = looked_at(model.spec.input_shape)
+    run, answers = _made(model, images, gradient=True, kept=False)
+    wanted, *near = ({"logits": logits, "gradient": slope} for logits, slope in answers if slope is not None)
+    return _checked(run, {"images": images}, wanted, model, near=near, largest_folded=LARGEST_UNPACKED)[1]
+
+
+def _session_of(content: bytes, *, kernels: bool = False) -> Any:
+    """An onnxruntime.InferenceSession on one thread.
+
+    Args:
+        kernels: compute in int8, as sessions do that nobody has told otherwise; on processors without VNNI these
+            kernels saturate their sums.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # it warns of each constant that it folds
+    if not kernels:  # rounded in float
+        options.add_session_config_entry(*FLOAT_KERNELS)
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def looked_at(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Images by which two ways of computing a network are compared, half of them noise and half of them smooth, and
+    standard normal noise."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(LOOKED_AT, *shape, generator=generator) * 2 - 1
+    coarse = torch.rand(LOOKED_AT // 2, shape[0], 3, 3, generator=generator) * 2 - 1
+    smooth = nn.functional.interpolate(coarse, shape[1:], mode="bilinear", align_corners=True)
+    images[: len(smooth)] = 0.9 * smooth + 0.1 * images[: len(smooth)]  # no two pixels the same: a maximum is one
+    return images, torch.randn(images.shape, generator=generator)
+
+
+def _with_room_for_biases(model: Model) -> Model:
+    """The model with larger scales for weights that are tiny beside their bias, as those of a dead channel are.
+
+    onnxruntime's int8 kernels take a bias as so many steps of the input's scale times the weight's, in 32 bits, and cut
+    off what is more: the channel would lose its bias. Such weights change a channel by less than a billionth of it.
+    """
+    tensors = dict(model.tensors)
+    for key, part in model.tensors.items():
+        layer = key.removesuffix(".weight")
+        steps = [
+            scale
+            for name, (scale, _) in model.activations.items()
+            if name.endswith(":in") and name.split(":")[0] == layer and ":gradient" not in name
+        ]
+        names = {key, *(name for name, first in model.tied.items() if first == key)}
+        biases = [model.tensors.get(name.removesuffix("weight") + "bias") for name in names]
+        if not isinstance(part, Int8) or not steps:
+            continue
+        for bias in filter(None, biases):
+            scale = torch.maximum(part.scale, bias.decode().abs() / (min(steps) * LARGEST_BIAS))
+            if not torch.equal(scale, part.scale):
+                along = (part.scale / scale).view(-1, *[1] * (part.values.ndim - 1))
+                part = replace(part, values=(part.values * along).round().to(torch.int8), scale=scale)
+        tensors[key] = part
+    return replace(model, tensors=tensors)
+
+
+def _made(
+    model: Model, images: Tensor, *, gradient: bool, kept: bool
+) -> tuple[nn.Module, list[tuple[Tensor, Tensor | None]]]:
+    """What is to be exported, images -> logits, or logits and gradients; and what torch makes of these images, for int8
+    models also of images next to them.
+
+    Args:
+        kept: for a file: weights stay coded, int8 models round wherever onnxruntime has kernels that do.
+    """
     if model.activations:
-        graph: nn.Module = _int8_graph(model, gradient=True, outputs=False)
-    else:
-        graph = gradient_graph(dense_network(model), model.spec.head, model.spec.input_shape)
-    return _trimmed(_traced(graph, ["images"], ["logits", "gradient"], model), largest_folded=LARGEST_UNPACKED)
+        model = _with_room_for_biases(model) if kept else model
+        prepared = int8.restore(model, gradient=gradient, outputs=kept)
+        next_to = images + NEAR * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            answers = [prepared(given) for given in (images, next_to)]  # before it is converted, in place
+        return _int8_graph(prepared, model), answers if gradient else [(logits, None) for logits in answers]
+    network = dense_network(model)
+    if not gradient:
+        with torch.no_grad():
+            logits = network(images)
+        return (_Decoded(network, model) if kept else network), [(logits, None)]
+    assert model.spec.head is not None
+    with torch.no_grad():  # no second derivatives
+        logits, slope = logits_and_gradient(network, model.spec.head, images)
+    graph = gradient_graph(network, model.spec.head, model.spec.input_shape)
+    return (_Decoded(graph, model) if kept else graph), [(logits.detach(), slope)]
 
 
-def _traced(run: nn.Module, names: list[str], outputs: list[str], model: Model) -> Any:
-    """The ONNX form, an onnx_ir.Model, of a module whose inputs are all batches of images."""
-    images, batch = torch.zeros(2, *model.spec.input_shape), {0: torch.export.Dim("batch")}
+def _checked(
+    run: nn.Module,
+    given: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    model: Model,
+    *,
+    near: Sequence[Mapping[str, Tensor]] = (),
+    resting: Mapping[str, Tensor] = {},
+    hidden: Collection[str] = (),
+    largest_folded: int = LARGEST_FOLDED,
+) -> tuple[bytes, Any]:
+    """The ONNX form of a module and its session, once onnxruntime has computed with it what is wanted.
+
+    Args:
+        given, wanted: inputs and outputs by their names in the file.
+        near: outputs that are as good, but for ties of rounding.
+        resting: outputs as they were if nothing had been computed, from which differences are counted.
+        hidden: outputs that the file leaves out.
+    Raises:
+        FileError: it has none, or onnxruntime computes something else; the message names the operation.
+    """
+    where = model.origin or model.spec.name
+    program = _traced(run, given, list(wanted), where)
+    program.model.graph.outputs[:] = [value for value in program.model.graph.outputs if value.name not in hidden]
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    if size > LARGEST_FILE:
+        raise FileError(f"{where}: {size:,} bytes of weights; an ONNX file has at most 2 GiB. Nothing is written")
+    content = _trimmed(program.model, largest_folded=largest_folded)
+    names = [name for name in wanted if name not in hidden]
+    try:
+        inputs = {name: value.numpy() for name, value in given.items()}
+        session = _session_of(content)
+        found = dict(zip(names, session.run(names, inputs), strict=True))
+    except Exception as error:  # onnxruntime's own, of no common kind
+        raise FileError(f"{where}: onnxruntime does not run it: {one_line(error)}; nothing is written") from None
+    own: dict[str, float] = {}  # looked for if anything is off
+    for name in names:
+        if not wanted[name].isfinite().all():
+            raise FileError(f"{where}: its output `{name}` is not finite, in torch either; nothing is written")
+        rest = resting.get(name, wanted[name].mean(0))
+        same = found[name].shape == wanted[name].shape
+        off = float((torch.from_numpy(found[name]) - wanted[name]).norm()) if same else math.inf
+        spread, size = float((wanted[name] - rest).norm()), float(wanted[name].norm())
+        ties = max((2 * float((other[name] - wanted[name]).norm()) for other in near), default=0.0)
+        bound = max((TIES if model.activations else OFF) * spread, ties) + ROUNDED_OFF * size
+        if off <= bound:
+            continue
+        if not own:
+            own = _own_errors(run, given, list(wanted), resting, TIES_MOST if model.activations else networks.MOST)
+        if not off <= max(bound, own.get(name, 0.0) * spread):
+            raise FileError(
+                f"{where}: onnxruntime's output `{name}` is off by {off / (spread or 1):.3g} of its spread, "
+                f"{_first_to_differ(run, given, list(wanted), where)}; nothing is written"
+            )
+    return content, session
+
+
+def _own_errors(
+    run: nn.Module, given: Mapping[str, Tensor], outputs: list[str], resting: Mapping[str, Tensor], most: float
+) -> dict[str, float]:
+    """By how much of its spread each output may be off by errors of rounding."""
+
+    def of_images(images: Tensor) -> list[Tensor]:
+        found = run(images, *list(given.values())[1:])
+        parts = dict(zip(outputs, [found] if isinstance(found, Tensor) else found, strict=True))
+        moved = {name: parts[name] - rest - (images - given["images"]) for name, rest in resting.items()}
+        return [part - part.mean(0) for part in (parts | moved).values()]
+
+    with torch.no_grad():
+        return dict(zip(outputs, networks.sensitivity(of_images, given["images"], most), strict=True))
+
+
+def _traced(run: nn.Module, given: Mapping[str, Tensor], outputs: list[str], where: str) -> Any:
+    """The ONNX form, a torch.onnx.ONNXProgram, of a module whose inputs are all batches of images.
+
+    Raises:
+        FileError: it has none; the message names the operation.
+    """
+    shapes = ({0: torch.export.Dim("batch")},) * len(given)
+    images = tuple(value[:2].clone() for value in given.values())  # one tensor given twice would become one input
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
+            exported = export_module(run, images)
+            if any(node.target in FORWARD for node in exported.graph.nodes):
+                exported = exported.run_decompositions(FORWARD)
             program = torch.onnx.export(
-                run,
-                tuple(images.clone() for _ in names),  # one tensor given twice would become one input
-                input_names=names,
+                exported,
+                input_names=list(given),
                 output_names=outputs,
-                dynamic_shapes=(batch,) * len(names),
+                dynamic_shapes=shapes,  # again, for the name
                 opset_version=OPSET,
                 optimize=False,  # it would unpack the weights into the file
                 verbose=False,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise FileError(f"{model.spec.name}: no ONNX form: {error}") from None
+    except Exception as error:  # torch raises nearly anything here
+        raise FileError(f"{where}: no ONNX form: {_culprit(error)}; nothing is written") from None
     assert program is not None
-    return program.model
+    return program
+
+
+def _culprit(error: Exception) -> str:
+    """The operation that torch's advice is about, as far as the exceptions behind each other tell."""
+    chain = [error]
+    while isinstance(cause := chain[-1].__cause__, Exception):
+        chain.append(cause)
+    for each in reversed(chain):
+        if found := re.search(r"op='([\w.]+)'|torch\.ops\.([\w.]+)", str(each)):
+            return f"{found[1] or found[2]} has none"
+    return reason_of(chain[-1])
+
+
+def _first_to_differ(run: nn.Module, given: Mapping[str, Tensor], outputs: list[str], where: str) -> str:
+    """Which operation it is that onnxruntime computes otherwise, in words."""
+    program = _traced(run, given, outputs, where)
+    recorder = _Recorder(program.exported_program.module())
+    recorder.run(*given.values())
+    there = {value.name for node in program.model.graph for value in node.outputs}
+    names = [name for name in recorder.values if name in there]
+    for name, found in zip(names, program.compute_values(names, tuple(given.values())), strict=True):
+        operation, wanted = recorder.values[name]
+        if found.shape != wanted.shape or not (found - wanted).norm() <= OFF * wanted.norm():
+            return f"from {operation} on"
+    return "though no operation does by itself"
+
+
+class _Recorder(Interpreter):
+    """Keeps every tensor of floats that a graph computes, with the operation, by the name of its node."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.values: dict[str, tuple[str, Tensor]] = {}
+
+    def run_node(self, n: Node) -> Any:
+        found = super().run_node(n)
+        if n.op == "call_function" and isinstance(found, Tensor) and found.is_floating_point():
+            operation = n.args[0] if n.target is operator.getitem else n  # one of several outputs
+            self.values[n.name] = (str(operation.target), found.detach())  # type: ignore[union-attr]
+        return found
 
 
 def _trimmed(model: Any, *, largest_folded: int = LARGEST_FOLDED) -> bytes:
@@ -267,6 +530,7 @@ def _trimmed(model: Any, *, largest_folded: int = LARGEST_FOLDED) -> bytes:
     from onnxscript.optimizer import optimize_ir
 
     optimize_ir(model, input_size_limit=largest_folded, output_size_limit=4 * largest_folded)
+    _without_flips(model)
     DeduplicateInitializersPass()(model)
     ClearMetadataAndDocStringPass()(model)
     given = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
@@ -276,6 +540,37 @@ def _trimmed(model: Any, *, largest_folded: int = LARGEST_FOLDED) -> bytes:
     for node in model.graph:
         node.name = None
     return bytes(_proto(model).SerializeToString(deterministic=True))
+
+
+def _without_flips(model: Any) -> None:
+    """Slices with negative steps, which some tools refuse, as gathers in reverse order, in place.
+
+    Args:
+        model: onnx_ir.Model.
+    """
+    import onnx_ir as ir
+    from onnx_ir.convenience import replace_nodes_and_values
+
+    orders: dict[int, Any] = {}  # by length
+    for node in list(model.graph):
+        if node.op_type != "Slice" or len(node.inputs) < 5 or node.inputs[4].const_value is None:
+            continue
+        steps, axes = (node.inputs[place].const_value.numpy().tolist() for place in (4, 3))
+        if any(step != -1 for step in steps):
+            continue
+        value, made = node.inputs[0], []
+        shape = node.outputs[0].shape
+        for axis in axes:
+            length = int(shape[axis])
+            if length not in orders:
+                tensor = ir.tensor(list(range(length - 1, -1, -1)), dtype=ir.DataType.INT64, name=f"reverse{length}")
+                orders[length] = ir.val(tensor.name, const_value=tensor)
+                model.graph.register_initializer(orders[length])
+            gather = ir.node("Gather", [value, orders[length]], attributes={"axis": axis})
+            value = gather.outputs[0]
+            value.type, value.shape = node.outputs[0].type, shape
+            made.append(gather)
+        replace_nodes_and_values(model.graph, node, [node], made, node.outputs, [value])
 
 
 def _proto(model: Any) -> Any:

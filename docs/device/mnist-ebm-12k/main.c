@@ -1,0 +1,28 @@
+/* Draws an image: main [seed] [steps] prints it as a picture that most viewers take (PGM or PPM, as text). */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "model.h"
+
+static uint64_t arena[(MODEL_ARENA_BYTES + 7) / 8];
+static float image[MODEL_PIXELS];
+
+int main(int count, char **given)
+{
+    const uint32_t seed = count > 1 ? (uint32_t)strtoul(given[1], 0, 10) : 0;
+    const int steps = count > 2 ? atoi(given[2]) : MODEL_STEPS;
+    uint32_t sum = 2166136261u;
+    int channel, place;
+
+    model_sample(arena, image, seed, steps);
+    for (place = 0; place < MODEL_PIXELS; place++) /* FNV-1a of the pixels, to compare with other machines */
+        sum = (sum ^ (uint8_t)((image[place] + 1.0f) * 127.5f + 0.5f)) * 16777619u;
+    printf("P%d\n# energy %.6f, pixels %08lx\n%d %d\n255\n", MODEL_CHANNELS == 3 ? 3 : 2,
+           (double)model_energy(arena, image), (unsigned long)sum, MODEL_WIDTH, MODEL_HEIGHT);
+    for (place = 0; place < MODEL_HEIGHT * MODEL_WIDTH; place++)
+        for (channel = 0; channel < MODEL_CHANNELS; channel++) {
+            const float value = (image[channel * MODEL_HEIGHT * MODEL_WIDTH + place] + 1.0f) * 127.5f + 0.5f;
+            printf("%d%c", (int)value, (place + 1) % MODEL_WIDTH ? ' ' : '\n');
+        }
+    return 0;
+}

@@ -1,0 +1,7 @@
+"""Models as C: one source file without dependencies, its memory planned."""
+
+from lowenergy.runtimes.c.directory import export, planned
+from lowenergy.runtimes.c.memory import NoPlanError
+from lowenergy.runtimes.c.page import export_page
+
+__all__ = ["NoPlanError", "export", "export_page", "planned"]

@@ -1,0 +1,190 @@
+"""From a model file to a directory of C that compiles anywhere, written whole or not at all."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lowenergy.base.errors import UserError
+from lowenergy.base.files import FileError
+from lowenergy.runtimes.c import emit, integers, memory, operations, trace
+from lowenergy.runtimes.c.memory import NoPlanError, Plan
+from lowenergy.runtimes.c.operations import Conv, Program
+from lowenergy.runtimes.loading import dense_network
+from lowenergy.runtimes.sampling import constants_of
+from lowenergy.storage.artifact import Model
+
+HERE = Path(__file__).parent
+CORTEX_M7 = ["arm-none-eabi-gcc", "-mthumb", "-mcpu=cortex-m7", "-mfpu=fpv5-d16", "-mfloat-abi=hard"]
+COMPILERS = {  # with the tool that tells sizes
+    "gcc": (["gcc", "-DMODEL_LANES=1"], "size"),
+    "clang": (["clang", "-DMODEL_LANES=1"], "size"),
+    "cortex-m7": (CORTEX_M7, "arm-none-eabi-size"),
+}
+LARGEST_COMPILED = 2**21  # bytes of constants: more take a compiler long, and are what counts anyway
+
+
+def planned(model: Model, *, ram: int | None = None, sampler: bool = True) -> Plan:
+    """The operations of a model, and where in memory they work.
+
+    Args:
+        ram: bytes that arena, of one lane, and stack may take; None for the least time.
+        sampler: of an energy, with its gradient.
+    Raises:
+        UserError: an operation has no C form, or there is no plan of so few bytes.
+    """
+    head = model.spec.head
+    found = trace.trace(dense_network(model), head, model.spec.input_shape, gradient=sampler and head is not None)
+    program = replace(operations.lower(found, model.spec.input_shape), classes=model.target != "ebm")
+    if model.activations:
+        program = integers.with_integers(program, model.tensors, model.activations)
+    return within(program, ram)
+
+
+def within(program: Program, ram: int | None) -> Plan:
+    """The plan of a program for so many bytes of RAM, arena and stack.
+
+    Raises:
+        NoPlanError: there is none.
+    """
+    taken = stack(program)
+    try:
+        return memory.plan(program, None if ram is None else max(0, ram - taken))
+    except NoPlanError as error:
+        raise NoPlanError(ram or 0, error.smallest + taken) from None
+
+
+def stack(program: Program) -> int:
+    """Bytes of stack: more than any model's code took on a Cortex-M (benchmarks/device.py). Convolutions keep a list of
+    their kernel's taps there."""
+    taps = [math.prod(operation.kernel) for operation in program.operations if isinstance(operation, Conv)]
+    return 568 + 8 * max(taps, default=0)
+
+
+def code(
+    model: Model, header: Mapping[str, Any], *, ram: int | None = None, unpack: bool = False,
+    step_size: float | None = None, sampler: bool = True,
+) -> tuple[Plan, emit.Code]:  # fmt: skip
+    """The plan and the code of a model as read from its file; see export."""
+    constants, steps = None, 0
+    if model.spec.head is not None and sampler:
+        constants = constants_of(header, f"the {model.target}'s file", step_size)
+        steps = int(header["provenance"]["sampler"].get("chain_steps", 0))
+    elif step_size is not None:
+        raise UserError(f"step size {step_size}: there is no Langevin step in this file; leave it out")
+    plan = planned(model, ram=ram, sampler=constants is not None)
+    title = f"{model.target}: {model.spec.name}, {' x '.join(map(str, model.spec.input_shape))}"
+    return plan, emit.write(plan, dict(model.tensors), title=title, sampler=constants, steps=steps, unpack=unpack)
+
+
+def export(
+    model: Model, header: Mapping[str, Any], out: str | Path, *, ram: int | None = None, unpack: bool = False,
+    step_size: float | None = None, sampler: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Write model.h, model.c, main.c, Makefile and card.json into the directory `out`; the card.
+
+    Args:
+        ram: bytes that arena, of one lane, and stack may take.
+        unpack: weights as floats: faster, larger.
+        step_size: of the Langevin step; None: as it was trained.
+        sampler: of an energy, with the Langevin step.
+    Raises:
+        UserError: an operation has no C form, there is no plan of so few bytes, or `out` holds something else.
+        FileError: an energy's file does not say how to sample from it.
+    """
+    plan, made = code(model, header, ram=ram, unpack=unpack, step_size=step_size, sampler=sampler)
+    sampled = model.spec.head is not None and sampler
+    example = HERE / (
+        "example_sample.c" if sampled else "example_logits.c" if model.spec.head is None else "example_energy.c"
+    )
+    card = {
+        "target": model.target,
+        "architecture": model.spec.name,
+        "arena_bytes": plan.bytes,
+        "tile_bytes_by_lane": 4 * made.tile,
+        "multiply_accumulates": plan.work,
+        "computed_again": plan.work - plan.least_work,
+        "constant_bytes": sum(made.constants.values()),
+        "constants": made.constants,
+        "stack_bytes_at_most": stack(plan.program),
+        "code_bytes": _code_bytes(made),
+    }
+    write_whole(
+        Path(out),
+        {
+            "model.h": made.header,
+            "model.c": made.source,
+            "main.c": example.read_text(),
+            "Makefile": (HERE / "example.mk").read_text(),
+            "card.json": json.dumps(card, indent=2) + "\n",
+        },
+    )
+    return card
+
+
+def _code_bytes(made: emit.Code) -> dict[str, int]:
+    """Bytes of code at -Os by each compiler that is installed; none is needed to export."""
+    found = {}
+    constants = sum(made.constants.values())
+    for name, (compiler, size) in COMPILERS.items():
+        if constants > LARGEST_COMPILED or not shutil.which(compiler[0]) or not shutil.which(size):
+            continue
+        found[name] = text_bytes(made, compiler, size) - constants
+    return found
+
+
+def text_bytes(made: emit.Code, compiler: list[str], size: str) -> int:
+    """Bytes of code and constants of model.c, compiled for size."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        (place / "model.h").write_text(made.header)
+        (place / "model.c").write_text(made.source)
+        files = [str(place / "model.o"), str(place / "model.c")]
+        command = [*compiler, "-std=c99", "-ffp-contract=off", "-Os", "-c", "-o", *files]
+        subprocess.run(command, check=True, capture_output=True)
+        shown = subprocess.run([size, place / "model.o"], check=True, capture_output=True, text=True).stdout
+        return int(shown.splitlines()[1].split()[0])
+
+
+def write_whole(out: Path, files: Mapping[str, str]) -> None:
+    """A directory of files: made beside its place, then moved there, so that no half of it is ever seen.
+
+    Raises:
+        UserError: there is something else at that place.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileError(f"{out}: is a file; give an empty directory or a new one")
+    if out.exists() and any(p.name not in files and p.suffix != ".o" for p in out.iterdir()):
+        raise FileError(f"{out}: holds other files; give an empty directory or a new one")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    old = made.with_name(f"{made.name}.old")
+    try:
+        made.chmod(0o777 & ~_umask())
+        for name, text in files.items():
+            (made / name).write_text(text)
+        if out.exists():
+            out.rename(old)
+        made.rename(out)
+    except BaseException as error:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(made, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(out)) from None
+        raise
+    with suppress(OSError):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

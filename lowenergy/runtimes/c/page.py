@@ -1,0 +1,82 @@
+"""A model as one web page: its C compiled to WebAssembly, inside an HTML file that asks the network for nothing."""
+
+import base64
+import html
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lowenergy.base import files
+from lowenergy.base.errors import UserError
+from lowenergy.runtimes.c import directory
+from lowenergy.storage.artifact import Model
+
+HERE = Path(__file__).parent
+FLAGS = [
+    "-target", "wasm32-freestanding", "-mcpu=generic+simd128", "-std=c99", "-ffp-contract=off", "-O3", "-nostdlib",
+    "-fno-builtin", "-DMODEL_KEEP=1", "-Wl,--no-entry", "-Wl,--strip-all", "-Wl,--initial-memory={memory}",
+    "-Wl,-z,stack-size=16384",
+]  # fmt: skip
+PAGE = 65536  # bytes of WebAssembly's memory come in pages
+
+
+def export_page(model: Model, header: Mapping[str, Any], out: str | Path, **options: Any) -> int:
+    """Write the page, atomically; its bytes.
+
+    Args:
+        options: ram, unpack, step_size and sampler, as of a directory of C.
+    Raises:
+        UserError: ziglang is not installed, or the model has no C form.
+    """
+    if find_spec("ziglang") is None:
+        raise UserError("--to page needs a compiler for WebAssembly: pip install 'lowenergy[device]'")
+    plan, code = directory.code(model, header, **options)
+    compiled = wasm(code.header, code.source, plan.bytes + code.kept + sum(code.constants.values()))
+    text = _filled(model, header, compiled, code.header)
+    files.write_bytes(out, text.encode())
+    return len(text.encode())
+
+
+def wasm(header: str, source: str, size: int) -> bytes:
+    """The model with page.c as a WebAssembly module.
+
+    Args:
+        size: bytes of its memory, but for what the compiler adds.
+    """
+    memory = -(-(size + 4 * PAGE) // PAGE) * PAGE
+    with tempfile.TemporaryDirectory() as place:
+        made = Path(place)
+        (made / "model.h").write_text(header)
+        (made / "model.c").write_text(source)
+        command = [sys.executable, "-m", "ziglang", "cc", *(flag.format(memory=memory) for flag in FLAGS)]
+        command += ["-I", place, "-o", str(made / "model.wasm"), str(made / "model.c"), str(HERE / "page.c")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"ziglang cannot compile the model: {done.stderr.strip().splitlines()[0]}")
+        return (made / "model.wasm").read_bytes()
+
+
+def _filled(model: Model, header: Mapping[str, Any], compiled: bytes, c_header: str) -> str:
+    channels, height, width = model.spec.input_shape
+    defined = dict(re.findall(r"#define MODEL_(\w+) (\(?[-\w.+]+\)?)", c_header))
+    steps = int(defined.get("STEPS", 0)) or 100
+    draws = "STEP_SIZE" in defined
+    data = header.get("provenance", {}).get("data") or "images"
+    kind = {"ebm": "an energy-based model", "jem": "a classifier that is an energy, too"}.get(
+        model.target, "a classifier"
+    )
+    values = {
+        "title": html.escape(f"{data}: {kind} in {len(compiled):,} bytes"),
+        "about": "All of it runs in this page, as WebAssembly; nothing is asked of the network. "
+        + ("One seed draws the same pixels here, on a desktop and on a microcontroller." if draws else ""),
+        "width": width, "height": height, "channels": channels, "outputs": model.spec.outputs or 1, "steps": steps,
+        "most": 4 * steps, "step_size": defined.get("STEP_SIZE", "0").strip("()f").rstrip("f") or "0",
+        "wasm": base64.b64encode(compiled).decode(),
+    }  # fmt: skip
+    text = (HERE / "page.html").read_text()
+    return re.sub(r"\{(\w+)\}", lambda found: str(values.get(found[1], found[0])), text)

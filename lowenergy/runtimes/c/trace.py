@@ -1,0 +1,165 @@
+"""A network, and an energy's input gradient, as one list of plain operations on a single image, for code to be written.
+
+The same trace as energies/gradient.py makes for other runtimes, but for two things: there is one image, so that every
+shape is a number, and a convolution's way back is a transposed convolution with the weight as it is, so that both
+directions read one array.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._decomp import core_aten_decompositions
+from torch.func import functional_call, functionalize
+from torch.fx import GraphModule, Interpreter
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lowenergy.base.errors import UserError
+from lowenergy.energies import HEADS
+from lowenergy.energies.gradient import PLAIN
+from lowenergy.networks.copies import duplicate
+from lowenergy.networks.inputconv import InputConv2d
+
+aten = torch.ops.aten
+
+# Operations that have a C form of their own; their parts would be slower.
+WHOLE = (
+    aten.silu_backward.default,
+    aten.max_pool2d_with_indices_backward.default,
+    aten.avg_pool2d_backward.default,
+    aten._adaptive_avg_pool2d.default,
+)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Graph: the weights by name, then one image (1, c, h, w) -> logits, and of an energy also energy, gradient."""
+
+    graph: GraphModule
+    weights: dict[str, Tensor]
+
+
+def trace(network: nn.Module, head: str | None, input_shape: tuple[int, int, int], *, gradient: bool) -> Trace:
+    """Trace a network in evaluation mode.
+
+    Args:
+        head: of an energy; None for a classifier.
+        gradient: with the energy's input gradient.
+    Raises:
+        UserError: an operation that cannot be traced, with torch's reason.
+    """
+    network = _with_plain_convolutions(network)
+    weights = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    weights = {name: value.detach() for name, value in weights.items()}
+
+    def run(state: dict[str, Tensor], image: Tensor) -> tuple[Tensor, ...]:
+        if not gradient:
+            with torch.no_grad():
+                logits = functional_call(network, state, (image,))
+                return (logits,) if head is None else (logits, HEADS[head](logits))
+        with torch.enable_grad():
+            image = image.detach().requires_grad_()
+            logits = functional_call(network, state, (image,))
+            energy = HEADS[head or ""](logits)
+            (slope,) = torch.autograd.grad(energy.sum(), image)
+        return logits, energy, slope
+
+    try:
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no plain backward pass
+            warnings.simplefilter("ignore")
+            image = torch.zeros(1, *input_shape)
+            traced = make_fx(run, decomposition_table=_decompositions(), tracing_mode="fake")(weights, image)
+            if any(
+                getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in traced.graph.nodes
+            ):
+                plain = functionalize(Interpreter(traced).run, remove="mutations")
+                traced = make_fx(plain, tracing_mode="fake")(*weights.values(), image)
+    except Exception as error:  # torch raises nearly anything here
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"this network cannot be traced: {reason[0]}") from None
+    traced.graph.eliminate_dead_code()
+    return Trace(traced, weights)
+
+
+def _with_plain_convolutions(network: nn.Module) -> nn.Module:
+    """A copy whose strided convolutions of images have the common way back, through their own weights."""
+    network = duplicate(network).eval()
+    for module in network.modules():
+        if isinstance(module, InputConv2d):
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+    return network
+
+
+def _decompositions() -> Any:
+    table: Any = {**core_aten_decompositions(), **PLAIN}
+    for whole in WHOLE:
+        table.pop(whole, None)
+    table[aten.convolution_backward.default] = _convolution_backward
+    table[aten.native_batch_norm.default] = _norm
+    table[aten._native_batch_norm_legit_no_training.default] = _norm_of_constants
+    table[aten._softmax.default] = _softmax
+    table[aten._safe_softmax.default] = lambda x, dim, dtype=None: _softmax(x, dim, False)
+    table[aten._log_softmax.default] = _log_softmax
+    table[aten.upsample_nearest2d.default] = _repeated
+    table[aten.upsample_nearest2d.vec] = _repeated_to
+    return table
+
+
+def _convolution_backward(
+    g: Tensor, x: Tensor, w: Tensor, _: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, more: Any,
+    groups: int, mask: Any,
+) -> tuple[Tensor | None, None, None]:  # fmt: skip
+    """Only the input's gradient is ever asked for."""
+    assert not (mask[1] or mask[2]), "weights take part as constants"
+    if transposed:
+        return aten.convolution(g, w, None, stride, padding, dilation, False, [0, 0], groups), None, None
+    spans = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilation, strict=True)]
+    places = zip(x.shape[2:], g.shape[2:], spans, stride, padding, strict=True)
+    rest = [size + 2 * p - ((out - 1) * s + span) for size, out, span, s, p in places]
+    return aten.convolution(g, w, None, stride, padding, dilation, True, rest, groups), None, None
+
+
+def _norm_of_constants(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A norm in evaluation as the scale and the shift that it is; both are known when the code is written."""
+    scale = aten.rsqrt(variance + eps)
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    along = [-1, *[1] * (x.ndim - 2)]
+    empty = aten.new_empty(x, [0])
+    return x * aten.reshape(scale, along) + aten.reshape(shift, along), empty, empty
+
+
+def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    grown = aten.exp(x - aten.amax(x, [dim], True))
+    return grown / aten.sum(grown, [dim], True)
+
+
+def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    moved = x - aten.amax(x, [dim], True)
+    return moved - aten.log(aten.sum(aten.exp(moved), [dim], True))
+
+
+def _norm(x: Tensor, w: Any, b: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float) -> Any:
+    if training or mean is None:
+        return aten._native_batch_norm_legit.no_stats(x, w, b, True, momentum, eps)
+    return _norm_of_constants(x, w, b, mean, variance, momentum, eps)
+
+
+def _repeated(x: Tensor, size: Any, *_scales: Any) -> Tensor:
+    """Nearest neighbours, each repeated equally often: a view, and no arithmetic."""
+    channels, height, width = x.shape[1:]
+    if size[0] % height or size[1] % width:
+        raise UserError(f"{height}x{width} interpolated to {size[0]}x{size[1]}: only multiples can be")
+    tall, wide = size[0] // height, size[1] // width
+    spread = aten.expand(aten.reshape(x, [1, channels, height, 1, width, 1]), [1, channels, height, tall, width, wide])
+    return aten.reshape(spread, [1, channels, *size])
+
+
+def _repeated_to(x: Tensor, size: Any, scales: Any) -> Tensor:
+    return _repeated(x, size or [int(n * s) for n, s in zip(x.shape[2:], scales, strict=True)])
