@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.io import decode_png, read_file
 
-from lowenergy import data, networks
-from lowenergy.base import params
+from lowenergy import data, networks, params
 from lowenergy.data import write_grid
 from lowenergy.scoring import gallery
 

@@ -1,7 +1,10 @@
 """Metrics against answers known by other means."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,11 +16,13 @@ from scipy.linalg import sqrtm
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from lowenergy import data, networks
+from lowenergy import data, networks, params
+from lowenergy.base.cards import told_apart
 from lowenergy.energies import Energy
-from lowenergy.reporting.tables import collect, front_of, pareto_front, shown
+from lowenergy.reporting import page
+from lowenergy.reporting.tables import between, collect, front_of, pareto_front, shown
 from lowenergy.runtimes.loading import network_of
-from lowenergy.scoring import accuracy, generation, micronet, ood, size
+from lowenergy.scoring import accuracy, gallery, generation, micronet, ood, size
 from lowenergy.storage import artifact
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Coded, Int8, Sparse
@@ -216,14 +221,90 @@ def test_pareto_front() -> None:
     assert pareto_front([1, 1], [2.0, 1.0]) == [1]
 
 
-def test_table_shows_each_figure_in_its_unit(tmp_path: Path) -> None:
-    folder = tmp_path / "metrics" / "ebm"
-    folder.mkdir(parents=True)
-    (folder / "pq.card.json").write_text('{"fid": 3.14159, "ood_auroc": {"noise": 1.0}, "size_bytes": 12345}')
-    rows = collect(["ebm"], tmp_path)
-    assert rows[["target", "branch"]].iloc[0].tolist() == ["ebm", "pq"]
-    assert shown(rows).iloc[0].to_dict() == {"fid": "3.14", "ood_auroc.noise": "1.000", "size_bytes": "12,345"}
+def test_what_cannot_be_told_apart_is_not_worth_its_bytes() -> None:
+    losses, lost = [3.0, 1.0, 0.9, 0.0], [[2.9, 3.1], [0.5, 1.5], [0.4, 1.4], None]  # the last one is the teacher
+
+    def apart(first: int, second: int) -> bool:
+        return told_apart(lost[first], lost[second])
+
+    assert pareto_front([1, 2, 3, 4], losses) == [0, 1, 2, 3]
+    assert pareto_front([1, 2, 3, 4], losses, apart) == [0, 1, 3]
+    lost[1] = [-0.1, 2.1]
+    assert pareto_front([1, 2, 3, 4], losses, apart) == [0, 1], "as good as the teacher, as far as one can tell"
+    assert told_apart(None, None), "figures without intervals count as they are"
+
+
+def test_table_shows_each_figure_in_its_unit(small: params.Params, tmp_path: Path) -> None:
+    (tmp_path / "cards").mkdir()
+    lost = {"fid": 0.5, "fid_interval": [-0.5, 1.5]}
+    card = {"fid": 3.14159, "fid_interval": [2.5, 3.75], "lost": lost, "ood_auroc": {"noise": 1.0}, "size_bytes": 12345}
+    (tmp_path / "cards/ebm-quantize.json").write_text(json.dumps(card))
+    rows = collect(small, tmp_path)
+    names = rows[["target", "model", "chain"]].iloc[0].tolist()
+    assert names == ["ebm", "ebm-quantize", "distill → quantize"]
+    assert shown(rows).iloc[0].to_dict() == {"fid": "≈ 3.14", "ood_auroc.noise": "1.000", "size_bytes": "12,345"}
     assert list(shown(rows, everything=False)) == ["fid", "size_bytes"]
+    assert between(rows.iloc[0], "fid") == "2.5–3.75" and between(rows.iloc[0], "accuracy") == ""
+    lost["fid_interval"] = [0.1, 0.9]
+    (tmp_path / "cards/ebm-quantize.json").write_text(json.dumps(card))
+    assert shown(collect(small, tmp_path))["fid"].iloc[0] == "3.14"
+
+
+def test_the_page_recommends_the_smallest_that_is_as_good(small: params.Params, tmp_path: Path) -> None:
+    def card(accuracy: float, size: int, lost: list[float] | None) -> dict[str, Any]:
+        figures = {"accuracy": accuracy, "accuracy_interval": [accuracy - 0.02, accuracy + 0.02]}
+        figures |= {"lost": {"accuracy_interval": lost}} if lost else {}
+        return {**figures, "size_bytes": size, "compression_ratio": 1000 / size, "validation": figures}
+
+    models = {
+        "classifier": card(0.95, 1000, None),
+        "classifier-prune": card(0.94, 400, [-0.01, 0.03]),
+        "classifier-pq": card(0.93, 100, [-0.001, 0.04]),
+        "classifier-distill": card(0.9, 50, [0.01, 0.09]),
+    }
+    (tmp_path / "cards.json").write_text(json.dumps(models))
+    page.write(small, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "Take <b>classifier-pq</b>: 100 bytes, 10.0 times smaller" in text
+    assert text.count('<g class="on">') == 2 and text.count('class="bar"') == 4
+    assert "<td>≈ 93.00%<small>91–95</small></td>" in text
+    models["classifier-pq"]["validation"]["lost"]["accuracy_interval"] = [0.001, 0.04]
+    models["classifier-prune"]["validation"]["lost"]["accuracy_interval"] = [0.001, 0.02]
+    (tmp_path / "cards.json").write_text(json.dumps(models))
+    page.write(small, tmp_path)
+    assert "No branch is as good as its teacher" in (tmp_path / "report.html").read_text()
+
+
+def test_what_compression_changed_is_shown(small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
+    test = splits.test
+    right = nn.functional.one_hot(test.labels, 10).float()
+    own, theirs = right.clone(), right.clone()
+    own[3] = right[3].roll(1)  # lost
+    theirs[5] = right[5].roll(1)  # won
+    place = tmp_path / "plots/models/classifier-pq"
+    place.mkdir(parents=True)
+    accuracy.write_confusion(own, test, splits.classes, place / "confusion.csv", theirs)
+    gallery.write_changed(test.images, own, theirs, place / "changed.png")
+    figures = {"accuracy": 0.9, "size_bytes": 10, "compression_ratio": 2.0}
+    (tmp_path / "cards.json").write_text(json.dumps({"classifier-pq": figures}))
+    page.write(small, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "2 of 359 answers differ; 1 were right, 1 are right now." in text
+    lost, won = (splits.classes[int(test.labels[i])] for i in (3, 5))
+    assert f"Classes that lost: {lost} (1 of " in text
+    (first, second) = re.findall(r'<span class="(\w+)" title="(\w+); the teacher says (\w+), this model (\w+)"', text)
+    assert first[:3] == ("lost", lost, lost) and first[3] != lost
+    assert second[:2] == ("won", won) and second[3] == won
+    gallery.write_changed(test.images, own, own, place / "changed.png")
+    assert not (place / "changed.png").exists()
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    a, b = torch.randn(50, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 1, 50)
+    from scipy.stats import spearmanr
+
+    assert ood.rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert ood.rank_correlation(a, a.exp()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("quality", ["accuracy", "fid"])

@@ -5,65 +5,107 @@ import math
 
 import pandas as pd
 
-from lowenergy.reporting.tables import FORMATS, front_of, is_fid, quality_of
+from lowenergy.reporting.tables import FORMATS, HEADS, between, bounds_of, front_of, is_fid, quality_of
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 40  # margins
+LETTER = 6.0  # width of one, about
 
 
-def drawing(rows: pd.DataFrame, *, names: bool = True) -> str:
-    """An SVG of one target's models; those that no smaller one matches are joined by a line.
+def drawing(rows: pd.DataFrame, *, target: str = "", names: bool = True) -> str:
+    """An SVG of one target's models, with the interval of each; those worth their bytes are joined by a line.
 
     Args:
-        rows: by the name to call each model by; columns size_bytes and accuracy or fid.
+        rows: by the name to call each model by; columns size_bytes and accuracy or fid, and `chain`, if there is one.
+        target: the teacher, whose interval is shaded, and whose name is left out before those of its branches.
         names: write each model's beside its point; of many, pointing at one tells.
     """
     quality, sizes = quality_of(rows), rows["size_bytes"]
     values = rows[quality]
-    across = _Scale(sizes.min(), sizes.max(), LEFT, WIDTH - RIGHT)
+    records = dict(zip(rows.index, rows.to_dict("records"), strict=True))
+    bounds = {name: bounds_of(row, quality) or (row[quality],) * 2 for name, row in records.items()}
     logarithmic = is_fid(quality) and values.min() > 0 and values.max() > 8 * values.min()
-    up = _Scale(values.min(), values.max(), HEIGHT - BOTTOM, TOP, logarithmic)
+    lowest = 0.5 * values.min() if logarithmic else -math.inf  # else a bar could go down for ever
+    bounds = {name: (max(low, lowest), high) for name, (low, high) in bounds.items()}
+    least, most = min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
+    across = _Scale(sizes.min(), sizes.max(), LEFT, WIDTH - RIGHT)
+    up = _Scale(least, most, HEIGHT - BOTTOM, TOP, logarithmic)
     parts = [f'<svg class="front" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{quality} against bytes">']
+    if target in bounds:
+        high, low = up(bounds[target][1]), up(bounds[target][0])
+        top, height = min(high, low), abs(high - low)
+        parts.append(
+            f'<rect class="band" x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" height="{height:.1f}"/>'
+        )
     for tick in _ticks(sizes.min(), sizes.max(), True):
         x = across(tick)
         parts.append(f'<path class="rule" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_bytes(tick)}</text>')
-    for tick in _ticks(values.min(), values.max(), logarithmic):
+    for tick in _ticks(least, most, logarithmic):
         y = up(tick)
+        if not TOP - 2 <= y <= HEIGHT - BOTTOM + 2:
+            continue
         label = f"{tick:.4g}" if is_fid(quality) else f"{100 * tick:.4g}%"
         parts.append(f'<path class="rule" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     better = "lower is better" if is_fid(quality) else "higher is better"
-    name = quality.replace("fid", "FID").replace(".", " ")
+    title = quality.replace("fid", "FID").replace(".", " ")
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">bytes on disk</text>')
-    parts.append(f'<text x="4" y="{HEIGHT - 6}">{name}, {better}</text>')
+    parts.append(f'<text x="4" y="{HEIGHT - 6}">{title}, {better}</text>')
     front = front_of(rows)
     line = " ".join(
         f"{across(size):.1f},{up(v):.1f}" for size, v in zip(front["size_bytes"], front[quality], strict=True)
     )
     parts.append(f'<polyline points="{line}"/>')
-    tested = quality.removeprefix("validation.")
-    taken: list[tuple[float, float]] = []
-    for branch, row in rows.iterrows():
-        x, y = across(row["size_bytes"]), up(row[quality])
-        told = FORMATS[quality].format(row[quality])
-        if tested != quality and tested in rows:
-            told += f", test {FORMATS[tested].format(row[tested])}"
-        text = html.escape(f"{branch}: {told}, {row['size_bytes']:,.0f} bytes")
-        on = "on" if branch in front.index else "off"
+    places = {name: (across(row["size_bytes"]), up(row[quality])) for name, row in records.items()}
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places.values()]  # by points and their bars
+    taken += [(x - 1, up(max(bounds[name])), x + 1, up(min(bounds[name]))) for name, (x, _) in places.items()]
+    for name, row in records.items():
+        (x, y), (low, high) = places[name], (up(end) for end in bounds[name])
         parts.append(
-            f'<g class="{on}"><title>{text}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="{5 if names else 4}"/>'
+            f'<g class="{"on" if name in front.index else "off"}"><title>{_told(str(name), row, quality)}</title>'
         )
+        parts.append(f'<path class="bar" d="M{x:.1f} {low:.1f}V{high:.1f}"/>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5 if names else 4}"/>')
         if names:
-            anchor, dx = ("end", -4) if x > WIDTH * 0.7 else ("start", 4)
-            y -= 12  # above the point, clear of the line
-            while any(abs(y - b) < 12 and abs(x - a) < 70 for a, b in taken):
-                y += 24 if y < TOP + 12 else -12
-            taken.append((x, y))
-            name = html.escape(str(branch))
-            parts.append(f'<text x="{x + dx:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{name}</text>')
+            label = str(name).removeprefix(f"{target}-")
+            start, height = _free_place(x, y, LETTER * len(label), taken)
+            taken.append((start - 14, height - 9, start + LETTER * len(label) + 14, height + 2))
+            parts.append(f'<text x="{start:.1f}" y="{height:.1f}">{html.escape(label)}</text>')
         parts.append("</g>")
     return "".join([*parts, "</svg>"])
+
+
+def _told(name: str, row: dict[str, object], quality: str) -> str:
+    """What pointing at a model says."""
+    chain = f" ({found})" if isinstance(found := row.get("chain"), str) and found else ""
+    figures = []
+    for figure in (quality, quality.removeprefix("validation.")):
+        if figure not in row:
+            continue
+        interval = f" ({found})" if (found := between(row, figure)) else ""
+        figures.append(f"{HEADS.get(figure, figure)} {FORMATS[figure].format(row[figure])}{interval}")
+    return html.escape(f"{name}{chain}: {', '.join(dict.fromkeys(figures))}, {row['size_bytes']:,.0f} bytes")
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _free_place(x: float, y: float, width: float, boxes: list[Box]) -> tuple[float, float]:
+    """Where a label that belongs to a point starts, and its baseline: near, within the drawing, over nothing else."""
+    best, least = (x, y), math.inf
+    for height in (y + 4, y - 8, y + 16, y - 20, y + 28, y - 32, y + 40):
+        for start in (x + 9, x - width - 9, x - width / 2):
+            if start < LEFT or start + width > WIDTH or not TOP < height < HEIGHT - BOTTOM:
+                continue
+            over = sum(
+                start < right and start + width > left and height - 9 < bottom and height + 2 > top
+                for left, top, right, bottom in boxes
+            )
+            cost = 10 * over + abs(height - y - 4) / 12 + abs(start - x - 9) / 200
+            if cost < least:
+                best, least = (start, height), cost
+    return best
 
 
 class _Scale:

@@ -13,8 +13,11 @@ import pandas as pd
 from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.base.figures import axes as new_axes
-from lowenergy.base.params import METHODS
-from lowenergy.reporting.tables import is_fid, quality_of
+from lowenergy.base.nested import leaves
+from lowenergy.reporting.revisions import Revision
+from lowenergy.reporting.tables import FORMATS, is_fid, quality_of
+
+TEACHER = "teacher"  # its chain
 
 TITLES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "fid": "FID", "inception_score": "Inception Score"}
 SETTINGS = (  # what tells cells apart, where it is there; further parameters are kept if they differ
@@ -60,75 +63,49 @@ def collect(revisions: Iterable[Mapping[str, Any]], target: str) -> pd.DataFrame
     A model that several experiments share, because none of them changed it, is one row.
     """
     rows = []
-    for name, data in _finished(revisions):
-        values = {key: value for file in (data["params"] or {}).values() for key, value in _flat(file["data"]).items()}
-        for branch in ("teacher", *METHODS):
-            figures = _figures(data, f"metrics/{target}/{branch}")
-            if not figures:
-                continue
-            chain = _chain(branch, values)
-            own = {key: _text(value) for key, value in values.items() if key.split(".")[0] in chain}
-            rows.append(
-                {"experiment": name, "target": target, "branch": branch, "chain": " → ".join(chain)}
-                | own
-                | _flat(figures)
-            )
+    for name, commit in _finished(revisions):
+        for model in Revision(commit).models(target):
+            chain = " → ".join(model.methods) or TEACHER
+            values = {key: _text(value) for key, value in model.values.items()}
+            figures = {key: value for key, value in leaves(model.card) if key in FORMATS}
+            rows.append({"experiment": name, "target": target, "model": model.name, "chain": chain} | values | figures)
     if not rows:
         raise SweepError(f"no experiment has figures of {target}; queue some with `dvc exp run --queue -S ...`")
     table = pd.DataFrame(rows)
-    of_params = [str(column) for column in table if str(column).split(".")[0] in METHODS]
+    of_params = [str(column) for column in table if column not in FORMATS][4:]
     dull = [column for column in of_params if column not in SETTINGS and not _differs(table, column)]
     table = table.drop(columns=dull)
     table = table.drop_duplicates(subset=[column for column in table if column != "experiment"])
     return table.sort_values(["chain", *(column for column in of_params if column not in dull)], ignore_index=True)
 
 
-def _figures(data: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """All figures of a model as that revision's commit has them; {} where it has none."""
-    if "data" not in (data["metrics"] or {}).get(f"{path}.json", {}):
-        return {}
-    done = subprocess.run(["git", "show", f"{data['rev']}:{path}.card.json"], capture_output=True, text=True)
-    found: Mapping[str, Any] = (
-        json.loads(done.stdout) if done.returncode == 0 else data["metrics"][f"{path}.json"]["data"]
-    )
-    return found
-
-
-def _finished(revisions: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _finished(revisions: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
+    """The names and commits of what was run."""
     for revision in revisions:
         if revision["rev"] != "workspace" and revision["data"]:
-            yield _name(revision, revision), revision["data"]
+            yield _name(revision, revision), revision["rev"]
         for experiment in revision["experiments"] or []:
             if (experiment["executor"] or {}).get("state", "success") == "success":
                 for rev in experiment["revs"][:1]:  # the newest; before it are a resumed experiment's checkpoints
                     if rev["data"]:
-                        yield _name(experiment, rev), rev["data"]
+                        yield _name(experiment, rev), rev["rev"]
 
 
 def _name(experiment: Mapping[str, Any], rev: Mapping[str, Any]) -> str:
     return str(experiment["name"] or rev["rev"][:7])
 
 
-def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value}
-    return flat
-
-
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)  # a range's third tenth is 0.30000000000000004
 
 
-def _chain(branch: str, values: Mapping[str, Any]) -> list[str]:
-    chain = [branch]
-    while chain[0] != "teacher":
-        chain.insert(0, str(values[f"{chain[0]}.source"]))
-    return chain
+def _method(chain: str) -> str:
+    """The last of a chain; the teacher's has none."""
+    return chain.rpartition(" → ")[2]
 
 
 def _differs(table: pd.DataFrame, column: str) -> bool:
-    return any(rows[column].nunique(dropna=True) > 1 for _, rows in table.groupby("branch"))
+    return any(rows[column].nunique(dropna=True) > 1 for _, rows in table.groupby("chain"))
 
 
 def read(paths: Iterable[str | Path]) -> pd.DataFrame:
@@ -152,7 +129,7 @@ def write(table: pd.DataFrame, quality: str | None, directory: Path) -> list[Pat
     paths = [directory / f"{target}.csv"]
     files.write_bytes(paths[0], table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
     table = read(paths[:1])  # as it was rounded: the kept table draws the same charts
-    pruned = table[table["branch"] == "prune"]
+    pruned = table[table["chain"].map(_method) == "prune"]
     if len(pruned):
         paths.append(directory / f"{target}-amount.svg")
         _save(by_amount(pruned, quality), paths[-1])
@@ -169,7 +146,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def _trained(row: Mapping[Any, Any]) -> bool:
     """Whether weights were trained after pruning; what other methods made always was."""
-    if row["branch"] != "prune":
+    if _method(row["chain"]) != "prune":
         return True
     return any(float(row.get(f"prune.{part}.epochs", 0)) > 0 for part in ("finetune", "retrain"))
 
@@ -213,7 +190,7 @@ def by_ratio(table: pd.DataFrame, quality: str) -> Any:
                 s=22,
                 color=f"C{i}",
                 facecolors=f"C{i}" if trained else "none",
-                label=f"{str(method).removeprefix('teacher → ')}{'' if trained else ', before retraining'}",
+                label=f"{method}{'' if trained else ', before retraining'}",
             )
     axes.set(xscale="log", xlabel="compression ratio (bytes on disk)", ylabel=_title(quality))
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -225,7 +202,7 @@ def by_ratio(table: pd.DataFrame, quality: str) -> Any:
 
 
 def _kind(row: Mapping[Any, Any]) -> str:
-    return f" ({row['prune.kind']})" if row["branch"] == "prune" else ""
+    return f" ({row['prune.kind']})" if _method(row["chain"]) == "prune" else ""
 
 
 def _title(quality: str) -> str:

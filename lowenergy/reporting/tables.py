@@ -1,14 +1,15 @@
 """The figures on disk as tables: for the terminal, for the page, for DVC's plots."""
 
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from lowenergy.base import files
-from lowenergy.base.params import BRANCHES
+from lowenergy.base import cards, files
+from lowenergy.base.cards import Bounds, told_apart
+from lowenergy.params import Params
 
 TITLES = {
     "classifier": "Classifier",
@@ -20,9 +21,14 @@ FORMATS = {
     "accuracy": "{:.2%}",
     "validation.nll": "{:.3f}",
     "nll": "{:.3f}",
+    "calibration_error": "{:.3f}",
+    "agreement": "{:.1%}",
+    "lost_most": "{}",
     "validation.fid": "{:.2f}",
     "fid": "{:.2f}",
+    "fid_to_teacher": "{:.2f}",
     "inception_score": "{:.2f}",
+    "energy_correlation": "{:.3f}",
     "ood_auroc.noise": "{:.3f}",
     "ood_auroc.rotation": "{:.3f}",
     "ood_auroc.reduction": "{:.3f}",
@@ -48,21 +54,47 @@ HEADS = {
 }
 # What one looks at first: quality by which to choose, and as tested; then what it costs.
 FIRST = ["validation.accuracy", "accuracy", "validation.fid", "fid", "size_bytes", "compression_ratio"]
-FIRST += ["parameters", "macs"]
+ALIKE = "≈"  # before a figure that cannot be told from the teacher's
+LEGEND = f"{ALIKE} cannot be told from the teacher's figure by so few images"
+ARROW = " → "
 
 
-def collect(targets: list[str], root: Path = Path()) -> pd.DataFrame:
-    """metrics/<target>/<branch>.card.json of these targets, flattened: a row per model, figures it lacks are NaN."""
-    rows = []
-    for target in targets:
-        found = {path.name.removesuffix(".card.json"): path for path in (root / "metrics" / target).glob("*.card.json")}
-        for branch in sorted(found, key=lambda name: (*BRANCHES, name).index(name)):  # added ones come last
-            figures = pd.json_normalize(json.loads(found[branch].read_text())).iloc[0].to_dict()
-            rows.append({"target": target, "branch": branch, **figures})
-    if not rows:
-        raise files.FileError("metrics/: no figures of these targets; `dvc repro` makes them")
-    order = [name for name in FORMATS if any(name in row for row in rows)]
-    return pd.DataFrame(rows, columns=["target", "branch", *order])
+def collect(p: Params, root: Path = Path()) -> pd.DataFrame:
+    """The cards of all models, flattened: a row for each, by its teacher; figures that it lacks are NaN.
+
+    Raises:
+        FileError: there are none.
+    """
+    found = cards.collect(p.models, root)
+    if not found:
+        raise files.FileError("cards/: no figures of these models; `dvc repro` makes them")
+    rows = [
+        {"target": p.target_of(name), "model": name, "chain": made_by(p, name), **card, "lost_most": _lost_most(card)}
+        for name, card in found.items()
+    ]
+    table = pd.json_normalize(rows)
+    figures = [name for name in FORMATS if name in table and table[name].notna().any()]
+    return table[["target", "model", "chain", *figures, *(name for name in table if str(name).endswith("_interval"))]]
+
+
+def _lost_most(card: Mapping[str, Any]) -> str | None:
+    if (most := card.get("lost_most")) is None:
+        return None
+    return f"{most['label']}: {most['teacher']:.0%} to {most['own']:.0%}"
+
+
+def made_by(p: Params, name: str) -> str:
+    """The methods of a branch's chain, after what they begin with where that is not its target; '' for a teacher."""
+    first, *links = p.chain(name)
+    methods = [p.branches[link].by for link in links]
+    return ARROW.join(methods if first == p.target_of(name) else [first, *methods])
+
+
+def title_of(p: Params, target: str) -> str:
+    """What a teacher and its branches are called together."""
+    kind = p.teachers[target].kind
+    title = TITLES.get(kind, kind)
+    return title if target == kind else f"{target}: {title}"
 
 
 def quality_of(rows: pd.DataFrame) -> str:
@@ -84,50 +116,102 @@ def is_fid(quality: str) -> bool:
     return quality.endswith("fid")
 
 
+def bounds_of(row: Mapping[Any, Any], figure: str, *, lost: bool = False) -> Bounds | None:
+    """The interval of a figure; or of what it has lost against the teacher's."""
+    split, _, name = figure.rpartition(".")
+    found = row.get(".".join([*filter(None, [split]), *(["lost"] if lost else []), f"{name}_interval"]))
+    return found if isinstance(found, list | tuple) else None
+
+
+def between(row: Mapping[Any, Any], figure: str) -> str:
+    """The interval of a figure as text, '' without; of a share in per cent, which is not said again."""
+    scale = 100 if "%" in FORMATS[figure] else 1
+    return "–".join(f"{scale * end:.3g}" for end in bounds_of(row, figure) or ())
+
+
+def alike(row: Mapping[Any, Any], figure: str) -> bool:
+    """Whether a branch's figure cannot be told from its teacher's."""
+    lost = bounds_of(row, figure, lost=True)
+    return lost is not None and not told_apart(lost, None)
+
+
+def as_good(row: Mapping[Any, Any]) -> bool:
+    """Whether a branch is no worse than its teacher by any of its validation figures, as far as the images can tell."""
+    lost = [bounds_of(row, f"validation.{quality}", lost=True) for quality in ("accuracy", "fid")]
+    known = [bounds for bounds in lost if bounds is not None]
+    return bool(known) and all(low <= 0 for low, _ in known)
+
+
 def shown(rows: pd.DataFrame, everything: bool = True) -> pd.DataFrame:
     """The figures of one target as text, columns that it lacks left out."""
-    figures = rows.dropna(axis="columns", how="all")
-    figures = figures[[name for name in figures if name in (FORMATS if everything else FIRST)]]
-    return figures.apply(lambda column: column.map(FORMATS[str(column.name)].format, na_action="ignore").fillna(""))
+    names = [name for name in rows if name in (FORMATS if everything else FIRST) and rows[name].notna().any()]
+    text = rows[names].apply(lambda column: column.map(FORMATS[str(column.name)].format, na_action="ignore").fillna(""))
+    for name in names:
+        text[name] = [
+            f"{ALIKE} {value}" if value and alike(row, str(name)) else value
+            for value, row in zip(text[name], rows.to_dict("records"), strict=True)
+        ]
+    return text
 
 
-def show(table: pd.DataFrame, chain: Callable[[str], str], *, everything: bool = False) -> None:
-    """Print a table per target, a row per branch; with `everything`, a row per figure.
-
-    Args:
-        chain: branch -> how it came about, to call it by.
-    """
+def show(table: pd.DataFrame, p: Params, *, everything: bool = False) -> None:
+    """Print a table per target, a row per model; with `everything`, a row per figure."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     # A pipe or a log has no width of its own.
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    marked = False
     for target, rows in table.groupby("target", sort=False):
-        text = shown(rows.set_index("branch").rename(index=chain), everything)
+        text = shown(rows.set_index("model"), everything)
+        marked |= bool(text.map(lambda value: str(value).startswith(ALIKE)).to_numpy().any())
+        sheet = Table(title=title_of(p, str(target)), title_justify="left", box=box.SIMPLE_HEAD)
+        sheet.add_column("" if everything else "model", no_wrap=True)
         if everything:
             text = text.T
-        sheet = Table(title=TITLES.get(str(target), str(target)), title_justify="left", box=box.SIMPLE_HEAD)
-        sheet.add_column("" if everything else "branch")
+        else:
+            text.insert(0, "made by", list(rows["chain"]))
         for column in text.columns:
-            sheet.add_column(HEADS.get(str(column), str(column)), justify="right")
+            # The names of models break where they have hyphens.
+            head = str(column).replace("-", "-\n") if everything else HEADS.get(str(column), str(column))
+            sheet.add_column(head, justify="left" if column == "made by" else "right")
         for name, row in zip(text.index, text.to_numpy(), strict=True):
             sheet.add_row(str(name), *map(str, row))
         console.print(sheet)
+    if marked:
+        console.print(LEGEND)
 
 
-def pareto_front(sizes: list[float], losses: list[float]) -> list[int]:
-    """Indices, by growing size, of the models that no smaller or equal-sized model matches in loss."""
-    best, front = float("inf"), []
+def pareto_front(
+    sizes: Sequence[float],
+    losses: Sequence[float],
+    apart: Callable[[int, int], bool] = lambda first, second: True,
+    taken: int | None = None,
+) -> list[int]:
+    """Indices, by growing size, of the models worth their bytes: each is better than the one before.
+
+    Args:
+        apart: whether two of them can be told apart; a larger one that cannot is not worth its bytes.
+        taken: one that is, in any case.
+    """
+    front: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], losses[i])):
-        if losses[i] < best:
-            best = losses[i]
+        if not front or i == taken or (losses[i] < losses[front[-1]] and apart(i, front[-1])):
             front.append(i)
     return front
+
+
+def to_take(rows: pd.DataFrame) -> int | None:
+    """The row of the smallest branch that is no worse than its teacher, as far as the images can tell."""
+    good = [i for i, row in enumerate(rows.to_dict("records")) if as_good(row)]
+    return min(good, key=lambda i: rows["size_bytes"].iloc[i], default=None)
 
 
 def front_of(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of one target that are on the front of quality against bytes, smallest first."""
     quality = quality_of(rows)
     losses = [v if is_fid(quality) else -v for v in rows[quality]]
-    return rows.iloc[pareto_front(rows["size_bytes"].tolist(), losses)]
+    lost = [bounds_of(row, quality, lost=True) for row in rows.to_dict("records")]
+    sizes = rows["size_bytes"].tolist()
+    return rows.iloc[pareto_front(sizes, losses, lambda i, j: told_apart(lost[i], lost[j]), to_take(rows))]

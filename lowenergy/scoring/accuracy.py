@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,8 +24,16 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def write_confusion(logits: Tensor, test: Split, classes: list[str], path: Path) -> None:
-    """One row per test image, actual and predicted class by name: what DVC's confusion plot reads."""
-    names = dict(enumerate(classes))
-    rows = pd.DataFrame({"actual": test.labels.numpy(), "predicted": logits.argmax(1).numpy()})
-    rows.replace(names).to_csv(path, index=False)
+def write_confusion(logits: Tensor, test: Split, classes: list[str], path: Path, teacher: Tensor | None = None) -> None:
+    """One row per test image: actual and predicted class by name, which DVC's confusion plot reads, and of a branch
+    what its teacher predicts.
+
+    Args:
+        teacher: the teacher's logits.
+    """
+    import pandas as pd  # a call of the library writes no tables
+
+    answers = {"actual": test.labels, "predicted": logits.argmax(1)}
+    answers |= {} if teacher is None else {"teacher": teacher.argmax(1)}
+    rows = pd.DataFrame({name: found.numpy() for name, found in answers.items()})
+    rows.replace(dict(enumerate(classes))).to_csv(path, index=False)

@@ -10,14 +10,15 @@ import torch
 from torch import Generator, Tensor
 
 from lowenergy.base import figures, files
-from lowenergy.base.params import Sampler
-from lowenergy.data import at_a_time, write_grid
+from lowenergy.data import at_a_time, to_float, write_grid
 from lowenergy.energies import Energy, langevin_chain, uniform_noise
 from lowenergy.networks import AnyNetwork
+from lowenergy.params import Sampler
 
 BINS = 50  # of a histogram
 CHAINS = 8  # in a strip
 STATES = 10  # of each of them, start and end among them
+CHANGED = 24  # images shown whose answer compression has changed
 
 
 def write_strip(
@@ -31,6 +32,18 @@ def write_strip(
         if step in kept:
             states.append(state.clone())
     write_grid(torch.stack(states, 1).flatten(0, 1).cpu(), path, columns=len(states))
+
+
+def write_changed(images: Tensor, own: Tensor, teacher: Tensor, path: Path) -> None:
+    """The first CHANGED images (uint8) that get another answer than the teacher's, in one row; no file without any.
+
+    Args:
+        own, teacher: logits (n, classes).
+    """
+    changed = (own.argmax(1) != teacher.argmax(1)).nonzero().flatten()[:CHANGED]
+    path.unlink(missing_ok=True)
+    if len(changed):
+        write_grid(to_float(images[changed]), path, columns=len(changed))
 
 
 def write_neighbours(samples: Tensor, training: Tensor, path: Path, columns: int = 10) -> None:

@@ -5,19 +5,22 @@ place of Inception's, which know nothing of 8x8 or 28x28 images. Figures are the
 Both are torchmetrics' to six digits (a test compares), without the seconds that its import takes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
-from lowenergy.base import files
+from lowenergy.base import UserError, files
 from lowenergy.base.device import measured
 from lowenergy.data import at_a_time, to_bytes, to_float
 from lowenergy.networks import AnyNetwork, features_and_logits
+from lowenergy.scoring.intervals import Interval, around, bootstrap, resampled
 
 SPLITS = 10  # of the Inception Score, as published
 BATCH = 1000
+FEWEST = 2  # images: one has no covariance
 
 Moments = dict[
     str, Tensor
@@ -29,17 +32,53 @@ def _moments(features: Tensor) -> Moments:
     return {"sum": features.sum(0), "cov_sum": features.T @ features, "num_samples": torch.tensor(len(features))}
 
 
+@dataclass(frozen=True)
+class Generation:
+    """How good images are that a model has drawn, and how sure that is; see `measure_surely`."""
+
+    fid: Interval
+    inception_score: Interval
+    images: int
+
+    def __str__(self) -> str:
+        return f"FID {self.fid}, Inception Score {self.inception_score}, {self.images:,} images"
+
+
+def _seen(scorer: AnyNetwork, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features, (batch, width), and logits, (batch, classes), of images uint8 (n, c, h, w), on the CPU."""
+    with measured(scorer) as device, torch.inference_mode():
+        for batch in images.split(at_a_time(images, BATCH)):
+            features, logits = features_and_logits(scorer, to_float(batch.to(device)))
+            assert features is not None
+            yield features.cpu(), logits.cpu()
+
+
 def _looked_at(scorer: AnyNetwork, images: Tensor) -> tuple[Moments, Tensor]:
     """Moments of the features, and the logits, (n, classes), of images uint8 (n, c, h, w)."""
     totals: Moments = {}
     logits = []
-    with measured(scorer) as device, torch.inference_mode():
-        for batch in images.split(at_a_time(images, BATCH)):
-            features, found = features_and_logits(scorer, to_float(batch.to(device)))
-            assert features is not None
-            logits.append(found.cpu())
-            totals = {name: totals.get(name, 0) + part for name, part in _moments(features.cpu()).items()}
+    for features, found in _seen(scorer, images):
+        logits.append(found)
+        totals = {name: totals.get(name, 0) + part for name, part in _moments(features).items()}
     return totals, torch.cat(logits)
+
+
+def looked_at(scorer: AnyNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features, (n, width), and logits, (n, classes), of images (n, c, h, w), uint8 or in [-1, 1].
+
+    Raises:
+        UserError: there are fewer than two images.
+    """
+    if len(images) < FEWEST:
+        raise UserError(f"{len(images)} images: FID needs at least {FEWEST}")
+    parts = list(_seen(scorer, images if images.dtype == torch.uint8 else to_bytes(images)))
+    features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+    return features, logits
+
+
+def moments_of(scorer: AnyNetwork, images: Tensor) -> Moments:
+    """What images, uint8 (n, c, h, w), are to FID."""
+    return _looked_at(scorer, images)[0]
 
 
 def write_reference(scorer: AnyNetwork, images: Mapping[str, Tensor], path: str | Path) -> None:
@@ -76,27 +115,87 @@ def measure(
 
     Args:
         split: whose real images the FID compares with, train or validation.
+    Raises:
+        UserError: there are fewer than two images, or the reference is not this scorer's.
     """
+    if len(images) < FEWEST:
+        raise UserError(f"{len(images)} images: FID needs at least {FEWEST}")
+    real = read_reference(reference, split)
     moments, logits = _looked_at(scorer, images if images.dtype == torch.uint8 else to_bytes(images))
+    if len(real["sum"]) != len(moments["sum"]):
+        raise files.FileError(f"{reference}: statistics of other features than the scorer's; `dvc repro scorer`")
     return {
-        "fid": frechet_distance(read_reference(reference, split), moments),
+        "fid": frechet_distance(real, moments),
         "inception_score": inception_score(logits, torch.Generator().manual_seed(seed)),
     }
 
 
+def measure_surely(scorer: AnyNetwork, real: Moments, images: Tensor, seed: int) -> Generation:
+    """The figures of `measure`, each with the interval that a bootstrap of the images gives it.
+
+    Args:
+        real: of the images to compare with, see read_reference and moments_of.
+    Raises:
+        UserError: there are fewer than two images, or the moments are of other features than the scorer's.
+    """
+    features, logits = looked_at(scorer, images)
+    value, *again = distances(real, features, seed).tolist()
+    return Generation(around(value, again), score_surely(logits, seed), len(images))
+
+
+def distances(real: Moments, features: Tensor, seed: int) -> Tensor:
+    """The FID of images by their features, (n, width), and after it those of resamples, see intervals.resampled.
+
+    Raises:
+        UserError: the moments are of other features.
+    """
+    if len(real["sum"]) != features.shape[1]:
+        raise UserError("statistics of other features than the scorer's; give those that were made with it")
+    distance = distance_from(real)
+    each = [_moments(part) for part in features.split(BATCH)]
+    whole: Moments = {name: sum(part[name] for part in each) for name in each[0]}  # type: ignore[misc] # as in `measure`
+    again = resampled(lambda index: distance(_moments(features[index])), len(features), seed=seed)
+    return torch.tensor([distance(whole), *again], dtype=torch.float64)
+
+
+def distance_between(first: Tensor, second: Tensor) -> float:
+    """The FID of two sets of features, (n, width)."""
+    return frechet_distance(_moments(first), _moments(second))
+
+
+def score_surely(logits: Tensor, seed: int) -> Interval:
+    """The Inception Score, as `measure` has it, and its interval."""
+
+    def score(index: Tensor) -> float:
+        return inception_score(logits[index], torch.Generator().manual_seed(seed))
+
+    return bootstrap(score, len(logits), seed=seed)
+
+
 def frechet_distance(first: Moments, second: Moments) -> float:
     """|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½) of two normal distributions with these means and covariances."""
-    means, covariances = [], []
-    for moments in (first, second):
-        n, mean = moments["num_samples"].double(), moments["sum"].double() / moments["num_samples"]
-        means.append(mean)
-        covariances.append((moments["cov_sum"].double() - n * mean.outer(mean)) / (n - 1))
+    return distance_from(first)(second)
+
+
+def distance_from(first: Moments) -> Callable[[Moments], float]:
+    """frechet_distance from one of the two, whose square root is then taken once."""
+    mean, covariance = _normal(first)
     # (C1 C2)^½ has the trace of (C1^½ C2 C1^½)^½, which is symmetric.
-    values, vectors = torch.linalg.eigh(covariances[0])
+    values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    overlap = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0).sqrt().sum()
-    distance = (means[0] - means[1]).square().sum() + covariances[0].trace() + covariances[1].trace() - 2 * overlap
-    return float(distance)
+
+    def distance(second: Moments) -> float:
+        other, spread = _normal(second)
+        overlap = torch.linalg.eigvalsh(root @ spread @ root).clamp_min(0).sqrt().sum()
+        return float((mean - other).square().sum() + covariance.trace() + spread.trace() - 2 * overlap)
+
+    return distance
+
+
+def _normal(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Mean and covariance."""
+    n, mean = moments["num_samples"].double(), moments["sum"].double() / moments["num_samples"]
+    return mean, (moments["cov_sum"].double() - n * mean.outer(mean)) / (n - 1)
 
 
 def inception_score(logits: Tensor, generator: Generator) -> float:

@@ -80,7 +80,7 @@ def _bits(model: Model, encoded: Encoding) -> int:
     if isinstance(encoded, Int8):
         return encoded.values.numel() * encoded.bits + encoded.scale.numel() * 32
     if isinstance(encoded, Coded):
-        return encoded.codes.numel() * encoded.bits + encoded.codebook.numel() * 16
+        return encoded.codes.numel() * encoded.bits + encoded.codebook.numel() * 8 * encoded.codebook.element_size()
     assert isinstance(encoded, Dense)
     return encoded.values.numel() * _float_bits(model, encoded.values)
 

@@ -4,31 +4,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
-from lowenergy.energies import BATCH, Energy, uniform_noise
+from lowenergy.energies import BATCH, Energy, auroc_of, transformed
 
 TRANSFORMS = ("noise", "rotation", "reduction")
-REDUCTION = 0.5  # share of the side: nothing that small occurs in the data
-
-
-def transformed(images: Tensor, generator: Generator) -> dict[str, Tensor]:
-    """The out-of-distribution counterparts of images (n, c, h, w) in [-1, 1], as many of each kind.
-
-    noise: uniform noise; rotation: a quarter turn; reduction: shrunk to REDUCTION of their side and framed in black.
-    """
-    height, width = images.shape[2:]
-    low, narrow = max(1, round(REDUCTION * height)), max(1, round(REDUCTION * width))
-    shrunk = F.interpolate(images, (low, narrow), mode="bilinear", antialias=True, align_corners=False)
-    above, left = (height - low) // 2, (width - narrow) // 2
-    turned = images.rot90(dims=(2, 3))
-    if height != width:  # as much of it as fits
-        turned = F.interpolate(turned, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    return {
-        "noise": uniform_noise(tuple(images.shape), generator),
-        "rotation": turned.contiguous(),
-        "reduction": F.pad(shrunk, [left, width - narrow - left, above, height - low - above], value=-1.0),
-    }
 
 
 def energies(energy: Energy, images: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
@@ -43,12 +22,10 @@ def energies(energy: Energy, images: Mapping[str, Tensor], generator: Generator)
 
 def auroc(energies: Mapping[str, Tensor]) -> dict[str, float]:
     """AUROC of the energy, test images against each transformed kind; 0.5 is chance, 1 is perfect."""
-    return {kind: _auroc(energies["test"], energies[kind]) for kind in TRANSFORMS}
+    return {kind: auroc_of(energies["test"], energies[kind]) for kind in TRANSFORMS}
 
 
-def _auroc(inside: Tensor, outside: Tensor) -> float:
-    """The probability that one of `outside` is above one of `inside`, ties counting half (Mann & Whitney 1947)."""
-    ordered = inside.sort().values
-    below = torch.searchsorted(ordered, outside).double()
-    up_to = torch.searchsorted(ordered, outside, right=True).double()
-    return float((below + up_to).mean() / 2 / len(inside))
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's, of two energies' values (n,) for the same images: 1 where they order them alike."""
+    ranks = torch.stack([values.argsort(stable=True).argsort().double() for values in (first, second)])
+    return float(torch.corrcoef(ranks)[0, 1])

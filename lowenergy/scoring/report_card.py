@@ -2,44 +2,48 @@
 
 Models are chosen by the figures of `validation`: answers to the validation images; samples that are not those of the
 test figures, against the statistics of the validation images. The test set then says what was chosen.
+
+A branch is compared with its teacher image by image and sample by sample: samples of the same number start from the
+same noise. What the teacher said and drew is kept in a file for that.
 """
 
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowenergy import data
+from lowenergy.base import files
+from lowenergy.base.cards import Card
 from lowenergy.base.checkpoint import FOLDER, Checkpoint, fingerprint
 from lowenergy.base.device import fastest
-from lowenergy.base.params import ClassifierEvaluation, EnergyEvaluation, Sampler
 from lowenergy.base.progress import Progress
 from lowenergy.data import Splits, at_a_time, handful, to_float
 from lowenergy.energies import sample, steps_in
 from lowenergy.networks import AnyNetwork
+from lowenergy.params import ClassifierEvaluation, EnergyEvaluation, Sampler
 from lowenergy.runtimes import loading, sampling
-from lowenergy.scoring import accuracy, gallery, generation, micronet, ood, size
+from lowenergy.scoring import accuracy, answers, gallery, generation, micronet, ood, size
+from lowenergy.scoring.intervals import Interval, around, mcnemar, wilson
 from lowenergy.storage import artifact
 
 GRID, NEIGHBOURS = 100, 30  # samples shown
 BATCH = 500  # images classified at a time
-DECISIVE = ("accuracy", "fid", "size_bytes")  # what one decides by: quality, and what it costs
+CODE = ("base", "params", "data", "networks", "energies", "storage", "runtimes", "scoring")  # that decides the samples
 FEWEST_OTHERS = 500  # of those samples
 OTHER_SEED = 2**31  # added to the seed of the samples that are measured on validation: above every seed of params.yaml
 
-
-def decisive(card: dict[str, Any]) -> dict[str, Any]:
-    """The few figures that DVC's tables show; the card has all."""
-    few = {key: card[key] for key in DECISIVE if key in card}
-    return few | {"validation": decisive(card["validation"])} if "validation" in card else few
+Said = dict[str, Tensor]  # logits, features of samples, energies of a model; by what they are of
 
 
 def measure(
     *,
     path: str,
     teacher: str,
+    said: str,
     scorer: str,
     reference: str,
     splits: Splits,
@@ -47,64 +51,134 @@ def measure(
     seed: int,
     plots: Path,
     trust: Collection[str] = (),
-) -> dict[str, Any]:
-    """The metrics of the model in the file `path`; its confusion table and pictures are written into `plots`.
+    networks: Path | None = None,
+) -> Card:
+    """The figures of the model in the file `path`; its confusion table and pictures are written into `plots`.
 
     Args:
-        teacher: file of the uncompressed model of the same target, the yardstick of the compression ratio.
+        teacher: file of the uncompressed model that a branch is compared with; the teacher's own `path` for itself.
+        said: file of what the teacher said and drew: its own measuring writes it, that of its branches reads it.
         scorer, reference: files of the scorer and of its statistics of the training images.
         trust: what networks may come from, see artifact.read.
+        networks: file or folder of the project's own ones: what was drawn before they changed is drawn again.
     """
     model, header = artifact.read(path, trust=trust)
-    network, test, head = loading.network_of(model), splits.test, model.spec.head
+    network, head = loading.network_of(model), model.spec.head
+    own: Said = {}
+    theirs: Said = {} if path == teacher else files.read_safetensors(said)[0]
     plots.mkdir(parents=True, exist_ok=True)
     card: dict[str, Any] = {}
-    validation: dict[str, float] = {}
+    validation: dict[str, Any] = {}
+    figures = {"test": card, "validation": validation}
     if head in (None, "logsumexp"):
-        at_once = at_a_time(test.images, getattr(p, "batch_size", BATCH))
-        logits = accuracy.predict(network, test.images, at_once)
-        card |= accuracy.measure(logits, test.labels)
-        held_out = splits.validation
-        validation |= accuracy.measure(accuracy.predict(network, held_out.images, at_once), held_out.labels)
-        accuracy.write_confusion(logits, test, splits.classes, plots / "confusion.csv")
+        at_once = at_a_time(splits.test.images, getattr(p, "batch_size", BATCH))
+        for name in figures:
+            split = getattr(splits, name)
+            logits = own[f"{name}.logits"] = accuracy.predict(network, split.images, at_once)
+            _classified(figures[name], logits, split.labels, theirs.get(f"{name}.logits"))
+        card |= _changed(own["test.logits"], theirs.get("test.logits"), splits, plots)
     if head is not None:
         assert isinstance(p, EnergyEvaluation)
         looked_through = loading.dense_network(artifact.read(scorer, trust=trust)[0])
         constants = sampling.constants_of(header, path, p.step_size)
-        inputs = fingerprint([artifact.sha256(path), constants, p, seed, fastest().type])
-        drawn = _draw_and_detect(model, network, looked_through, reference, splits, constants, p, seed, plots, inputs)
-        validation["fid"] = drawn.pop("validation.fid")
-        card |= drawn
+        looked_at = [Path(path), constants, p, seed, len(splits.validation), fastest().type, networks]
+        inputs = fingerprint(looked_at, CODE)
+        drawn, energies = _draw_and_detect(model, network, looked_through, splits, constants, p, seed, plots, inputs)
+        for name, against in (("test", "train"), ("validation", "validation")):
+            features, logits = generation.looked_at(looked_through, drawn[name])
+            real = generation.read_reference(reference, against)
+            fids = own[f"{name}.fids"] = generation.distances(real, features, seed)
+            _generated(figures[name], fids, theirs.get(f"{name}.fids"), len(features))
+            if name == "test":
+                _with_interval(card, "inception_score", generation.score_surely(logits, seed))
+                own["test.features"], own["test.energies"] = features, energies["test"]
+        card["ood_auroc"] = ood.auroc(energies)
+        if theirs:
+            card["fid_to_teacher"] = generation.distance_between(theirs["test.features"], own["test.features"])
+            card["energy_correlation"] = ood.rank_correlation(theirs["test.energies"], own["test.energies"])
         if "recoveries" in header["provenance"]:
             card["recoveries"] = header["provenance"]["recoveries"]
+    if "pruned" in header["provenance"]:  # the amount asked for, and what was reached
+        card["pruned"] = header["provenance"]["pruned"]
+    if "warnings" in header["provenance"]:  # what its training is not to be trusted for
+        card["warnings"] = "; ".join(header["provenance"]["warnings"])
     card["validation"] = validation
     card |= size.measure(network, path, teacher)
     if head is None:
         card["micronet"] = micronet.measure(model, card["macs"])
-    return card
+    if path == teacher:
+        files.write_safetensors(said, own, {})
+    return cast(Card, card)
+
+
+def _with_interval(figures: dict[str, Any], name: str, found: Interval) -> None:
+    figures |= {name: found.value, f"{name}_interval": [found.low, found.high]}
+
+
+def _classified(figures: dict[str, Any], logits: Tensor, labels: Tensor, theirs: Tensor | None) -> None:
+    """What a classifier's answers are worth; beside its teacher's, what it has lost."""
+    right = logits.argmax(1) == labels
+    figures["images"] = len(labels)
+    _with_interval(figures, "accuracy", wilson(int(right.sum()), len(labels)))
+    figures["nll"] = accuracy.measure(logits, labels)["nll"]
+    figures["calibration_error"] = answers.calibration_error(logits, labels)
+    if theirs is not None:
+        paired = mcnemar(theirs.argmax(1) == labels, right)
+        lost = figures.setdefault("lost", {})
+        _with_interval(lost, "accuracy", paired.difference)
+        lost["p_value"] = paired.p_value
+
+
+def _generated(figures: dict[str, Any], fids: Tensor, theirs: Tensor | None, samples: int) -> None:
+    """The same of samples.
+
+    Args:
+        fids, theirs: the FID, and those of resamples, in each of which are the same samples by their numbers.
+    """
+    figures["samples"] = samples
+    _with_interval(figures, "fid", around(float(fids[0]), fids[1:].tolist()))
+    if theirs is not None:
+        rise = fids - theirs
+        _with_interval(figures.setdefault("lost", {}), "fid", around(float(rise[0]), rise[1:].tolist()))
+
+
+def _changed(logits: Tensor, theirs: Tensor | None, splits: Splits, plots: Path) -> dict[str, Any]:
+    """Write each test image's answer, and show those that differ from the teacher's."""
+    test = splits.test
+    accuracy.write_confusion(logits, test, splits.classes, plots / "confusion.csv", theirs)
+    if theirs is None:
+        return {}
+    gallery.write_changed(test.images, logits, theirs, plots / "changed.png")
+    found: dict[str, Any] = {"agreement": answers.agreement(logits, theirs)}
+    most = answers.lost_most(logits, theirs, test.labels)
+    if most.own < most.teacher:
+        found["lost_most"] = {**asdict(most), "label": splits.classes[most.label]}
+    return found
 
 
 def _draw_and_detect(
     model: artifact.Model,
     network: nn.Module,
     scorer: AnyNetwork,
-    reference: str,
     splits: Splits,
     constants: Sampler,
     p: EnergyEvaluation,
     seed: int,
     plots: Path,
     inputs: str,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Samples to test and to choose by, (n, c, h, w), and the energies of each kind of images; with their pictures."""
     device = fastest()
     others = min(p.samples, max(FEWEST_OTHERS, len(splits.validation)))  # more say no more than the images they meet
     work = (p.samples + others) * p.chain_steps
     energy = sampling.fastest(model, network.to(device), images=work)
     shape, train, test = splits.input_shape, splits.train.images, handful(splits.test.images)
-    name = f"{plots.parent.name}/{plots.name}"
-    progress = Progress(f"{name}: sampling", work)
+    progress = Progress(f"{plots.name}: sampling", work)
 
-    checkpoints = [Checkpoint(FOLDER / f"{name}.{part}.pt", inputs, device) for part in ("drawn", "to-choose-by")]
+    checkpoints = [
+        Checkpoint(FOLDER / "evaluate" / f"{plots.name}.{part}.pt", inputs, device)
+        for part in ("drawn", "to-choose-by")
+    ]
 
     def draw(count: int, generator: torch.Generator, checkpoint: Checkpoint) -> torch.Tensor:
         state, steps = checkpoint.kept(), p.chain_steps
@@ -129,13 +203,9 @@ def _draw_and_detect(
     gallery.write_classes(scorer, drawn, splits.classes, plots / "classes.png")
     gallery.write_strip(energy, shape, p.chain_steps, constants, generator, plots / "strip.png")
     images = {"train": to_float(train[: len(test)]).to(device), "test": to_float(test).to(device)}
-    energies = ood.energies(loading.energy_of(model, network), images, generator)
+    energies = ood.energies(loading.energy_in(model, network), images, generator)
     gallery.write_energies(energies, plots / "energies.png")
     network.cpu()
-    found = generation.measure(scorer, reference, drawn, seed) | {
-        "ood_auroc": ood.auroc(energies),
-        "validation.fid": generation.measure(scorer, reference, to_choose_by, seed, "validation")["fid"],
-    }
     for checkpoint in checkpoints:
         checkpoint.path.unlink(missing_ok=True)
-    return found
+    return {"test": drawn, "validation": to_choose_by}, energies

@@ -14,7 +14,7 @@ def measure(network: nn.Module, path: str | Path, teacher: str | Path) -> dict[s
     run once; zeros multiply too)."""
     size = Path(path).stat().st_size
     parameters = sum(w.numel() for w in network.parameters())
-    shares = artifact.shares(path)
+    shares = artifact.bytes_by_part(path)
     split = {f"{part}_bytes": count for part, count in shares.items()} if shares["codes"] else {}
     return {
         "size_bytes": size,

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowenergy import energies
+from lowenergy import energies, networks
 from lowenergy.base import device
 from lowenergy.base.errors import UserError
-from lowenergy.base.params import Sampler
 from lowenergy.energies import Energy, ExplicitEnergy
 from lowenergy.energies.gradient import gradient_graph
+from lowenergy.params import Sampler
 from lowenergy.runtimes import int8, loading, to_onnx
 from lowenergy.storage import artifact
 
@@ -80,7 +80,7 @@ def forward(path: Path, way: str, threads: int, trust: Collection[str] = ()) -> 
         return _in_onnxruntime(model, header, threads, "logits" if model.spec.head is None else "energy")
     if way == "int8 Inductor":
         return int8.compiled(int8.restore(model))
-    network = loading.dense_network(model).to(memory_format=torch.channels_last)
+    network = _laid_out(loading.dense_network(model))
     return int8.frozen(network) if way == "compiled" else torch.inference_mode()(network)
 
 
@@ -95,14 +95,18 @@ def step(path: Path, way: str, threads: int, trust: Collection[str] = ()) -> Run
         graph = int8.compiled(int8.restore(model, gradient=True))
         of_images = ExplicitEnergy(lambda images: graph(images)[0], graph, model.spec.head)
     elif way == "compiled":
-        network = loading.dense_network(model).to(memory_format=torch.channels_last)
+        network = _laid_out(loading.dense_network(model))
         graph = int8.frozen(gradient_graph(network, model.spec.head, model.spec.input_shape))
         of_images = ExplicitEnergy(lambda images: graph(images)[0], graph, model.spec.head)
     else:
         precision = "bf16-mixed" if way == "bf16" else "32-true"
-        of_images = loading.energy_of(model, loading.dense_network(model), precision)  # type: ignore[arg-type]
+        of_images = loading.energy_in(model, loading.dense_network(model), precision)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     return lambda images: next(energies.langevin_chain(of_images, images, 1, CONSTANTS, generator))
+
+
+def _laid_out(network: networks.AnyNetwork) -> networks.AnyNetwork:
+    return network.to(memory_format=networks.memory_format(network))
 
 
 def _in_onnxruntime(model: artifact.Model, header: Any, threads: int, output: str) -> Run:
