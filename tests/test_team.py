@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from lowenergy import data, networks, targets, training
-from lowenergy.base import params
+from lowenergy import params
 
 root, out, *cases = sys.argv[1:]
 p = params.load(Path(root) / "params.yaml")
@@ -35,23 +35,24 @@ splits = data.prepare(p.data, p.seed).read()
 for case in cases:
     target = {"pruned": "ebm", "student": "classifier", "joint": "jem"}.get(case, case)
     section = getattr(p, target)
-    run = training.Run(f"{target}/{case}", 0, [], root=out)
-    if case == target:
-        network = targets.get(target).train(splits, section, run)
-    else:
-        head = {"ebm": "mean", "jem": "logsumexp"}.get(target)
-        spec = networks.Spec.of(section.architecture, splits.input_shape, 10, head, splits.normalisation)
-        teacher = networks.of_params(section.architecture, spec, seed=1, where="")
-        network = networks.of_params(section.architecture, spec, seed=2, where="")
-        if case == "pruned":
-            with torch.no_grad():
-                for weight in network.parameters():
-                    weight[weight.abs() < weight.abs().median()] = 0
-            training.hold_zeros(network)
-        objective = targets.get(target).objective(teacher, splits, section, run)
-        training.finetune(network, objective, p.prune.finetune, run)
-    if run.team.rank == 0:
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, run.curves / "weights")
+    with training.running(f"{target}-{case}", 0, [], root=out) as run:
+        if case == target:
+            network = targets.get(target).train(splits, section, run)
+        else:
+            head = {"ebm": "mean", "jem": "logsumexp"}.get(target)
+            spec = networks.Spec.of(section.architecture, splits.input_shape, 10, head, splits.normalisation)
+            teacher = networks.of_params(section.architecture, spec, seed=1, where="")
+            network = networks.of_params(section.architecture, spec, seed=2, where="")
+            if case == "pruned":
+                with torch.no_grad():
+                    for weight in network.parameters():
+                        weight[weight.abs() < weight.abs().median()] = 0
+                training.hold_zeros(network)
+            objective = targets.get(target).objective(teacher, splits, section, run)
+            training.finetune(network, objective, p.prune.finetune, run)
+        if run.team.rank == 0:
+            state = {name: value.contiguous() for name, value in network.state_dict().items()}
+            save_file(state, run.curves / "weights")
 training.disband(run)
 """
 CASES = ("classifier", "student", "ebm", "pruned", "joint")
@@ -105,7 +106,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory, small_values: Any) -> list[
 def test_two_processes_learn_what_one_does(case: str, learnt: list[Path]) -> None:
     found = []
     for root in learnt:
-        (curves,) = (root / "plots/curves").glob(f"*/{case}")
+        (curves,) = (root / "plots/curves").glob(f"*-{case}")
         rows = list(csv.DictReader((curves / "plots/metrics/loss.tsv").open(), delimiter="\t"))
         found.append((load_file(curves / "weights"), [float(row["loss"]) for row in rows]))
     (one, losses), (two, others) = found
@@ -120,7 +121,7 @@ def test_two_processes_learn_what_one_does(case: str, learnt: list[Path]) -> Non
 def test_shares_are_all_rows_once() -> None:
     batch = torch.arange(7)
     for size in (1, 2, 3, 7):
-        shares = [Team(rank, size).share(batch) for rank in range(size)]
+        shares = [Team(rank, size).own_rows(batch) for rank in range(size)]
         assert torch.cat(shares).tolist() == batch.tolist()
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -128,9 +129,9 @@ def test_shares_are_all_rows_once() -> None:
 def test_fewer_rows_than_processes() -> None:
     batch = torch.arange(3.0)
     with torch.no_grad():
-        assert Team(1, 4).gather(Team(1, 4).share(batch), 3).tolist() == [0, 1, 2]
+        assert Team(1, 4).gather(Team(1, 4).own_rows(batch), 3).tolist() == [0, 1, 2]
     with pytest.raises(UserError, match="a batch of 3 for 4 processes; give a larger batch_size"):
-        Team(1, 4).share(batch)
+        Team(1, 4).own_rows(batch)
 
 
 def test_a_rank_of_something_else_keeps_nobody_from_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,14 +156,15 @@ def workspace(tmp_path: Path, small_values: Any) -> Path:
     (tmp_path / "stages").symlink_to(ROOT / "stages")
     more = {"ebm.train.epochs": 6, "data.limit": 300}
     YAML(typ="safe").dump(with_changes(small_values, more), tmp_path / "params.yaml")
-    run([sys.executable, "-m", "stages.prepare"], 1, tmp_path)
+    for stage in ("prepare", "recipes"):
+        run([sys.executable, "-m", f"stages.{stage}"], 1, tmp_path)
     return tmp_path
 
 
 def test_one_that_dies_ends_all_and_the_rerun_goes_on(workspace: Path) -> None:
     output = run([*TORCHRUN, "-m", "stages.teacher", "ebm"], 1, workspace)
     assert output.count("step 24/24") == 1  # the second process is silent
-    model = workspace / "models/ebm/teacher.safetensors"
+    model = workspace / "models/ebm.safetensors"
     whole = model.read_bytes()
     model.unlink()
 
@@ -178,7 +180,7 @@ def test_one_that_dies_ends_all_and_the_rerun_goes_on(workspace: Path) -> None:
         text=True,
     )
     end = time.monotonic() + 100
-    while not (workspace / ".checkpoints/ebm/teacher.fit.pt").exists():
+    while not (workspace / ".checkpoints/ebm.fit.pt").exists():
         assert time.monotonic() < end and first.poll() is None
         time.sleep(0.01)
     (second,) = psutil.Process(first.pid).children()

@@ -9,20 +9,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowenergy.base.curves import Point
 from lowenergy.base.errors import UserError
 from lowenergy.running import workspace
 from lowenergy.running.screen import Screen
-from lowenergy.running.worker import TOPIC, Project, stop
+from lowenergy.running.worker import TOPIC, Project, stop, without_dask
 from lowenergy.running.workspace import Snapshot
 
 if TYPE_CHECKING:
     from lowenergy.running.pipeline import Pipeline
 
+LARGE = 10**8  # bytes of a snapshot that is sent to other machines, from which on one may want to know
+TLS = tuple(f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"))
 PATIENCE = 0.5  # seconds between two looks at the screen
-Watch = Callable[[str, str], str | None]  # (stage, a line that it printed) -> why to stop it; None to let it run
+Watch = Callable[[str, Point], str | None]  # (stage, a point of its curves) -> why to stop it; None to let it run
 
 
 class RunError(UserError):
@@ -33,32 +37,41 @@ class Crew:
     """Those who run stages: Dask's workers, which are called when the first stage needs them, and this process."""
 
     def __init__(
-        self, repo: Any, call: Callable[[], Any], screen: Screen, environment: dict[str, str], *, jobs: int | None
+        self, repo: Any, call: Callable[[], Any], screen: Screen, threads: int | None, *, jobs: int | None
     ) -> None:
         """
         Args:
-            environment: of every stage.
+            threads: of every stage on this machine; None: as many as it takes.
             jobs: workers of this machine; None: they are on others, and share only the remote of this repository.
         """
-        self.repo, self.call, self.screen, self.environment, self.jobs = repo, call, screen, environment, jobs
+        self.repo, self.call, self.screen, self.jobs = repo, call, screen, jobs
+        # Of every stage on this machine; as it is now, before Dask's nannies change it.
+        self.environment = without_dask(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         self.remote = jobs is None
         self.projects: list[Project] = []
         self.over: queue.Queue[tuple[Pipeline, str, Any]] = queue.Queue()  # stages that have ended
         self.here = ThreadPoolExecutor(1, thread_name_prefix="here")
         self.watch: Watch | None = None  # stops stages whose pipelines are hopeless
-        self.told: deque[tuple[str, str]] = deque()  # what it has not seen yet
+        self.told: deque[tuple[str, Point]] = deque()  # what it has not seen yet
 
-    def tell(self, stage: str, line: str) -> None:
-        """A running stage has printed this."""
-        self.screen.tell(stage, line)
-        if self.watch is not None:
-            self.told.append((stage, line))
+    def tell(self, stage: str, news: dict[str, Any]) -> None:
+        """A running stage has printed a line, or has come to a point of one of its curves."""
+        if "line" in news:
+            self.screen.tell(stage, news["line"])
+        else:
+            self.told.append((stage, Point(**news["point"])))
 
     def know(self, snap: Snapshot, checkpoints: Path) -> None:
         """Let workers unpack a snapshot, before any of them is called; this machine's keep their checkpoints there."""
+        if self.remote and (size := snap.path.stat().st_size) > LARGE:
+            print(
+                f"{size / 1e6:,.0f} MB of files go to each worker: all that git does not ignore and no stage makes; "
+                "name data in .gitignore, or give it to DVC: `dvc add`",
+                flush=True,
+            )
         self.projects.append(
             Project(
-                snap,
+                snap.carried() if self.remote else snap,
                 cache=None if self.remote else self.repo.cache.legacy.path,
                 checkpoints=None if self.remote else str(checkpoints),
                 config=workspace.config_of(self.repo),
@@ -133,11 +146,11 @@ class Crew:
 
     def _stop_hopeless(self, pipelines: "Sequence[Pipeline]") -> None:
         while self.told:
-            stage, line = self.told.popleft()
-            why = self.watch(stage, line) if self.watch else None
+            stage, point = self.told.popleft()
+            why = self.watch(stage, point) if self.watch else None
             for pipeline in pipelines:
                 name = stage.removeprefix(pipeline.label)
-                if why and stage.startswith(pipeline.label) and name in pipeline.running:
+                if why and stage.startswith(pipeline.label) and name in pipeline.running - pipeline.stopped.keys():
                     pipeline.stopped[name] = why
                     self.client.run(stop, pipeline.snap.name, pipeline.label + name)
 
@@ -157,17 +170,17 @@ def crew_of(repo: Any, stages: Iterable[str], jobs: int | None, address: str | N
         )
     if remote:
         workspace.persistently(lambda: repo.stage_cache.pull(None))
-    jobs, threads = (None, None) if remote else shares(jobs)
+    jobs, threads = (None, None) if remote else jobs_and_threads(jobs)
     with ExitStack() as stack:
         screen = stack.enter_context(Screen(stages))
 
         def call() -> Any:
             made = scheduler(address) if address else workers(jobs or 1, threads or 1, Path(repo.root_dir))
             client = stack.enter_context(made)
-            client.subscribe_topic(TOPIC, lambda event: crew.tell(event[1]["stage"], event[1]["line"]))
+            client.subscribe_topic(TOPIC, lambda event: crew.tell(event[1]["stage"], event[1]))
             return client
 
-        crew = Crew(repo, call, screen, {"OMP_NUM_THREADS": str(threads)} if threads else {}, jobs=jobs)
+        crew = Crew(repo, call, screen, threads, jobs=jobs)
         try:
             yield crew
         finally:
@@ -184,7 +197,7 @@ def gpus() -> tuple[str, ...]:
     return tuple(str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def shares(jobs: int | None) -> tuple[int, int]:
+def jobs_and_threads(jobs: int | None) -> tuple[int, int]:
     """How many stages at a time, and the threads of each: together, the cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = min(jobs or max(2, cores // 2), cores)
@@ -202,26 +215,50 @@ def scheduler(address: str) -> Iterator[Any]:
 
     try:
         client = Client(address, timeout="10s")
-    except (OSError, TimeoutError, ValueError) as error:
-        raise RunError(f"no Dask scheduler at {address}: {error}") from None
+    except (OSError, TimeoutError, ValueError, TypeError) as error:  # the last, where TLS is not set up
+        mend = "start one, see docs/clusters.md"
+        if address.startswith("tls:"):
+            mend = f"name the scheduler's certificate and its key in {', '.join(TLS)}, see docs/clusters.md"
+        raise RunError(f"no Dask scheduler at {address}: {str(error).splitlines()[0]}; {mend}") from None
     with client:
+        if is_open(address):
+            print(
+                f"{address}: whoever reaches this scheduler can run programs on its workers, and read the remote's "
+                "credentials on their way there; docs/clusters.md says how to have TLS",
+                flush=True,
+            )
         yield client
+
+
+def is_open(address: str) -> bool:
+    """Whether a scheduler is neither encrypted nor on this machine only."""
+    scheme, _, place = address.rpartition("://")
+    host = place.rpartition(":")[0].strip("[]")
+    try:
+        return scheme in ("", "tcp", "ws") and not ip_address(host).is_loopback
+    except ValueError:  # a name
+        return scheme in ("", "tcp", "ws") and host != "localhost"
 
 
 @contextmanager
 def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
-    """A client of a Dask cluster on this machine, a process for each stage at a time; killed ones are replaced."""
+    """A client of a Dask cluster on this machine, a process for each stage at a time; killed ones are replaced.
+
+    Its certificate is made for this run, and never leaves it: others who use this machine cannot command the workers.
+    """
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, Security
 
     scratch = root / ".dvc" / "tmp" / "lowenergy" / "workers"
     shutil.rmtree(scratch, ignore_errors=True)
-    settings = {
+    settings: dict[str, Any] = {
         # Stages are processes of their own, whose memory Dask does not see; and they may keep workers from all cores.
         "distributed.scheduler.worker-ttl": None,
         "distributed.logging.distributed": "critical",
+        "distributed.nanny.pre-spawn-environ": {},  # it is set in this process, too
     }
     with (
+        _environment_restored(),
         dask.config.set(settings),
         LocalCluster(
             n_workers=jobs,
@@ -231,7 +268,21 @@ def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
             dashboard_address=None,
             local_directory=str(scratch),
             silence_logs=logging.CRITICAL,
+            protocol="tls",
+            security=Security.temporary(),
         ) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Afterwards this process has the environment that it had before: DVC, which runs next, hands it to stages."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for key in os.environ.keys() - before.keys():
+            del os.environ[key]
+        os.environ.update(before)

@@ -7,7 +7,7 @@
 so that afterwards they are what `dvc queue start` would have made of them.
 """
 
-import io
+import logging
 import os
 import shutil
 import signal
@@ -114,7 +114,8 @@ def run_entries(
         crew.watch = watch
         pipelines = []
         for name, place, names, plan in queued:
-            snap = workspace.snapshot(Path(place.root_dir), names, workspace.outputs_of(place))
+            files = workspace.snapshot(Path(place.root_dir), names, workspace.not_carried(place))
+            snap = stack.enter_context(files)
             crew.know(snap, root / PLACE / f"{name}.checkpoints")
             pipelines.append(Pipeline(place, plan, crew, snap, experiment=name))
         crew.run(pipelines, keep_going=keep_going)
@@ -176,12 +177,29 @@ def revisions(repo: Any, names: Collection[str]) -> dict[str, str]:
 
 def unpacked(repo: Any, commit: str, place: Path, checkpoints: Path) -> tuple[Any, list[str]]:
     """DVC's view of a workspace with the files of a commit and the outputs that are in the cache; the files' names."""
-    archive = subprocess.run(["git", "archive", commit], cwd=repo.root_dir, capture_output=True, check=True).stdout
+    archive = place.parent / f"{place.name}.tar"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["git", "archive", "--output", archive, commit], cwd=repo.root_dir, capture_output=True, check=True)
     config = workspace.with_cache(workspace.config_of(repo), repo.cache.legacy.path)
-    copied = workspace.Workspace(place, Snapshot(archive), config, checkpoints).repo
-    copied.checkout(allow_missing=True, force=True)
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        return copied, tar.getnames()
+    copied = workspace.Workspace(place, Snapshot.of(archive), config, checkpoints).repo
+    with _unsaid("dvc_data"):  # each output that is not in the cache, a line
+        copied.checkout(allow_missing=True, force=True)
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+    archive.unlink()
+    return copied, names
+
+
+@contextmanager
+def _unsaid(logger: str) -> Iterator[None]:
+    """Within it a library gives no warnings."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def targets_of(repo: Any) -> list[str]:

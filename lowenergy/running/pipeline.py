@@ -9,6 +9,8 @@
 so that at any time, also after Ctrl-C or a kill, the workspace is one in which DVC has run as many stages.
 """
 
+import atexit
+import json
 import logging
 import os
 import sys
@@ -21,13 +23,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from lowenergy.base import files
+from lowenergy.base import curves, files
 from lowenergy.running import workspace
 from lowenergy.running.crew import Crew, RunError, crew_of
-from lowenergy.running.worker import Done, NodeFullError, Task, command, execute
-from lowenergy.running.workspace import Input, Snapshot
+from lowenergy.running.worker import Done, NodeFullError, Task, command, execute, points_of
+from lowenergy.running.workspace import Entry, Snapshot
 
-HERE = "here"  # `meta: {where: here}` of a stage in dvc.yaml: it reads what only this workspace has
 LOGS = Path(".dvc/tmp/lowenergy/logs")
 ATTEMPTS = 5  # of a stage whose worker's disk was full, each on another worker
 
@@ -70,10 +71,10 @@ class Lock:
     def __init__(self, root: Path, plan: Plan) -> None:
         self.path, self.order = root / "dvc.lock", [stage.name for stage in plan.stages]
         self.before = self.path.read_bytes() if self.path.exists() else None
-        self.entries: dict[str, Any] = {}
+        self.entries: dict[str, Entry] = {}
         self.written, self.cost = 0.0, 0.0
 
-    def add(self, name: str, entry: dict[str, Any]) -> None:
+    def add(self, name: str, entry: Entry) -> None:
         """Written at once, or soon: a file of a thousand stages takes seconds to write."""
         self.entries[name] = entry
         if time.monotonic() - self.written > 20 * self.cost:
@@ -138,7 +139,7 @@ class Pipeline:
                 try:
                     with workspace.working_in(self.root):
                         if self._settled(name):
-                            self._done(name)
+                            self._ended(name)
                         else:
                             self.ready[name] = _key(self.by_name[name])
                 except DvcException as error:  # an input that is not there
@@ -154,9 +155,21 @@ class Pipeline:
         for name in [*self.ready, *self.waiting]:
             self._show(name, "skipped")
 
-    def _done(self, name: str) -> None:
+    def _ended(self, name: str, state: str = "") -> bool:
+        """Whether the stage is done, and others may begin. It is hopeless here if it would have been while it ran."""
+        if why := self.stopped.get(name) or self._hopeless(name):
+            self.fail(name, why)
+            return False
+        if state:
+            self._show(name, state)
         for above in self.waiting.values():
             above.discard(name)
+        return True
+
+    def _hopeless(self, name: str) -> str | None:
+        watch = self.crew.watch
+        points = points_of(self.by_name[name], curves.drawn) if watch else ()
+        return next((why for point in points if watch and (why := watch(self.label + name, point))), None)
 
     def _show(self, name: str, state: str) -> None:
         self.crew.screen.set(self.label + name, state)
@@ -191,10 +204,14 @@ class Pipeline:
         self.ready.pop(name, None)
         self.running.add(name)
         self._show(name, "running")
-        if (stage.meta or {}).get("where") == HERE:
+        if workspace.runs_here(stage):
             stage.remove_outs()
             future: Any = crew.here.submit(
-                command, stage, crew.environment, lambda line: crew.tell(self.label + name, line), lambda _: None
+                command,
+                stage,
+                crew.environment,
+                lambda line: crew.tell(self.label + name, {"line": line}),
+                lambda _: None,
             )
         else:
             task = Task(
@@ -202,8 +219,8 @@ class Pipeline:
                 label=self.label,
                 snapshot=self.snap.name,
                 inputs=tuple(self._inputs(stage)),
-                uncached=tuple(out.def_path for out in stage.outs if not out.use_cache),
-                environment=crew.environment,
+                environment=None if crew.remote else crew.environment,
+                watched=crew.watch is not None,
             )
             tried = self.attempts.setdefault(name, [])
             known = [address for address in crew.workers() if address not in tried]
@@ -218,7 +235,7 @@ class Pipeline:
             )
         future.add_done_callback(lambda future: crew.over.put((self, name, future)))
 
-    def _inputs(self, stage: Any) -> Iterator[Input]:
+    def _inputs(self, stage: Any) -> Iterator[Entry]:
         """Outputs of other stages that it reads: itself, a folder around it, or what is in it."""
         for dep in stage.deps:
             around = [str(place) for place in (Path(dep.fs_path), *Path(dep.fs_path).parents)]
@@ -226,13 +243,12 @@ class Pipeline:
             within = takewhile(lambda path: path.startswith(dep.fs_path + os.sep), self.paths[below:])  # noqa: B023
             for path in [*(path for path in around if path in self.outputs), *within]:
                 out = self.outputs[path]
-                content = None if out.use_cache else Path(path).read_bytes()
                 entry = {"path": out.def_path, "hash": "md5", **out.hash_info.to_dict(), **out.meta.to_dict()}
                 entry.pop("isdir", None)
-                if self.remote and out.use_cache and path not in self.shared:
+                if self.remote and path not in self.shared:
                     workspace.push(self.repo, out)
                     self.shared.add(path)
-                yield Input(out.def_path, entry, content)
+                yield entry
 
     def finish(self, name: str, future: Any) -> bool:
         """Bring the results of a stage that has ended here; whether it is done."""
@@ -251,9 +267,7 @@ class Pipeline:
             return False
         with workspace.working_in(self.root):
             self._take(name, found)
-        self._show(name, "done")
-        self._done(name)
-        return True
+        return self._ended(name, "done")
 
     def _take(self, name: str, found: Done | list[str]) -> None:
         """Outputs into the workspace, the entry into dvc.lock."""
@@ -263,18 +277,18 @@ class Pipeline:
         log = found.log if isinstance(found, Done) else "\n".join(found)
         files.write_bytes(self.root / LOGS / f"{name}.log", (log + "\n").encode())
         if not isinstance(found, Done):
-            self.lock.add(stage.name, workspace.finished(stage))
+            entry = workspace.finished(stage)
+            self.lock.add(stage.name, entry)
+            for item in entry["outs"] if self.remote else ():  # so that a clone elsewhere need not run the stage
+                workspace.push(self.repo, workspace.output_of(self.repo, item))
             return
         StageLoader.fill_from_lock(stage, found.entry)
         self.shared |= {out.fs_path for out in stage.outs} if self.remote else set()
-        for path, content in found.files.items():
-            files.write_bytes(self.root / path, content)
         for out in stage.outs:
-            if out.use_cache:
-                if self.remote:
-                    workspace.pull(self.repo, out)
-                out.checkout(force=True)
-                out.ignore()
+            if self.remote:
+                workspace.pull(self.repo, out)
+            out.checkout(force=True)
+            out.ignore()
         stage.md5 = stage.compute_md5()
         if self.remote:
             self.repo.stage_cache.save(stage)
@@ -288,10 +302,13 @@ class Pipeline:
 
 
 def _key(stage: Any) -> str | None:
-    """By which DVC's run cache knows what a stage makes; None for one that it does not keep."""
-    from dvc.stage.cache import _can_hash, _get_stage_hash
+    """All that decides what a stage makes; None for one of which DVC's run cache keeps nothing."""
+    from dvc.stage.serialize import to_single_stage_lockfile
 
-    return str(_get_stage_hash(stage)) if _can_hash(stage) else None
+    if not (stage.deps and stage.outs) or stage.always_changed:
+        return None
+    entry = to_single_stage_lockfile(stage)
+    return json.dumps({**entry, "outs": [out["path"] for out in entry["outs"]]}, sort_keys=True)
 
 
 def run(
@@ -356,9 +373,11 @@ def opened() -> Any:
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # what it would say of each stage is on our screen
     try:
-        return workspace.open_repo(Path.cwd())
+        repo = workspace.open_repo(Path.cwd())
     except DvcException as error:
         raise RunError(f"{error}; run it in the project's folder") from None
+    atexit.register(repo.close)  # a file of git's that is still open then is a traceback on the user's screen
+    return repo
 
 
 def _say(repo: Any, plan: Plan, force: bool) -> None:
@@ -381,9 +400,11 @@ def claimed(repo: Any, paths: Sequence[str]) -> Iterator[None]:
 
 
 def _run(repo: Any, plan: Plan, jobs: int | None, address: str | None, force: bool, keep_going: bool) -> None:
-    with crew_of(repo, [s.addressing for s in plan.stages], jobs, address) as crew:
-        root = Path(repo.root_dir)
-        snap = workspace.snapshot(root, workspace.known_files(root), workspace.outputs_of(repo))
+    root = Path(repo.root_dir)
+    with (
+        crew_of(repo, [s.addressing for s in plan.stages], jobs, address) as crew,
+        workspace.snapshot(root, workspace.known_files(root), workspace.not_carried(repo)) as snap,
+    ):
         crew.know(snap, root / workspace.CHECKPOINTS)
         pipeline = Pipeline(repo, plan, crew, snap, force=force)
         crew.run([pipeline], keep_going=keep_going)

@@ -45,7 +45,8 @@ class Screen:
         self.refresh()
         if self.live:
             self.live.__exit__(kind, error, trace)
-        print(f"{self.counts()} in {time.monotonic() - self.started:.0f} s", flush=True)
+        if error is None or set(self.state.values()) != {"waiting"}:
+            print(f"{self.counts()} in {time.monotonic() - self.started:.0f} s", flush=True)
 
     def set(self, stage: str, state: str) -> None:
         self.state[stage] = state

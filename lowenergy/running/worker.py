@@ -5,20 +5,25 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from lowenergy.running.workspace import Input, Snapshot, Workspace, with_cache
+from lowenergy.base import curves
+from lowenergy.base.curves import Point
+from lowenergy.running.workspace import Entry, Snapshot, Workspace, with_cache
 
 TOPIC = "lowenergy"
+LOOK_EVERY = 1.0  # seconds, at the curves of a stage that is watched
 TAIL = 40  # lines of its output that a failed stage shows
 LEAST_FREE = 2**24  # bytes; a stage that fails on a disk with less has failed for want of it
 
@@ -38,17 +43,15 @@ class Task:
     name: str
     label: str  # before the name, where it is shown
     snapshot: str
-    inputs: tuple[Input, ...]
-    uncached: tuple[str, ...]  # outputs to send back
-    environment: dict[str, str]
+    inputs: tuple[Entry, ...]
+    environment: dict[str, str] | None  # of its process; None: that of the worker's machine
+    watched: bool = False  # tell of its curves, too
 
 
 @dataclass(frozen=True)
 class Done:
-    entry: dict[str, Any]  # for dvc.lock
-    files: dict[str, bytes]  # uncached outputs
+    entry: Entry  # for dvc.lock
     log: str
-    worker: str
 
 
 class Project(WorkerPlugin):
@@ -117,23 +120,24 @@ def execute(task: Task) -> Done:
     lines: list[str] = []
 
     def run(stage: Any) -> None:
-        def tell(line: str) -> None:
-            worker.log_event(TOPIC, {"stage": task.label + task.name, "line": line})
+        def tell(news: str | Point) -> None:
+            what = {"line": news} if isinstance(news, str) else {"point": asdict(news)}
+            worker.log_event(TOPIC, {"stage": task.label + task.name, **what})
 
-        lines.extend(
-            command(
-                stage,
-                task.environment | project.environment,
-                tell,
-                lambda process: setattr(project, "process", process),
+        environment = own_environment(worker) if task.environment is None else task.environment
+        with following(stage, tell) if task.watched else nullcontext():
+            lines.extend(
+                command(
+                    stage,
+                    environment | project.environment,
+                    tell,
+                    lambda process: setattr(project, "process", process),
+                )
             )
-        )
 
     project.stage = task.label + task.name
     try:
-        workspace = project.workspace()
-        entry = workspace.run(task.name, task.inputs, run, remote=project.remote)
-        files = {path: (workspace.place / path).read_bytes() for path in task.uncached}
+        entry = project.workspace().run(task.name, task.inputs, run, remote=project.remote)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NodeFullError(f"{worker.address}: {error.strerror}") from None
@@ -142,7 +146,7 @@ def execute(task: Task) -> Done:
         if os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(project.place).free < LEAST_FREE:
             raise NodeFullError(f"{worker.address}: disk full; {error}") from None
         raise
-    return Done(entry, files, "\n".join(lines), str(worker.name))
+    return Done(entry, "\n".join(lines))
 
 
 def command(
@@ -153,17 +157,22 @@ def command(
 ) -> list[str]:
     """Run the command of a DVC stage as DVC would; the lines that it printed.
 
+    Args:
+        environment: all of it; not this process's, which Dask has changed.
     Raises:
         StageError: it failed.
     """
-    from dvc.stage.run import _enforce_cmd_list, _make_cmd, get_executable, prepare_kwargs
+    from dvc.env import DVC_ROOT, DVC_STAGE
+    from dvc.stage.run import get_executable, prepare_kwargs
+    from dvc.utils import fix_env
 
     lines: deque[str] = deque(maxlen=10_000)
-    settings = prepare_kwargs(stage, run_env=environment)
-    for text in _enforce_cmd_list(stage.cmd):
+    settings = prepare_kwargs(stage)
+    settings["env"] = fix_env(environment) | {key: settings["env"][key] for key in (DVC_ROOT, DVC_STAGE)}
+    for text in [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd:
         process = subprocess.Popen(
-            _make_cmd(get_executable(), text),
-            **settings,
+            [get_executable(), "-c", text],
+            **settings | {"shell": False},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -186,6 +195,65 @@ def command(
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise StageError(f"`{text}` ended with {how}\n{tail}")
     return list(lines)
+
+
+@contextmanager
+def following(stage: Any, tell: Callable[[Point], None]) -> Iterator[None]:
+    """Within it, every point of the curves that a stage draws is told, once and in order."""
+    over = threading.Event()
+
+    def follow() -> None:
+        told: dict[str, int] = {}
+        while not over.wait(LOOK_EVERY):
+            for curve, points in groupby(points_of(stage, curves.so_far), lambda point: point.curve):
+                new = list(points)[told.get(curve, 0) :]
+                told[curve] = told.get(curve, 0) + len(new)
+                for point in new:
+                    tell(point)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def points_of(stage: Any, look: Callable[[Path], Iterator[Point]]) -> Iterator[Point]:
+    """Of the curves in a stage's outputs, which are named as they are in dvc.yaml."""
+    for out in stage.outs:
+        if Path(out.fs_path).is_dir():
+            for point in look(Path(out.fs_path)):
+                yield replace(point, curve=os.path.normpath(f"{out.def_path}/{point.curve}"))
+
+
+def own_environment(worker: Worker) -> dict[str, str]:
+    """What a stage would find on a worker's machine without Dask; threads are those that the worker was given.
+
+    A nanny adds variables, such as one that makes malloc hand memory back so often that some stages take twice as long.
+    """
+    import dask
+    import psutil
+
+    environment = without_dask(os.environ)
+    if worker.nanny:
+        before: dict[str, str] = {}
+        with suppress(psutil.Error):
+            before = psutil.Process(os.getppid()).environ()  # the nanny's, when it was started
+        for key, value in {**dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED": "6640"}.items():
+            if key in before:
+                environment[key] = before[key]
+            elif environment.get(key) == str(value):
+                del environment[key]
+    if threads := worker.state.total_resources.get("threads"):
+        environment.setdefault("OMP_NUM_THREADS", str(int(threads)))
+    return environment
+
+
+def without_dask(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what Dask notes there for itself when it is imported."""
+    return {key: value for key, value in environment.items() if not key.startswith("__DASK_")}
 
 
 def stop(snapshot: str, stage: str, dask_worker: Worker) -> None:

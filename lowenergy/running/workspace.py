@@ -1,7 +1,7 @@
 """A copy of the workspace in which one stage after another can run, on this machine or on another.
 
 A snapshot holds what git would commit, as it is now. Outputs of other stages come through DVC's cache, which workers of
-one machine share, or else through the project's remote; uncached ones (metrics) are sent along.
+one machine share, or else through the project's remote.
 """
 
 import hashlib
@@ -12,8 +12,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,25 @@ CHECKPOINTS = ".checkpoints"  # of lowenergy/base/checkpoint.py
 
 @dataclass(frozen=True)
 class Snapshot:
-    content: bytes  # a tar file
+    """Files of a workspace as they were at one moment: a tar file on this machine, or its content on its way."""
 
-    @cached_property
-    def name(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()[:12]
+    path: Path
+    name: str
+    content: bytes | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> "Snapshot":
+        with path.open("rb") as file:
+            return cls(path, hashlib.file_digest(file, "sha256").hexdigest()[:12])
+
+    def carried(self) -> "Snapshot":
+        """As it goes to machines that share no disk with this one."""
+        return replace(self, content=self.path.read_bytes())
+
+    def unpack(self, place: Path) -> None:
+        content = io.BytesIO(self.content) if self.content is not None else self.path.open("rb")
+        with content, tarfile.open(fileobj=content) as tar:
+            tar.extractall(place, filter="data")
 
 
 def known_files(root: Path) -> list[str]:
@@ -45,27 +58,29 @@ def known_files(root: Path) -> list[str]:
     return listed.stdout.decode().split("\0")
 
 
-def snapshot(root: Path, names: Iterable[str], without: Iterable[str]) -> Snapshot:
-    """These files of a workspace, but those below `without`: outputs of stages."""
-    outputs = tuple(without)
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name in sorted(set(names) - {"", "dvc.lock", ".dvc/config.local"}):
-            if (root / name).is_file() and not any(Path(name).is_relative_to(output) for output in outputs):
-                info = tar.gettarinfo(root / name, name)
-                info.mtime, info.uid, info.gid, info.uname, info.gname = 0, 0, 0, "", ""
-                with (root / name).open("rb") as file:
-                    tar.addfile(info, file)
-    return Snapshot(archive.getvalue())
+@contextmanager
+def snapshot(root: Path, names: Iterable[str], without: Iterable[str]) -> Iterator[Snapshot]:
+    """These files of a workspace, but those below `without`; gone when it is over.
+
+    It is made on disk: there may be more in a workspace than memory holds.
+    """
+    left_out = tuple(map(Path, without))
+    path = root / ".dvc" / "tmp" / "lowenergy" / "snapshot.tar"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(path, "w", dereference=True) as tar:  # what a link leads to may be outside
+            for name in sorted(set(names) - {"", "dvc.lock", ".dvc/config.local"}):
+                if (root / name).is_file() and not any(Path(name).is_relative_to(place) for place in left_out):
+                    info = tar.gettarinfo(root / name, name)
+                    info.mtime, info.uid, info.gid, info.uname, info.gname = 0, 0, 0, "", ""
+                    with (root / name).open("rb") as file:
+                        tar.addfile(info, file)
+        yield Snapshot.of(path)
+    finally:
+        path.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class Input:
-    """One output of another stage: where it is, and what DVC's lock file says of it."""
-
-    path: str
-    entry: dict[str, Any]
-    content: bytes | None = None  # of one that is not cached
+Entry = dict[str, Any]  # what dvc.lock says of a stage, or of one output
 
 
 class Workspace:
@@ -81,19 +96,21 @@ class Workspace:
         if not marker.exists() or marker.read_text() != snap.name:
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
-            with tarfile.open(fileobj=io.BytesIO(snap.content)) as tar:
-                tar.extractall(place, filter="data")
+            snap.unpack(place)
             (place / ".dvc").mkdir(exist_ok=True)
             checkpoints.mkdir(parents=True, exist_ok=True)
             (place / CHECKPOINTS).symlink_to(checkpoints.resolve())
             marker.write_text(snap.name)
         (place / ".dvc" / "config.local").write_text(config)
+        # Nobody else works here; DVC does not write its list of claims atomically, and a kill may have cut it short.
+        (place / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
         self.repo = open_repo(place)
 
-    def run(self, name: str, inputs: Iterable[Input], run: Callable[[Any], None], *, remote: bool) -> dict[str, Any]:
+    def run(self, name: str, inputs: Iterable[Entry], run: Callable[[Any], None], *, remote: bool) -> Entry:
         """Put the stage's inputs in place, run it, bring its outputs into the cache.
 
         Args:
+            inputs: outputs of other stages.
             run: runs the command of the DVC stage that it is given.
             remote: inputs come from the project's remote, outputs go there.
         Returns:
@@ -105,27 +122,19 @@ class Workspace:
         with lock_repo(self.repo):
             stage = self.repo.stage.load_one(str(self.place / "dvc.yaml"), name)
             for input_ in inputs:
-                self._put(input_, remote=remote)
+                out = output_of(self.repo, input_)
+                if remote and not out.exists:
+                    pull(self.repo, out)
+                out.checkout(force=True)
             stage.remove_outs()
             stage.save_deps()
         run(stage)
         with lock_repo(self.repo):
             entry = finished(stage)
             if remote:
-                for item in entry["outs"]:  # uncached ones too, so that a clone elsewhere need not run the stage
-                    push(self.repo, output_of(self.repo, Input(item["path"], item)))
+                for item in entry["outs"]:
+                    push(self.repo, output_of(self.repo, item))
         return entry
-
-    def _put(self, input_: Input, *, remote: bool) -> None:
-        path = self.place / input_.path
-        if input_.content is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(input_.content)
-            return
-        out = output_of(self.repo, input_)
-        if remote and not out.exists:
-            pull(self.repo, out)
-        out.checkout(force=True)
 
 
 @contextmanager
@@ -168,12 +177,28 @@ def with_cache(config: str, cache: str) -> str:
     return "\n".join(parsed.write()) + "\n"
 
 
-def outputs_of(repo: Any) -> set[str]:
-    """Paths of all stages' outputs."""
-    return {out.def_path for stage in repo.index.stages for out in stage.outs}
+def not_carried(repo: Any) -> set[str]:
+    """Paths that workers need not be given: outputs, and folders that only stages which run here depend on."""
+    here: set[Path] = set()
+    others: set[Path] = set()
+    for stage in repo.index.stages:
+        (here if runs_here(stage) else others).update(Path(dep.def_path) for dep in stage.deps)
+    only_here = {
+        path
+        for path in here
+        if (Path(repo.root_dir) / path).is_dir()
+        and not any(path.is_relative_to(other) or other.is_relative_to(path) for other in others)
+    }
+    return {out.def_path for stage in repo.index.stages for out in stage.outs} | set(map(str, only_here))
 
 
-def finished(stage: Any) -> dict[str, Any]:
+def runs_here(stage: Any) -> bool:
+    """Whether a stage reads what only this workspace has, or makes what only git keeps of it: `meta: {where: here}` in
+    dvc.yaml, or outputs that DVC does not cache."""
+    return (stage.meta or {}).get("where") == "here" or not all(out.use_cache for out in stage.outs)
+
+
+def finished(stage: Any) -> Entry:
     """Hash a stage's inputs and outputs, cache them and what they came from; its entry for dvc.lock."""
     from dvc.stage.serialize import to_single_stage_lockfile
 
@@ -182,14 +207,14 @@ def finished(stage: Any) -> dict[str, Any]:
     return dict(to_single_stage_lockfile(stage))
 
 
-def output_of(repo: Any, input_: Input) -> Any:
+def output_of(repo: Any, entry: Entry) -> Any:
     """A DVC output that is not bound to a stage's place in dvc.yaml."""
     from dvc.stage import PipelineStage, create_stage
     from dvc.stage.loader import StageLoader
 
     root = repo.root_dir
-    stage = create_stage(PipelineStage, repo, f"{root}/dvc.yaml", cmd="-", wdir=root, outs=[input_.path])
-    StageLoader.fill_from_lock(stage, {"outs": [input_.entry]})
+    stage = create_stage(PipelineStage, repo, f"{root}/dvc.yaml", cmd="-", wdir=root, outs=[entry["path"]])
+    StageLoader.fill_from_lock(stage, {"outs": [entry]})
     return stage.outs[0]
 
 

@@ -7,12 +7,20 @@ from typing import Any, Literal
 
 from lowenergy.base.errors import UserError
 
-Minimized = Literal["bytes", "macs", "latency"]
+Minimized = Literal["bytes", "macs", "latency", "flash", "ram"]
 QUALITIES = ("accuracy", "fid")
-COSTS = {"bytes": "size_bytes", "macs": "macs", "latency": "share_of_time"}  # what they are called in a trial's figures
+UNITS = {"accuracy": 100, "fid": 1}  # accuracy is lost in points
+COSTS = {
+    "bytes": "size_bytes",
+    "macs": "macs",
+    "latency": "share_of_time",
+    "flash": "flash",
+    "ram": "ram",
+}  # of a trial's figures
 HOPELESS = 10.0  # log of the loss that a trial is given which was stopped, or could not be done
+HUGE = 2**30  # bytes of flash or RAM that such a trial is said to take
 
-Figures = Mapping[str, Any]  # of a trial: those of its validation, size_bytes, macs, and if measured share_of_time
+Figures = Mapping[str, Any]  # of a trial: its card's validation, size_bytes, macs; and if measured share_of_time, flash
 
 
 class GoalError(UserError):
@@ -41,12 +49,15 @@ class Limit:
             raise GoalError(f"--max-loss {text}: give 5% (of the teacher's figure) or 0.5 (points of accuracy, or FID)")
         return limit
 
-    def excess(self, name: str, value: float, teacher: float) -> float:
-        """How far a figure is beyond the limit; at most 0 if it is within."""
-        lost = value - teacher if name == "fid" else teacher - value
+    def excess(self, name: str, lost: float, teacher: float) -> float:
+        """How far a loss is beyond the limit; at most 0 if it is within.
+
+        Args:
+            lost: how much worse the figure is than the teacher's.
+        """
         if self.relative:
             return lost / max(teacher, 1e-9) - self.amount
-        return lost * (1 if name == "fid" else 100) - self.amount
+        return lost * UNITS[name] - self.amount
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,13 @@ class Goal:
     max_loss: Limit | None = None
     max_bytes: int | None = None
     max_macs: int | None = None
+    max_flash: int | None = None
+    max_ram: int | None = None
+
+    @property
+    def of_device(self) -> bool:
+        """Whether it asks what a model takes as C on a device."""
+        return self.minimize in ("flash", "ram") or self.max_flash is not None or self.max_ram is not None
 
     def loss(self, figures: Figures, teacher: Figures) -> float:
         """Logarithm of how many times worse the quality is than the teacher's: of several figures, the worst."""
@@ -69,17 +87,49 @@ class Goal:
         return float(figures[COSTS[self.minimize]])
 
     def violations(self, figures: Figures, teacher: Figures) -> list[float]:
-        """How far each limit is exceeded, at most 0 where it is kept; one of each limit that there is."""
+        """How far each limit is exceeded, at most 0 where it is kept; one of each limit that there is.
+
+        A loss counts by the upper end of its interval: of many trials the best is a lucky one.
+        """
         found = []
         if self.max_loss is not None:
             found += [
-                self.max_loss.excess(name, float(figures["validation"][name]), float(teacher["validation"][name]))
+                self.max_loss.excess(name, bound_of(figures, name), float(teacher["validation"][name]))
                 for name in qualities(figures)
             ]
-        for limit, name in ((self.max_bytes, "size_bytes"), (self.max_macs, "macs")):
+        limits = [
+            (self.max_bytes, "size_bytes"),
+            (self.max_macs, "macs"),
+            (self.max_flash, "flash"),
+            (self.max_ram, "ram"),
+        ]
+        for limit, name in limits:
             if limit is not None:
                 found.append(math.log(figures[name] / limit))
         return found
+
+
+def bound_of(figures: Figures, name: str) -> float:
+    """The most that a model may have lost, against its teacher, of this figure of validation."""
+    return float(figures["validation"]["lost"][f"{name}_interval"][1])
+
+
+def too_few(goal: "Goal", teacher: Figures) -> list[str]:
+    """Where the validation images cannot show that a branch keeps the limit, even if each answer is its teacher's."""
+    if goal.max_loss is None or "accuracy" not in qualities(teacher):
+        return []
+    from torch import ones
+
+    from lowenergy.scoring.intervals import mcnemar
+
+    right = ones(int(teacher["validation"]["images"])).bool()
+    least, theirs = mcnemar(right, right).difference.high, float(teacher["validation"]["accuracy"])
+    if goal.max_loss.excess("accuracy", least, theirs) <= 0:
+        return []
+    return [
+        f"{len(right):,} validation images cannot show a loss below {100 * least:.1f} points of accuracy; "
+        "hold out more (data.validation), or allow more"
+    ]
 
 
 def qualities(figures: Figures) -> list[str]:

@@ -1,5 +1,6 @@
 """What a search has found: on the terminal, and as a page and a table under searches/."""
 
+import html
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 import pandas as pd
 
 from lowenergy.base import files
+from lowenergy.base.nested import MISSING, leaves, value_at
 from lowenergy.reporting import front, page
-from lowenergy.reporting.tables import FORMATS, HEADS
-from lowenergy.searching.goal import Limit, qualities
+from lowenergy.reporting.tables import ALIKE, FORMATS, HEADS, LEGEND, alike, between, shown
+from lowenergy.searching.goal import QUALITIES, Figures, Limit, qualities, too_few
 from lowenergy.searching.study import Result, Search
 
 SHARE = "share_of_time"  # of the teacher's, where it is what is minimised
+TEACHER = "teacher"  # beside the experiments
 
 
 def table_of(results: list[Result]) -> pd.DataFrame:
@@ -21,37 +24,59 @@ def table_of(results: list[Result]) -> pd.DataFrame:
     rows = [
         {
             "experiment": result.name,
+            "model": list(result.entries)[-1],
             "chain": result.chain,
             "within": result.within,
-            **{f"validation.{name}": result.figures["validation"][name] for name in qualities(result.figures)},
+            **_validation(result.figures),
             **{name: result.figures[name] for name in ("size_bytes", "compression_ratio", "macs")},
             **({SHARE: result.figures[SHARE]} if SHARE in result.figures else {}),
-            **{name: value for name, value in result.values.items() if not name.endswith(".source")},
+            **result.values,
         }
         for result in results
     ]
     return pd.DataFrame(rows)
 
 
+def _validation(figures: Figures) -> dict[str, Any]:
+    """Those that one chooses by, with their intervals and with what was lost, as tables call them."""
+    flat = {}
+    for name in qualities(figures):
+        for place in (name, f"{name}_interval", f"lost.{name}_interval"):
+            if (value := value_at(figures["validation"], place)) is not MISSING:
+                flat[f"validation.{place}"] = value
+    return flat
+
+
 def show_front(search: Search, most: int = 12) -> None:
-    """Print the front: what no cheaper trial matches."""
+    """Print the front: what is better than all that is cheaper."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    found = search.front()
-    if not found:
+    rows = table_of(search.front()[-most:])
+    if rows.empty:
         return
-    rows = table_of(found[-most:] if len(found) > most else found)
+    text, best = _text(rows), search.winner()
     sheet = Table(title=f"{search.name}: front", title_justify="left", box=box.SIMPLE_HEAD)
-    columns = [name for name in rows if name in FORMATS or name == SHARE]
-    for name in ("experiment", "chain", *columns, "limits"):
-        head = {SHARE: "time", **HEADS}.get(str(name), str(name))
-        sheet.add_column(head, justify="left" if name in ("experiment", "chain") else "right")
-    for _, row in rows.iterrows():
-        figures = [f"{row[SHARE]:.2f}×" if name == SHARE else FORMATS[str(name)].format(row[name]) for name in columns]
-        sheet.add_row(row["experiment"], row["chain"], *figures, "kept" if row["within"] else "")
-    Console(width=None if sys.stdout.isatty() else 100, highlight=False).print(sheet)
+    for name in (*text, "limits"):
+        sheet.add_column({SHARE: "time", **HEADS}.get(name, name), justify="right" if name in FORMATS else "left")
+    for cells, row in zip(text.to_numpy(), rows.to_dict("records"), strict=True):
+        is_best = best is not None and row["experiment"] == best.name
+        sheet.add_row(*map(str, cells), "kept, the least" if is_best else "kept" if row["within"] else "")
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console.print(sheet)
+    if text.map(lambda cell: str(cell).startswith(ALIKE)).to_numpy().any():
+        console.print(LEGEND)
+
+
+def _text(rows: pd.DataFrame) -> pd.DataFrame:
+    """What a reader wants of them: what it is, its figures in their units, marked where no worse than the teacher's."""
+    text = shown(rows)
+    if SHARE in rows:
+        text[SHARE] = rows[SHARE].map("{:.2f}×".format)
+    text.insert(0, "experiment", rows["experiment"])
+    text.insert(1, "chain", rows["chain"])
+    return text
 
 
 def progress(search: Search, done: int, left: float) -> None:
@@ -64,31 +89,38 @@ def progress(search: Search, done: int, left: float) -> None:
 
 def write(search: Search) -> list[Path]:
     """searches/NAME.csv with all trials, searches/NAME.html with the front to point at; their paths."""
-    results = search.results()
-    rows = table_of(results)
+    rows = table_of(search.results())
     paths = [search.path.with_suffix(".csv"), search.path.with_suffix(".html")]
-    files.write_bytes(paths[0], rows.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+    plain = rows.copy()
+    for name in (str(name) for name in rows if str(name).endswith("_interval")):
+        ends = [name.replace("_interval", end) for end in ("_low", "_high")]
+        plain[ends] = plain.pop(name).tolist()
+    files.write_bytes(paths[0], plain.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
     files.write_bytes(paths[1], _page(search, rows).encode())
     return paths
 
 
 def _page(search: Search, rows: pd.DataFrame) -> str:
-    teacher = {
-        "experiment": "teacher",
-        "size_bytes": search.teacher["size_bytes"],
-        **{f"validation.{name}": search.teacher["validation"][name] for name in qualities(search.teacher)},
-    }
+    teacher = {"experiment": TEACHER, "size_bytes": search.teacher["size_bytes"], **_validation(search.teacher)}
     drawn = pd.concat([pd.DataFrame([teacher]), rows]).set_index("experiment")
-    shown = table_of(search.front()).set_index("experiment")
-    text = shown.apply(lambda column: column.map(FORMATS.get(str(column.name), "{}").format, na_action="ignore"))
+    sheet = pd.DataFrame()
+    if not rows.empty:
+        found = table_of(search.front())
+        values = found[[name for name in found if name in search.space.parameters]]
+        sheet = _text(found).join(values.map(_plain)).set_index("experiment")
     body = (
-        f"<h1>{search.name}: {len(rows)} trials</h1><p>{limits(search)}. All figures are of validation images.</p>"
-        f'<section class="card">{front.drawing(drawn, names=False)}'
-        "<figcaption>On the line: trials that no smaller file matches. Point at one for its figures.</figcaption>"
-        "</section><details open><summary>The front</summary>"
-        f"{page.html_table(text.fillna(''), 'experiment')}</details>"
+        f"<h1>{html.escape(search.name)}: {len(rows)} trials</h1><p>{html.escape(limits(search))}. All figures are of "
+        f'validation images.</p><section class="card">{front.drawing(drawn, target=TEACHER, names=False)}'
+        "<figcaption>On the line: trials that are better than every smaller one by more than chance. Bars are 95 % "
+        "intervals, the teacher's is shaded. Point at one for its figures.</figcaption></section>"
+        f"<details open><summary>The front</summary>{page.html_table(sheet, 'experiment')}"
+        f"<figcaption>{LEGEND}.</figcaption></details>"
     )
     return page.document(f"lowenergy search: {search.name}", body)
+
+
+def _plain(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def limits(search: Search) -> str:
@@ -98,7 +130,14 @@ def limits(search: Search) -> str:
     if goal.max_loss is not None:
         parts.append(f"at most {_in_words(goal.max_loss)} lost")
     parts += [
-        f"at most {limit:,} {what}" for limit, what in ((goal.max_bytes, "bytes"), (goal.max_macs, "MACs")) if limit
+        f"at most {limit:,} {what}"
+        for limit, what in (
+            (goal.max_bytes, "bytes"),
+            (goal.max_macs, "MACs"),
+            (goal.max_flash, "bytes of flash"),
+            (goal.max_ram, "bytes of RAM"),
+        )
+        if limit
     ]
     return ", ".join(parts)
 
@@ -112,13 +151,15 @@ def _in_words(limit: Limit) -> str:
 def _cost(search: Search, result: Result) -> str:
     if search.goal.minimize == "latency":
         return f"{result.cost:.2f} of the teacher's time"
-    return f"{result.cost:,.0f} {search.goal.minimize}"
+    unit = {"flash": "bytes of flash", "ram": "bytes of RAM"}.get(search.goal.minimize, search.goal.minimize)
+    return f"{result.cost:,.0f} {unit}"
 
 
-def end(search: Search, card: Mapping[str, Any] | None) -> None:
+def end(search: Search, experiment: str, card: Mapping[str, Any] | None) -> None:
     """Print the front, the winner with the command that applies it, and its test figures.
 
     Args:
+        experiment: that has all of the winner.
         card: of the winner, with its test figures, which nobody has looked at before; None: nothing met the limits.
     """
     show_front(search)
@@ -128,7 +169,7 @@ def end(search: Search, card: Mapping[str, Any] | None) -> None:
         print(f"{name}: {why}")
     best = search.winner()
     if best is None or card is None:
-        print(f"No trial kept the limits ({limits(search)}). The nearest:")
+        print(f"No trial kept the limits ({limits(search)}).", *too_few(search.goal, search.teacher), "The nearest:")
         for result in search.nearest():
             print(f"  {result.name}  {result.chain}  {_cost(search, result)}  {_figures(result.figures['validation'])}")
         return
@@ -136,9 +177,15 @@ def end(search: Search, card: Mapping[str, Any] | None) -> None:
     print(f"Take {best.name}: {best.chain}, {_cost(search, best)}; validation {own}, the teacher {theirs}")
     tested, of_teacher = _figures(card), _figures(search.teacher)
     print(f"On the test images, looked at once: {tested}, the teacher {of_teacher}")
-    print(f"  dvc exp apply {best.name}")
+    print(f"  dvc exp apply {experiment}")
 
 
-def _figures(found: Mapping[str, Any]) -> str:
-    names = [name for name in ("accuracy", "fid") if name in found]
-    return ", ".join(f"{HEADS.get(name, name)} {FORMATS[name].format(found[name])}" for name in names)
+def _figures(card: Mapping[str, Any]) -> str:
+    """Qualities of one split, each with its interval, and marked where it cannot be told from the teacher's."""
+    found = dict(leaves(card))
+    told = []
+    for name in (name for name in QUALITIES if name in found):
+        interval = f" ({ends})" if (ends := between(found, name)) else ""
+        mark = f"{ALIKE} " if alike(found, name) else ""
+        told.append(f"{HEADS.get(name, name)} {mark}{FORMATS[name].format(found[name])}{interval}")
+    return ", ".join(told)

@@ -1,44 +1,39 @@
 """What a search may try: search.yaml, and one trial drawn from it.
 
-chains: [[prune], [prune, quantize]]           branches from the teacher on; the last one is measured
+chains: [[prune], [prune, quantize]]           methods, from the teacher on; what the last one makes is measured
 parameters:
   prune.amount: {low: 0.3, high: 0.95}         a number in between; with `log: true` by its logarithm, with `step`
   quantize.weight_bits: {low: 2, high: 8}      in steps of it; whole numbers where both ends are
   prune.kind: [unstructured, structured]       one of these
 targets:
-  ebm: {chains: ..., parameters: ...}          laid over the above, for this target; null takes a parameter out
+  ebm: {chains: ..., parameters: ...}          laid over the above, for this teacher, or for all of this kind; null
+                                               takes a parameter out
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from lowenergy.base import params
+from lowenergy import params
 from lowenergy.base.errors import UserError
-from lowenergy.base.params import METHODS
+from lowenergy.base.nested import MISSING, laid_over, value_at, with_values
+
+if TYPE_CHECKING:
+    from optuna import Trial
 
 Value = bool | int | float | str | None
 Choice = Annotated[list[Value], Field(min_length=1)]
+ARROW = " → "
 
 
 class SpaceError(UserError):
     """search.yaml cannot be used; the message names the place and what is allowed."""
-
-
-class Trial(Protocol):
-    """What of Optuna's trial is used here."""
-
-    def suggest_categorical(self, name: str, choices: list[Any], /) -> Any: ...
-
-    def suggest_int(self, name: str, low: int, high: int, /, *, step: int = 1, log: bool = False) -> int: ...
-
-    def suggest_float(
-        self, name: str, low: float, high: float, /, *, step: float | None = None, log: bool = False
-    ) -> float: ...
 
 
 class _Section(BaseModel):
@@ -66,35 +61,55 @@ class Space(_Section):
     chains: Annotated[list[Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
     parameters: dict[str, Range | Choice]
 
-    def draw(self, trial: Trial) -> tuple[list[str], dict[str, Value]]:
-        """A chain, and values of all its methods' parameters: those of `source` too."""
-        chain = trial.suggest_categorical("chain", [" → ".join(chain) for chain in self.chains]).split(" → ")
-        values: dict[str, Value] = sources(chain)
-        for name, kind in self.parameters.items():
-            if name.split(".")[0] in chain:
-                values[name] = _drawn(trial, name, kind)
-        return chain, values
+    def draw(self, trial: "Trial") -> tuple[list[str], dict[str, Value]]:
+        """A chain, and values of all its methods' parameters."""
+        chain = trial.suggest_categorical("chain", [ARROW.join(chain) for chain in self.chains]).split(ARROW)
+        return chain, {name: _drawn(trial, name, kind) for name, kind in self.parameters.items() if _of(name, chain)}
 
     def first(self, values: Mapping[str, Any]) -> list[dict[str, Value]]:
         """Trials to begin with: each chain with the values of params.yaml, where they are within the space."""
         found = []
         for chain in self.chains:
-            trial: dict[str, Value] = {"chain": " → ".join(chain)}
-            for name, kind in self.parameters.items():
-                if name.split(".")[0] in chain:
-                    value = value_at(values, name)
-                    if _within(value, kind):
-                        trial[name] = value
-            found.append(trial)
+            known = {name: value_at(values, name) for name in self.parameters if _of(name, chain)}
+            within = {name: value for name, value in known.items() if _within(value, self.parameters[name])}
+            found.append({"chain": ARROW.join(chain), **within})
         return found
 
 
-def sources(chain: list[str]) -> dict[str, Value]:
-    """The `source` of each method of a chain: the one before it."""
-    return {f"{method}.source": before for before, method in zip(["teacher", *chain], chain, strict=False)}
+def _of(name: str, chain: list[str]) -> bool:
+    """Whether a parameter is of a method of the chain."""
+    return name.partition(".")[0] in chain
 
 
-def _drawn(trial: Trial, name: str, kind: "Range | Choice") -> Value:
+def entries(values: Mapping[str, Any], target: str, chain: list[str], drawn: Mapping[str, Value]) -> dict[str, Any]:
+    """The branches that a trial is, by name: each link of its chain, made from the one before.
+
+    Of two trials that begin alike the links have the same names, so that they are made once; a link that params.yaml
+    has a branch for, as after a search whose winner was applied, is that branch.
+
+    Args:
+        values: of params.yaml.
+        drawn: values of the methods' parameters, by their names there.
+    """
+    known = {json.dumps(_whole(values, entry), sort_keys=True): name for name, entry in values["branches"].items()}
+    found: dict[str, Any] = {}
+    start = target
+    for number, method in enumerate(chain, 1):
+        own = {name.removeprefix(f"{method}."): value for name, value in drawn.items() if _of(name, [method])}
+        entry = {"target": target, "start": start, "by": method, **with_values({}, own)}
+        digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:6]
+        there = known.get(json.dumps(_whole(values, entry), sort_keys=True))
+        start = there or "-".join(["search", target, *chain[:number], digest])
+        found[start] = values["branches"][there] if there else entry
+    return found
+
+
+def _whole(values: Mapping[str, Any], entry: Any) -> Any:
+    """An entry with all values that it has."""
+    return laid_over(entry, values.get(entry["by"], {})) if isinstance(entry, Mapping) and "by" in entry else entry
+
+
+def _drawn(trial: "Trial", name: str, kind: "Range | Choice") -> Value:
     if isinstance(kind, list):
         value: Value = trial.suggest_categorical(name, kind)
         return value
@@ -130,7 +145,8 @@ def load(path: Path, target: str, values: Mapping[str, Any]) -> Space:
     if not isinstance(found, Mapping):
         raise SpaceError(f"{path}: expected chains and parameters, found {type(found).__name__}")
     shared = {key: value for key, value in found.items() if key != "targets"}
-    own = (found.get("targets") or {}).get(target) or {}
+    by_target = found.get("targets") or {}
+    own = by_target.get(target) or by_target.get(values["teachers"][target]["kind"]) or {}
     parameters = {**(shared.get("parameters") or {}), **(own.get("parameters") or {})}
     whole = {**shared, **own, "parameters": {name: kind for name, kind in parameters.items() if kind is not None}}
     try:
@@ -138,7 +154,7 @@ def load(path: Path, target: str, values: Mapping[str, Any]) -> Space:
     except ValidationError as error:
         lines = [f"{path}: {_place(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
         raise SpaceError("\n".join(dict.fromkeys(lines))) from None
-    problems = [*_bad_chains(space, values), *_bad_parameters(space, values)]
+    problems = [*_bad_chains(space, target, values), *_bad_parameters(space, values)]
     if problems:
         raise SpaceError("\n".join(f"{path}: {line}" for line in problems))
     return space
@@ -148,61 +164,47 @@ def _place(loc: tuple[Any, ...]) -> str:
     return ".".join(str(part) for part in loc if part not in ("Range",) and not str(part).startswith(("list[", "con")))
 
 
-def _bad_chains(space: Space, values: Mapping[str, Any]) -> list[str]:
+def _bad_chains(space: Space, target: str, values: Mapping[str, Any]) -> list[str]:
     problems = []
+    methods = params.check(values).methods
     for chain in space.chains:
-        name = " → ".join(chain)
-        if unknown := [method for method in chain if method not in METHODS or method not in values]:
-            problems.append(f"chain {name}: {unknown[0]} is none of {', '.join(METHODS)}")
+        name = ARROW.join(chain)
+        if unknown := [method for method in chain if method not in methods]:
+            problems.append(f"chain {name}: {unknown[0]} is none of {', '.join(methods)}")
         elif len(set(chain)) < len(chain):
             problems.append(f"chain {name}: a method twice")
-        elif why := _refused(values, sources(chain)):
+        elif why := refused(values, entries(values, target, chain, {})):
             problems.append(f"chain {name} cannot be: {why}")
     return problems
 
 
 def _bad_parameters(space: Space, values: Mapping[str, Any]) -> list[str]:
     problems = []
+    methods = params.check(values).methods
     for name, kind in space.parameters.items():
-        if name.split(".")[0] not in METHODS or name.endswith(".source") or value_at(values, name) is MISSING:
+        if not _of(name, list(methods)) or value_at(values, name) is MISSING:
             problems.append(f"{name} is no parameter of a method; `lowenergy params` lists all of them")
             continue
         for value in kind if isinstance(kind, list) else [kind.low, kind.high]:
-            if why := next((line for line in _refused(values, {name: value}).splitlines() if name in line), ""):
-                problems.append(why)
+            why = _refused(with_values(values, {name: value}))
+            problems += [line for line in why.splitlines() if name in line][:1]
     return problems
 
 
-MISSING = object()
+def with_entries(values: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Params.yaml's values with these branches, too."""
+    return {**values, "branches": {**values["branches"], **entries}}
 
 
-def value_at(values: Any, name: str) -> Any:
-    """The value at a dotted name; MISSING where there is none."""
-    for key in name.split("."):
-        if not isinstance(values, Mapping) or key not in values:
-            return MISSING
-        values = values[key]
-    return values
+def refused(values: Mapping[str, Any], entries: Mapping[str, Any]) -> str:
+    """Why a trial's values do not go together; '' if they do."""
+    return _refused(with_entries(values, entries)).partition("\n")[0]
 
 
-def with_values(values: Mapping[str, Any], changes: Mapping[str, Value]) -> dict[str, Any]:
-    """A copy of params.yaml's values with those of a trial."""
-    copied = dict(values)
-    for name, value in changes.items():
-        first, *rest = name.split(".", 1)
-        copied[first] = with_values(copied.get(first) or {}, {rest[0]: value}) if rest else value
-    return copied
-
-
-def _refused(values: Mapping[str, Any], changes: Mapping[str, Value]) -> str:
+def _refused(values: Mapping[str, Any]) -> str:
     """What params.yaml's schema has against these values; '' for nothing."""
     try:
-        params.check(with_values(values, changes))
+        params.check(values)
     except params.ParamsError as error:
         return str(error).replace("params.yaml: ", "")
     return ""
-
-
-def refused(values: Mapping[str, Any], changes: Mapping[str, Value]) -> str:
-    """Why a trial's values do not go together; '' if they do."""
-    return _refused(values, changes).partition("\n")[0]

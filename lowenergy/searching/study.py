@@ -7,7 +7,6 @@ validation figures; those of the test set are not even kept.
 import hashlib
 import json
 import math
-import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,20 +19,22 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from lowenergy.base.cards import told_apart
+from lowenergy.base.curves import Point
 from lowenergy.base.errors import UserError
-from lowenergy.base.params import METHODS
+from lowenergy.base.nested import with_values
+from lowenergy.reporting.tables import pareto_front
 from lowenergy.searching import trials
-from lowenergy.searching.goal import HOPELESS, Figures, Goal
-from lowenergy.searching.space import Space, refused, sources, with_values
-from lowenergy.searching.trials import Failed, Wanted
+from lowenergy.searching.goal import HOPELESS, HUGE, Figures, Goal, qualities
+from lowenergy.searching.space import ARROW, Space, entries, refused, with_entries
+from lowenergy.searching.trials import Entries, Failed
 
 FOLDER = Path("searches")
-KEPT = ("validation", "size_bytes", "compression_ratio", "macs", "parameters", "share_of_time")  # of a trial's card
+KEPT = ("validation", "size_bytes", "compression_ratio", "macs", "parameters", "share_of_time", "flash", "ram")
 AT_ONCE = 4  # trials asked for together, for each stage that runs at a time
 IN_A_RUT = 10  # draws in a row of what was there before: TPE, which does not learn from them, gives way to chance
 SAME_AGAIN = 100  # after which the space counts as exhausted
 ENOUGH = 3  # trials within the limits that must have been so far before others are stopped by them
-LINE = re.compile(r"step (\d+)/(\d+)\s+loss (\S+)")  # that training prints
 
 
 class SearchError(UserError):
@@ -45,12 +46,19 @@ class Result:
     """A trial that was measured."""
 
     name: str  # of its experiment
-    chain: str
-    values: Mapping[str, Any]
+    entries: Entries  # its branches, the last of which was measured
+    chain: str  # of methods
+    values: Mapping[str, Any]  # of their parameters
     figures: Figures
     loss: float  # of goal.loss
     cost: float
-    within: bool  # all limits
+    excess: float  # over the limits, of which none is exceeded up to 0
+    halfway: Mapping[str, float]  # of each curve, the loss in its middle
+
+    @property
+    def within(self) -> bool:
+        """All limits."""
+        return self.excess <= 0
 
 
 class Search:
@@ -67,6 +75,7 @@ class Search:
         *,
         seed: int = 0,
         sampler: str = "tpe",
+        images: str = "",
         root: Path = Path(),
     ) -> None:
         """
@@ -75,6 +84,7 @@ class Search:
             values: of params.yaml.
             teacher: the card of the uncompressed model, with validation figures.
             sampler: tpe, or random to compare with.
+            images: a hash of what all trials train on.
         Raises:
             SearchError: the file is one of another search.
         """
@@ -84,7 +94,8 @@ class Search:
         self.values, self.teacher, self.seed, self.sampler = values, teacher, seed, sampler
         self.path = root / FOLDER / f"{name}.log"
         self.path.parent.mkdir(exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(self.path)))
+        # In full: losses are noted while the run works in the folder of an experiment.
+        storage = JournalStorage(JournalFileBackend(str(self.path.resolve())))
         self.study = optuna.create_study(
             storage=storage, study_name=name, directions=["minimize", "minimize"], load_if_exists=True
         )
@@ -94,12 +105,14 @@ class Search:
                 "limits": json.dumps(asdict(goal)),
                 "search space": space.model_dump_json(),
                 "params.yaml": hashlib.sha256(json.dumps(_fixed(values, space), sort_keys=True).encode()).hexdigest(),
+                "teacher": hashlib.sha256(json.dumps(teacher, sort_keys=True).encode()).hexdigest(),
+                "images": images,
                 "sampler": sampler,
                 "seed": str(seed),
             }
         )
-        self.chains: dict[str, list[str]] = {}  # of the trials that this process runs
-        self.halfway: dict[tuple[str, str, int], dict[str, float]] = {}  # (stage, its source, steps) -> trial -> loss
+        self.running: dict[str, Entries] = {}  # trials of this process, by name
+        self.halfway: dict[str, dict[str, float]] = {}  # trial -> curve -> loss in its middle
 
     def _is_the_same(self, facts: dict[str, str]) -> None:
         before = self.study.user_attrs.get("facts")
@@ -107,7 +120,7 @@ class Search:
             self.study.set_user_attr("facts", facts)
             for trial in self.space.first(self.values):
                 self.study.enqueue_trial(trial)
-        elif other := [key for key in facts if facts[key] != before.get(key)]:
+        elif other := [key for key in facts if facts[key] != before.get(key, facts[key])]:
             raise SearchError(
                 f"{self.path}: was begun with other {', '.join(other)}; give this search another --name, or remove the "
                 "file"
@@ -136,8 +149,8 @@ class Search:
             if not asked:
                 print(f"{self.name}: the space has no other trials", flush=True)
                 return
-            wanted = [self._wanted(trial) for trial in asked]
-            self.chains |= {trial.name: trial.chain for trial in wanted}
+            wanted = {self._name_of(trial): trial.user_attrs["entries"] for trial in asked}
+            self.running |= wanted
             cards = trials.run(
                 repo,
                 wanted,
@@ -146,6 +159,7 @@ class Search:
                 address=address,
                 watch=self._watch if self.goal.max_loss is not None else None,
                 latency=self.goal.minimize == "latency",
+                device=self.goal.max_ram if self.goal.max_ram is not None else self.goal.of_device,
                 trust=trust,
             )
             for trial in asked:
@@ -160,26 +174,33 @@ class Search:
 
     def _asked(self, most: int) -> list[FrozenTrial]:
         """Trials that were asked for and not yet told: those of a search that was killed, or new ones."""
-        pending = self.study.get_trials(states=[TrialState.RUNNING])
-        known = {json.dumps(t.user_attrs["values"], sort_keys=True) for t in [*self._told(), *pending] if _drawn(t)}
-        pending = [trial for trial in pending if _drawn(trial)]
+        pending = [trial for trial in self.study.get_trials(states=[TrialState.RUNNING]) if _drawn(trial)]
+        known = {_key(trial.user_attrs) for trial in [*self._told(), *pending] if _drawn(trial)}
         while len(pending) < most and (again := self._again()) < SAME_AGAIN:
             number = len(self.study.get_trials(deepcopy=False))
             self.study.sampler = self._sampler(number, by_chance=again >= IN_A_RUT)
             trial = self.study.ask()
             chain, values = self.space.draw(trial)
-            key = json.dumps(values, sort_keys=True)
-            trial.set_user_attr("chain", chain)
-            trial.set_user_attr("values", values)
-            if why := refused(self.values, values):
+            made = entries(self.values, self.target, chain, values)
+            for name, value in {"chain": chain, "values": values, "entries": made}.items():
+                trial.set_user_attr(name, value)
+            if why := refused(self.values, made) or self._too_large(made):
                 trial.set_user_attr("why", why)
-                self.study.tell(trial, state=TrialState.FAIL)
-            elif key in known:
+            if why or _key(trial.user_attrs) in known:
                 self.study.tell(trial, state=TrialState.FAIL)
             else:
-                known.add(key)
+                known.add(_key(trial.user_attrs))
                 pending.append(self.study.get_trials(deepcopy=False)[trial.number])
         return pending[:most]
+
+    def _too_large(self, made: Mapping[str, Any]) -> str:
+        """Why a trial cannot fit the device, whatever training makes of it; '' if it may."""
+        limits = {"max_flash": self.goal.max_flash, "max_ram": self.goal.max_ram}
+        if set(limits.values()) == {None}:
+            return ""
+        from lowenergy.searching.fits import too_large
+
+        return too_large(with_entries(self.values, made), list(made)[-1], **limits)
 
     def _again(self) -> int:
         """Draws up to now, in a row, that brought nothing new."""
@@ -202,16 +223,14 @@ class Search:
     def _name_of(self, trial: FrozenTrial) -> str:
         return f"{self.name}-{trial.number:03}"
 
-    def _wanted(self, trial: FrozenTrial) -> Wanted:
-        return Wanted(self._name_of(trial), trial.user_attrs["chain"], trial.user_attrs["values"])
-
     def _tell(self, trial: FrozenTrial, found: dict[str, Any] | Failed) -> None:
         self.study.sampler = self._sampler(trial.number)  # which keeps the violations, too
         live = optuna.trial.Trial(self.study, trial._trial_id)  # it may have been asked for before a kill
         if isinstance(found, Failed):  # counts as a model that is as large as its teacher, and useless
             live.set_user_attr("why", found.why)
             live.set_user_attr("violations", [HOPELESS])
-            self.study.tell(live, [HOPELESS, _log(self.goal.cost({**self.teacher, "share_of_time": 1.0}))])
+            cost = self.goal.cost({**self.teacher, "share_of_time": 1.0, "flash": HUGE, "ram": HUGE})
+            self.study.tell(live, [HOPELESS, _log(cost)])
             return
         figures = {key: found[key] for key in KEPT if key in found}
         live.set_user_attr("figures", figures)
@@ -221,22 +240,28 @@ class Search:
     def _told(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
 
-    def _watch(self, stage: str, line: str) -> str | None:
-        """Why to stop a trial: half-way through a training, its loss is above all of those that were good enough."""
-        found = LINE.search(line)
-        if not found or 2 * int(found[1]) < int(found[2]):
+    def _watch(self, stage: str, point: Point) -> str | None:
+        """Why to stop a trial: half-way through a training, its loss is above all of those that were good enough.
+
+        That is the loss at the curve's first point at or past the middle, of a stage that runs as of one that has been
+        run before; so neither how fast a machine is nor a kill decides about a trial.
+        """
+        if 2 * point.step < point.steps:
             return None
         trial, _, name = stage.partition(":")
-        source = " → ".join(self.chains.get(trial, [])).partition(name.split("@")[0])[0]  # which losses are towards
-        losses = self.halfway.setdefault((name, source, int(found[2])), {})
-        if trial in losses:
+        model = name.partition("@")[2]
+        part = point.curve.partition(f"/{model}")[2]  # of its training
+        curve = f"{_chain_to(model, self.running[trial]) or name}{part}, {point.steps} steps"
+        losses = self.halfway.setdefault(trial, {})
+        if curve in losses:
             return None
-        losses[trial] = float(found[3])
-        good = [losses[result.name] for result in self.results() if result.within and result.name in losses]
-        if len(good) >= ENOUGH and losses[trial] > max(good):
-            return (
-                f"stopped: half-way its loss is {losses[trial]:.3g}, of those within the limits at most {max(good):.3g}"
-            )
+        losses[curve] = point.loss
+        number = int(trial.rpartition("-")[2])
+        live = optuna.trial.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+        live.set_user_attr("halfway", losses)
+        good = [result.halfway[curve] for result in self.results() if result.within and curve in result.halfway]
+        if len(good) >= ENOUGH and point.loss > max(good):
+            return f"stopped: half-way its loss is {point.loss:.3g}, of those within the limits at most {max(good):.3g}"
         return None
 
     def results(self) -> list[Result]:
@@ -244,12 +269,14 @@ class Search:
         return [
             Result(
                 self._name_of(trial),
-                " → ".join(trial.user_attrs["chain"]),
+                trial.user_attrs["entries"],
+                ARROW.join(trial.user_attrs["chain"]),
                 trial.user_attrs["values"],
                 trial.user_attrs["figures"],
                 trial.values[0],
                 self.goal.cost(trial.user_attrs["figures"]),
-                all(excess <= 0 for excess in trial.user_attrs["violations"]),
+                max(trial.user_attrs["violations"], default=0.0),
+                trial.user_attrs.get("halfway", {}),
             )
             for trial in self._told()
             if "figures" in trial.user_attrs
@@ -260,13 +287,11 @@ class Search:
         return {self._name_of(t): t.user_attrs["why"] for t in self._told() if "why" in t.user_attrs}
 
     def front(self) -> list[Result]:
-        """Trials that no cheaper one matches in quality, cheapest first."""
-        best, found = float("inf"), []
-        for result in sorted(self.results(), key=lambda r: (r.cost, r.loss, r.name)):
-            if result.loss < best:
-                best = result.loss
-                found.append(result)
-        return found
+        """Trials that are better than all cheaper ones by more than chance, cheapest first."""
+        found = self.results()
+        lost = [[r.figures["validation"]["lost"][f"{n}_interval"] for n in qualities(r.figures)] for r in found]
+        costs, losses = [r.cost for r in found], [r.loss for r in found]
+        return [found[i] for i in pareto_front(costs, losses, lambda i, j: any(map(told_apart, lost[i], lost[j])))]
 
     def winner(self) -> Result | None:
         """The cheapest within all limits."""
@@ -274,15 +299,24 @@ class Search:
 
     def nearest(self, count: int = 3) -> list[Result]:
         """Those that exceed the limits least."""
-        excess = {t.number: max(t.user_attrs["violations"]) for t in self._told() if "figures" in t.user_attrs}
-        by_name = {f"{self.name}-{number:03}": value for number, value in excess.items()}
-        return sorted(self.results(), key=lambda r: by_name[r.name])[:count]
+        return sorted(self.results(), key=lambda r: r.excess)[:count]
 
 
-def _fixed(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """What all trials have in common: without what they set, which the winner leaves in params.yaml."""
-    own = [*space.parameters, *sources(list(METHODS))]
-    return with_values(values, dict.fromkeys(own))
+def _fixed(values: Mapping[str, Any], space: Space) -> Any:
+    """What all trials have in common: without what they set, and without branches, among which the winner's are."""
+    return with_values({**values, "branches": None}, dict.fromkeys(space.parameters))
+
+
+def _key(attributes: Mapping[str, Any]) -> str:
+    """What a trial is."""
+    return json.dumps([attributes["chain"], attributes["values"]], sort_keys=True)
+
+
+def _chain_to(model: str, entries: Entries) -> str:
+    """The methods that made a branch of a trial: losses compare where they are the same; '' if it is none of these."""
+    names = list(entries)
+    links = names[: names.index(model) + 1] if model in names else []
+    return ARROW.join(str(entries[name]["by"]) for name in links)
 
 
 def _drawn(trial: FrozenTrial) -> bool:

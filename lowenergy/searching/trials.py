@@ -1,26 +1,26 @@
 """Trials as DVC experiments: queued, run side by side with what they share run once, recorded, measured."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowenergy.reporting.revisions import Revision
 from lowenergy.running import experiments
 from lowenergy.running.crew import RunError, Watch
-from lowenergy.searching.space import Value
 
+LOCKED = re.compile("acquire lock|is busy")  # in what DVC says
+PATIENCE = 120.0  # seconds
 
-@dataclass(frozen=True)
-class Wanted:
-    """One trial to run: the chain's last branch is measured."""
-
-    name: str  # of the experiment
-    chain: list[str]
-    values: Mapping[str, Value]  # of params.yaml
+Entries = Mapping[
+    str, Mapping[str, Any]
+]  # branches of params.yaml, each made from the one before; the last is measured
 
 
 @dataclass(frozen=True)
@@ -30,75 +30,102 @@ class Failed:
 
 def run(
     repo: Any,
-    wanted: Sequence[Wanted],
+    wanted: Mapping[str, Entries],
     target: str,
     *,
     jobs: int | None,
     address: str | None = None,
     watch: Watch | None = None,
     latency: bool = False,
+    device: int | bool = False,
     trust: Collection[str] = (),
+    whole: bool = False,
 ) -> dict[str, dict[str, Any] | Failed]:
-    """The card of each trial by name, or why there is none.
+    """The card of each trial by its experiment's name, or why there is none.
 
     Those that were recorded before, or are queued already, are not queued again: a search that was killed goes on.
 
     Args:
         watch: stops trials that are hopeless, see Crew.
         latency: time each model in turn with its teacher, as share_of_time of the card.
+        device: find what each model takes as C, as flash and ram of the card; a number: in at most so much RAM.
         trust: what networks may come from, see artifact.read.
+        whole: measure all branches, so that the experiment can be applied: DVC wants every output to be there.
     """
-    names = {trial.name for trial in wanted}
-    failed: dict[str, Failed] = {}
-    recorded = experiments.revisions(repo, names)
+    recorded = experiments.revisions(repo, wanted.keys())
     queued = {experiments.name_of(entry) for entry in experiments.waiting(repo)}
-    for trial in wanted:
-        if trial.name not in recorded and trial.name not in queued:
-            _queue(repo, trial, target)
+    for name, entries in wanted.items():
+        if name not in recorded and name not in queued:
+            _queue(repo, name, entries, list(entries)[0 if whole else -1 :])
+    cards: dict[str, dict[str, Any] | Failed] = {}
     with experiments.ours(repo):
-        entries = [entry for entry in experiments.waiting(repo) if experiments.name_of(entry) in names]
-        if entries:
-            pipelines = experiments.run_entries(repo, entries, jobs=jobs, address=address, keep_going=True, watch=watch)
-            for pipeline in pipelines:
+        waiting = [entry for entry in experiments.waiting(repo) if experiments.name_of(entry) in wanted]
+        if waiting:
+            ran = experiments.run_entries(repo, waiting, jobs=jobs, address=address, keep_going=True, watch=watch)
+            for pipeline in ran:
                 if pipeline.failed:
                     name = pipeline.experiment
-                    failed[name] = Failed("; ".join(_first_line(why) for why in pipeline.failed.values()))
+                    cards[name] = Failed("; ".join(map(_last_line, pipeline.failed.values())))
                     _dvc(repo, "queue", "remove", name)
-            if lost := experiments.record(repo, names - failed.keys()):
+            if lost := experiments.record(repo, wanted.keys() - cards.keys()):
                 raise RunError(experiments.NOT_RECORDED.format(", ".join(lost)))
-        recorded = experiments.revisions(repo, names)
-        cards: dict[str, dict[str, Any] | Failed] = dict(failed)
-        for trial in wanted:
-            if trial.name not in failed:
-                card = card_of(repo, recorded[trial.name], target, trial.chain[-1])
-                if latency:
-                    card["share_of_time"] = _share_of_time(repo, recorded[trial.name], target, trial.chain[-1], trust)
-                cards[trial.name] = card
+        for name, commit in experiments.revisions(repo, wanted.keys() - cards.keys()).items():
+            model = list(wanted[name])[-1]
+            card = card_of(repo, commit, model)
+            if latency or device is not False:
+                models = _models(repo, commit)
+                own, teacher = (models / f"{each}.safetensors" for each in (model, target))
+                card |= {"share_of_time": _share_of_time(own, teacher, trust)} if latency else {}
+                card |= _on_device(own, device, trust) if device is not False else {}
+            cards[name] = card
         shutil.rmtree(Path(repo.root_dir) / experiments.PLACE, ignore_errors=True)
     return cards
 
 
-def _first_line(why: str) -> str:
+def _last_line(why: str) -> str:
     """What a stage said last: its error; `why` begins with the command."""
     lines = [line for line in why.splitlines() if line.strip()]
     return lines[-1] if lines else "failed"
 
 
-def _queue(repo: Any, trial: Wanted, target: str) -> None:
-    changes = [part for name, value in trial.values.items() for part in ("-S", f"{name}={json.dumps(value)}")]
-    _dvc(repo, "exp", "run", "--queue", "--name", trial.name, *changes, f"evaluate@{target}-{trial.chain[-1]}")
+def _queue(repo: Any, name: str, entries: Entries, measured: list[str]) -> None:
+    """As an experiment that adds branches to params.yaml; those that are there already stay as they are."""
+    changes = [part for branch, entry in entries.items() for part in ("-S", f"++branches.{branch}={_in_hydra(entry)}")]
+    _dvc(repo, "exp", "run", "--queue", "--name", name, *changes, *(f"evaluate@{each}" for each in measured))
 
 
-def _dvc(repo: Any, *command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *command],
-        cwd=repo.root_dir,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode:
-        raise RunError(f"`dvc {' '.join(command)}` failed: {_first_line(done.stdout)}")
+def _in_hydra(value: Any) -> str:
+    """A value as Hydra reads it: JSON, but for keys."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_in_hydra(part)}" for key, part in value.items()) + "}"
+    return json.dumps(value)
+
+
+def apply(repo: Any, name: str) -> None:
+    """Bring a recorded experiment into the workspace."""
+    print(_dvc(repo, "exp", "apply", name).strip(), flush=True)
+
+
+def _dvc(repo: Any, *command: str) -> str:
+    """What DVC says; its own worker, which records experiments, may hold the lock a while longer than we wait for it.
+
+    Raises:
+        RunError: it fails.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *command],
+            cwd=repo.root_dir,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if not done.returncode:
+            return done.stdout
+        if not LOCKED.search(done.stdout) or time.monotonic() > until:
+            raise RunError(f"`dvc {' '.join(command)}` failed: {_last_line(done.stdout)}")
+        time.sleep(1.0)
 
 
 def begun_with(repo: Any, prefix: str) -> list[str]:
@@ -109,24 +136,38 @@ def begun_with(repo: Any, prefix: str) -> list[str]:
     return sorted(name for name in names if name and name.startswith(prefix))
 
 
-def card_of(repo: Any, revision: str, target: str, branch: str) -> dict[str, Any]:
-    """All figures of one model of an experiment."""
-    shown = subprocess.run(
-        ["git", "show", f"{revision}:./metrics/{target}/{branch}.card.json"],
-        cwd=repo.root_dir,
-        capture_output=True,
-        check=True,
-    )
-    card: dict[str, Any] = json.loads(shown.stdout)
-    return card
+def card_of(repo: Any, commit: str, model: str) -> dict[str, Any]:
+    """All figures of one model of an experiment.
+
+    Raises:
+        RunError: it has none.
+    """
+    card = Revision(commit, repo.root_dir).card(model)
+    if card is None:
+        raise RunError(f"{commit[:7]} has no figures of {model}; `dvc exp remove` it and search again")
+    return dict(card)
 
 
-def _share_of_time(repo: Any, revision: str, target: str, branch: str, trust: Collection[str]) -> float:
+def _models(repo: Any, commit: str) -> Path:
+    """The folder with an experiment's models, until the next one's."""
+    place = Path(repo.root_dir) / experiments.PLACE / "measured"
+    experiments.unpacked(repo, commit, place, place.with_suffix(".checkpoints"))
+    return place / "models"
+
+
+def _on_device(model: Path, limit: int | bool, trust: Collection[str]) -> dict[str, int]:
+    """Flash and RAM; where no plan is as small as the limit, those of the least memory."""
+    from lowenergy.runtimes.c import forecast
+    from lowenergy.storage import artifact
+
+    read, _ = artifact.read(model, trust=trust)
+    found = forecast.smallest(read) if limit is True else forecast.within(read, int(limit))
+    return {"flash": found.flash, "ram": found.ram}
+
+
+def _share_of_time(model: Path, teacher: Path, trust: Collection[str]) -> float:
     from lowenergy.storage import artifact
     from lowenergy.timing import bench
 
-    place = Path(repo.root_dir) / experiments.PLACE / "timing"
-    experiments.unpacked(repo, revision, place, place.with_suffix(".checkpoints"))
-    model, teacher = (place / "models" / target / f"{name}.safetensors" for name in (branch, "teacher"))
     steps = artifact.read(teacher, trust=trust)[0].spec.head is not None
     return bench.share_of_time(model, teacher, steps=steps, trust=trust)
