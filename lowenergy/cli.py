@@ -1,14 +1,16 @@
 """The `lowenergy` command: what is not a stage of the pipeline."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lowenergy.base.errors import UserError, explained
+from lowenergy.base.errors import UserError, explained, missing
 
 if TYPE_CHECKING:
-    from lowenergy.base import params
+    from lowenergy import params
+    from lowenergy.storage import Model
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,6 +20,9 @@ def main(argv: list[str] | None = None) -> int:
         args.run(args)
     except (UserError, OSError) as error:
         print(explained(error), file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(missing(error), file=sys.stderr)
         return 2
     return 0
 
@@ -37,11 +42,18 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
 
     search = commands.add_parser("search", help="the smallest model that is good enough; see docs/search.md")
-    search.add_argument("--target", required=True, help="what to compress: a target of params.yaml")
+    search.add_argument("--target", required=True, help="what to compress: a teacher of params.yaml")
     search.add_argument("--max-loss", help="5%% of the teacher's figure, or 0.5 points of accuracy, or FID")
     search.add_argument("--max-bytes", type=int, help="of the model's file")
     search.add_argument("--max-macs", type=int, help="multiply-accumulates of one image")
-    search.add_argument("--minimize", choices=["bytes", "macs", "latency"], default="bytes", help="default: bytes")
+    search.add_argument("--max-flash", type=_size, help="as C on a microcontroller, code and constants: such as 32k")
+    search.add_argument(
+        "--max-ram", type=_size, help="as C on a microcontroller, working memory and stack: such as 32k"
+    )
+    search.add_argument("--device", help="these limits by name: arduino-nano-33-ble, rp2040, stm32f746")
+    search.add_argument(
+        "--minimize", choices=["bytes", "macs", "latency", "flash", "ram"], default="bytes", help="default: bytes"
+    )
     search.add_argument("--trials", type=int, default=40, help="models to try, those of before counted (default: 40)")
     search.add_argument("--space", type=Path, default=Path("search.yaml"), help="default: search.yaml")
     search.add_argument("--name", help="of the search (default: TARGET-MINIMIZE); it is kept in searches/NAME.log")
@@ -52,8 +64,19 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--apply", action="store_true", help="afterwards, bring the winner into the workspace")
     search.set_defaults(run=_search)
 
-    profile = commands.add_parser("profile", help="write a profile of profiles/ into params.yaml")
-    profile.add_argument("name", help="a file of profiles/; without a name, they are listed", nargs="?")
+    start = commands.add_parser("start", help="write a params.yaml that suits your images and this machine")
+    start.add_argument("images", help="a folder with one sub-directory per class, or a data set such as mnist")
+    start.add_argument(
+        "--budget", type=_seconds, default="1h", help="time for `lowenergy run`: 90m or 2h (default: 1h)"
+    )
+    start.add_argument("--size", type=int, help="side of the images in pixels (default: the largest that fits)")
+    start.add_argument("--root", default="data/raw", help="torchvision root of data sets (default: data/raw)")
+    start.add_argument("--force", action="store_true", help="overwrite values of your own in params.yaml")
+    start.set_defaults(run=_start)
+
+    profile = commands.add_parser("profile", help="write a profile's values into params.yaml")
+    profile.add_argument("name", help="without a name, they are listed", nargs="?")
+    profile.add_argument("--force", action="store_true", help="overwrite values that are in no profile")
     profile.set_defaults(run=_profile)
 
     listing = commands.add_parser("params", help="list every parameter: what it means and may be")
@@ -63,27 +86,41 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check params.yaml against the schema")
     check.set_defaults(run=_check)
 
-    table = commands.add_parser("table", help="print the figures of metrics/: what compression costs, and saves")
+    table = commands.add_parser("table", help="print the figures of all models: what compression costs, and saves")
     table.add_argument("--all", action="store_true", help="all figures")
     table.set_defaults(run=_table)
 
-    report = commands.add_parser("report", help="what a pull request should say: changed figures, what to take")
-    report.add_argument("--markdown", action="store_true", required=True, help="the page is `dvc repro report`'s")
+    report = commands.add_parser("report", help="what a pull request should say, as Markdown; `dvc repro` has a page")
     report.add_argument("--base", default="HEAD", help="revision to compare with (default: HEAD)")
     report.set_defaults(run=_report)
 
     show = commands.add_parser("show", help="print what is in a model file")
     show.add_argument("model", type=Path)
+    _limits(show)
     show.set_defaults(run=_show)
+
+    plan = commands.add_parser("plan", help="flash and RAM that a model takes on a device; see docs/device.md")
+    plan.add_argument("model", help="a model file, or a teacher or student of params.yaml by its name")
+    plan.add_argument("--ram", type=_size, help="that it may take, such as 32k (default: the least time)")
+    plan.add_argument("--bits", type=int, help="of an architecture: weights as integers of so many bits, int8 within")
+    plan.add_argument("--sparse", type=float, help="of an architecture: this share of the weights is zero")
+    plan.add_argument("--codewords", type=int, help="of an architecture: product quantization with so many codewords")
+    plan.add_argument("--length", type=int, default=4, help="weights of a codeword (default: 4)")
+    plan.add_argument("--device", help="see whether it fits: arduino-nano-33-ble, rp2040, stm32f746")
+    _trusts(plan)
+    plan.set_defaults(run=_plan)
 
     score = commands.add_parser("score", help="accuracy of a classifier or JEM on the test images of its data set")
     score.add_argument("model", type=Path)
-    score.add_argument("--root", help="torchvision root of mnist and cifar100 (default: data.root of params.yaml)")
+    score.add_argument("--root", help="torchvision root of its data set, to look at the official test images there")
     _trusts(score)
+    _limits(score)
     score.set_defaults(run=_score)
 
-    fid = commands.add_parser("fid", help="FID and Inception Score of images in a .npz file, by the pipeline's scorer")
-    fid.add_argument("images", type=Path, help="array `images`, uint8, (n, h, w) or (n, c, h, w)")
+    fid = commands.add_parser("fid", help="FID and Inception Score of images in an array, by the pipeline's scorer")
+    fid.add_argument(
+        "images", type=Path, help=".npy, or .npz with `images`: uint8, (n, h, w), (n, c, h, w) or (n, h, w, c)"
+    )
     fid.add_argument(
         "--scorer",
         type=Path,
@@ -103,17 +140,25 @@ def _parser() -> argparse.ArgumentParser:
     _trusts(bench)
     bench.set_defaults(run=_bench)
 
-    export = commands.add_parser("export", help="write a model as ONNX, for onnxruntime alone; see docs/deploy.md")
+    export = commands.add_parser(
+        "export", help="write a model as ONNX, C or a web page; docs/deploy.md, docs/device.md"
+    )
     export.add_argument("model", type=Path)
-    export.add_argument("--out", type=Path, help="default: the model's name with .onnx")
+    export.add_argument("--to", choices=["onnx", "c", "page"], default="onnx", help="default: onnx")
+    export.add_argument(
+        "--out", type=Path, help="file, of C a directory (default: the model's name with .onnx, -c, .html)"
+    )
+    export.add_argument("--ram", type=_size, help="of C or a page: bytes that working memory and stack may take: 32k")
+    export.add_argument("--unpack", action="store_true", help="of C or a page: weights as floats; faster, larger")
     export.add_argument("--no-sampler", action="store_true", help="of an EBM or JEM: energies only, in half the time")
     export.add_argument("--step-size", type=float, help="of the Langevin step in the file (default: as it was trained)")
     _trusts(export)
+    _limits(export)
     export.set_defaults(run=_export)
 
     sweep = commands.add_parser("sweep-plot", help="gather the experiments of `dvc exp show` in one table, and draw it")
     sweep.add_argument("tables", nargs="*", type=Path, help="tables that it wrote before, instead of `dvc exp show`")
-    sweep.add_argument("--target", default="ebm", help="default: ebm")
+    sweep.add_argument("--target", default="ebm", help="whose branches: a teacher of params.yaml (default: ebm)")
     sweep.add_argument("--quality", help="the figure to draw (default: accuracy of a classifier, FID of an energy)")
     sweep.add_argument("--out", type=Path, default=Path("plots/sweep"), help="a directory (default: plots/sweep)")
     sweep.add_argument("--all-commits", action="store_true", help="experiments of all commits, not the current one's")
@@ -132,8 +177,22 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--step-size", type=float, help="of each (default: as it was trained); see docs/energies.md")
     sample.add_argument("--seed", type=int, default=0)
     _trusts(sample)
+    _limits(sample)
     sample.set_defaults(run=_sample)
     return parser
+
+
+def _size(text: str) -> int:
+    """Bytes, as 32768, 32k or 1M."""
+    units = {"k": 2**10, "m": 2**20}
+    number, unit = (text[:-1], units[text[-1].lower()]) if text[-1:].lower() in units else (text, 1)
+    try:
+        size = int(float(number) * unit)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes; give one such as 32768 or 32k")
+    return size
 
 
 def _trusts(command: argparse.ArgumentParser) -> None:
@@ -146,15 +205,16 @@ def _trusts(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _needs(command: str, package: str, extra: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise UserError(f"`lowenergy {command}` needs {package}: pip install 'lowenergy[{extra}]'")
+def _limits(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--limit",
+        type=int,
+        metavar="BYTES",
+        help="of memory that the model may take (default: 256 MiB, and 256 times its file's size)",
+    )
 
 
 def _run(args: argparse.Namespace) -> None:
-    _needs("run", "distributed", "cluster")
     from lowenergy.running import crew, experiments, pipeline
 
     if args.jobs is not None and args.jobs < 1:
@@ -175,8 +235,6 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
-    _needs("search", "distributed", "search")
-    _needs("search", "optuna", "search")
     from lowenergy.searching import session
 
     session.search(
@@ -185,6 +243,9 @@ def _search(args: argparse.Namespace) -> None:
         max_loss=args.max_loss,
         max_bytes=args.max_bytes,
         max_macs=args.max_macs,
+        max_flash=args.max_flash,
+        max_ram=args.max_ram,
+        device=args.device,
         count=args.trials,
         space=args.space,
         name=args.name,
@@ -196,18 +257,32 @@ def _search(args: argparse.Namespace) -> None:
     )
 
 
+def _seconds(text: str) -> float:
+    """`90m`, `2h`, `45s`: seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)", text)
+    if found is None or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; give such as 45m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
+
+
+def _start(args: argparse.Namespace) -> None:
+    from lowenergy.starting import start
+
+    start(args.images, args.budget, size=args.size, root=args.root, force=args.force)
+
+
 def _profile(args: argparse.Namespace) -> None:
     from lowenergy import profiles
 
     if args.name is None:
         print(*(f"{name:16} {text}" for name, text in profiles.described()), sep="\n")
         return
-    changed = profiles.apply(args.name)
+    changed = profiles.apply(args.name, force=args.force)
     print(*changed, f"params.yaml: {len(changed)} values changed", sep="\n")
 
 
 def _params(args: argparse.Namespace) -> None:
-    from lowenergy.base import params
+    from lowenergy import params
 
     rows = [row for row in params.listing() if row[0].startswith(args.prefix)]
     if not rows:
@@ -217,13 +292,27 @@ def _params(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from lowenergy.base import params
+    from lowenergy import params
 
     p = params.load()
-    print(f"params.yaml: valid; source {p.data.source}, targets {', '.join(p.targets)}")
+    print(f"params.yaml: valid; source {p.data.source}, {', '.join(p.teachers)} and {len(p.branches)} branches")
     foreign = {place: a for place, a in p.architectures.items() if params.is_import_path(a.name)}
     if foreign:
         _build(p, foreign)
+    for place, architecture in p.architectures.items():
+        if place not in foreign and architecture.norm == "batch" and _head(p, place):
+            from lowenergy.networks import batchnorm_warning
+
+            print(batchnorm_warning(architecture.name, place))
+
+
+def _head(p: "params.Params", place: str) -> str | None:
+    """Of the energy that the network named at this place is."""
+    name = place.partition(".")[0]
+    if name not in p.models:
+        return None  # the scorer
+    teacher = p.teachers[p.target_of(name)]
+    return "logsumexp" if teacher.kind == "jem" else getattr(teacher.architecture, "head", None)
 
 
 def _build(p: "params.Params", foreign: "dict[str, params.Architecture]") -> None:
@@ -232,10 +321,14 @@ def _build(p: "params.Params", foreign: "dict[str, params.Architecture]") -> Non
 
     splits = data.load(data.SPLITS)
     for place, architecture in foreign.items():
-        target = place.split(".")[0]
-        outputs = 0 if target == "ebm" or place == "distill.student" else len(splits.classes)
-        spec = networks.Spec.of(architecture, splits.input_shape, outputs, None, splits.normalisation)
-        network = networks.of_params(architecture, spec, seed=p.seed, where=place)
+        name, head = place.partition(".")[0], _head(p, place)
+        outputs = 0 if head in ("mean", "scalar") else len(splits.classes)
+        spec = networks.Spec.of(architecture, splits.input_shape, outputs, head, splits.normalisation)
+        images = data.to_float(splits.train.images[: networks.TRIED])
+        of_name: Any = p.scorer if name == "scorer" else p.teachers.get(name) or p.branches[name].params
+        train = of_name.train
+        batch_size = train.batch_size if train.epochs else 0
+        network = networks.of_params(architecture, spec, seed=p.seed, where=place, images=images, batch_size=batch_size)
         layers, rest = networks.coded_layers(network), networks.left_out(network)
         size = sum(w.numel() for w in network.parameters())
         more = f"; of no layer: {', '.join(rest)}" if rest else ""
@@ -243,19 +336,18 @@ def _build(p: "params.Params", foreign: "dict[str, params.Architecture]") -> Non
 
 
 def _table(args: argparse.Namespace) -> None:
-    from lowenergy.base import params
+    from lowenergy import params
     from lowenergy.reporting import tables
 
     p = params.load()
-    tables.show(tables.collect(list(p.targets)), p.chain, everything=args.all)
+    tables.show(tables.collect(p), p, everything=args.all)
 
 
 def _report(args: argparse.Namespace) -> None:
-    from lowenergy.base import params
+    from lowenergy import params
     from lowenergy.reporting import markdown
 
-    p = params.load()
-    print(markdown.text(list(p.targets), p.chain, args.base))
+    print(markdown.text(params.load(), args.base))
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -263,64 +355,38 @@ def _show(args: argparse.Namespace) -> None:
 
     from lowenergy.storage import artifact
 
-    model, header = artifact.read(args.model, trust=None)
+    model, header = artifact.read(args.model, trust=None, limit=args.limit)
     print(json.dumps({key: header.get(key) for key in ("target", "spec", "provenance")}, indent=2))
+    sizes = artifact.stored_bytes(args.model)
     for name, encoded in model.tensors.items():
-        size = sum(part.numel() * part.element_size() for part in encoded.parts().values())
-        print(f"{encoded.kind:7}{size:10,} bytes  {name} {tuple(encoded.decode().shape)}")
+        shown = name if name.isprintable() else ascii(name)
+        print(f"{encoded.kind:8}{sizes.get(name, 0):10,} bytes  {shown} {tuple(encoded.shape)}")
 
 
 def _score(args: argparse.Namespace) -> None:
-    from lowenergy import data
-    from lowenergy.base import params
+    import lowenergy
     from lowenergy.base.files import FileError
-    from lowenergy.runtimes.loading import network_of
-    from lowenergy.scoring import accuracy
     from lowenergy.storage import artifact
 
-    model, header = artifact.read(args.model, trust=args.trust)
-    if model.target == "ebm":
+    if artifact.read(args.model, trust=None, limit=args.limit)[0].target == "ebm":
         raise FileError(f"{args.model}: an ebm does not classify; see `lowenergy sample`")
-    source = header["provenance"]["data"]
-    test = data.test_images(source, args.root or params.load().data.root)
-    if tuple(test.images.shape[1:]) != model.spec.input_shape:
-        raise FileError(
-            f"{args.model}: made for images of {model.spec.input_shape}, the test images of {source} have "
-            f"{tuple(test.images.shape[1:])}; run the pipeline that made it and read metrics/"
-        )
-    measured = accuracy.measure(accuracy.predict(network_of(model), test.images, 250), test.labels)
-    print(f"{args.model}: {args.model.stat().st_size:,} bytes, {len(test):,} test images of {source}")
-    print(*(f"{key} {value:.4f}" for key, value in measured.items()), sep="\n")
+    card = lowenergy.evaluate(args.model, root=args.root, trust=args.trust, limit=args.limit)
+    assert card.accuracy is not None
+    print(f"{args.model}: {card.size_bytes:,} bytes, {card.images:,} test images of {card.data}")
+    print(f"accuracy {card.accuracy.value:.4f} ({card.accuracy.low:.4f} to {card.accuracy.high:.4f})")
+    print(f"nll {card.nll:.4f}")
 
 
 def _fid(args: argparse.Namespace) -> None:
-    import numpy as np
-    import torch
-
-    from lowenergy import data
-    from lowenergy.base import params
-    from lowenergy.base.files import FileError
-    from lowenergy.runtimes.loading import dense_network
-    from lowenergy.scoring import generation
-    from lowenergy.storage import artifact
+    import lowenergy
+    from lowenergy import params
 
     trust = params.load().trusted if Path("params.yaml").exists() else []
-    scorer = dense_network(artifact.read(args.scorer, trust=trust)[0])
-    reference = args.scorer.with_name(args.scorer.name.replace("scorer", "reference"))
-    try:
-        with np.load(args.images, allow_pickle=False) as arrays:
-            images = torch.from_numpy(arrays["images"])
-    except (OSError, ValueError, KeyError) as error:
-        raise FileError(f"{args.images}: no .npz file with an array `images` ({error})") from None
-    images = images[:, None] if images.ndim == 3 else images
-    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != scorer.spec.input_shape:
-        raise FileError(
-            f"{args.images}: {images.dtype} images of {tuple(images.shape[1:])}; the scorer looks at uint8 images of "
-            f"{scorer.spec.input_shape}"
-        )
-    measured = generation.measure(scorer, reference, data.to_float(images), 0)
-    print(f"{args.images}: {len(images):,} images")
-    print(*(f"{key} {value:.4f}" for key, value in measured.items()), sep="\n")
+    figures = lowenergy.fid(args.images, scorer=args.scorer, trust=trust)
+    print(f"{args.images}: {figures.images:,} images")
+    for name in ("fid", "inception_score"):
+        figure = getattr(figures, name)
+        print(f"{name} {figure.value:.4f} ({figure.low:.4f} to {figure.high:.4f})")
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -365,14 +431,75 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from lowenergy.runtimes import to_onnx
+    import json
+
+    import lowenergy
+
+    stem = args.model.with_suffix("")
+    out = (
+        args.out
+        or {"onnx": stem.with_suffix(".onnx"), "page": stem.with_suffix(".html"), "c": Path(f"{stem}-c")}[args.to]
+    )
+    lowenergy.export(
+        args.model,
+        out,
+        to=args.to,
+        sampler=not args.no_sampler,
+        step_size=args.step_size,
+        ram=args.ram,
+        unpack=args.unpack,
+        trust=args.trust,
+        limit=args.limit,
+    )
+    stored = f"({args.model.name} has {args.model.stat().st_size:,})"
+    if args.to != "c":
+        print(f"{out}: {out.stat().st_size:,} bytes {stored}")
+        return
+    card = json.loads((out / "card.json").read_text())
+    again = card["computed_again"]
+    share = f", {again / (card['multiply_accumulates'] - again):.0%} more than without the limit" if again else ""
+    print(
+        f"{out}: {card['constant_bytes']:,} bytes of constants {stored}, "
+        f"{card['arena_bytes']:,} of working memory, at most {card['stack_bytes_at_most']:,} of stack, "
+        f"{card['multiply_accumulates']:,} multiply-accumulates{share}"
+    )
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from lowenergy.runtimes.c import devices, forecast
     from lowenergy.storage import artifact
 
-    model, header = artifact.read(args.model, trust=args.trust)
-    out = args.out or args.model.with_suffix(".onnx")
-    to_onnx.export(model, header, out, sampler=not args.no_sampler, step_size=args.step_size)
-    size, stored = out.stat().st_size, args.model.stat().st_size
-    print(f"{out}: {size:,} bytes ({args.model.name} has {stored:,})")
+    device = devices.named(args.device) if args.device else None
+    if sum(given is not None for given in (args.bits, args.sparse, args.codewords)) > 1:
+        raise UserError("--bits, --sparse, --codewords: give one of them")
+    if args.model.endswith(".safetensors"):
+        if any(given is not None for given in (args.bits, args.sparse, args.codewords)):
+            raise UserError(f"--bits, --sparse, --codewords are for networks of params.yaml; {args.model} has weights")
+        model, _ = artifact.read(args.model, trust=args.trust)
+    else:
+        model = _described(args)
+    found = forecast.forecast(model, ram=args.ram)
+    how = "compiled for a Cortex-M7" if found.compiled else "code estimated: arm-none-eabi-gcc is not installed"
+    print(f"flash {found.flash:,} bytes: {found.constants:,} of constants ({how})")
+    print(f"RAM   {found.ram:,} bytes: {found.arena:,} of working memory, the rest stack")
+    print(f"      {found.work:,} multiply-accumulates")
+    if device is not None:
+        fits = found.flash <= device.flash and found.ram <= device.ram
+        print(f"{args.device} has {device.flash:,} and {device.ram:,}: {'it fits' if fits else 'it does not fit'}")
+
+
+def _described(args: argparse.Namespace) -> "Model":
+    """Untrained: an architecture of params.yaml for the images of its data, in the encoding that is asked for."""
+    from lowenergy import params
+    from lowenergy.runtimes.c import forecast
+
+    p = params.load()
+    students = {name: branch.params.student for name, branch in p.branches.items() if hasattr(branch.params, "student")}
+    if args.model not in {**p.teachers, **students}:
+        known = ", ".join([*p.teachers, *students])
+        raise UserError(f"{args.model}: no model file (.safetensors), and none of {known} of params.yaml")
+    coding = forecast.Coding(args.bits, args.sparse, args.codewords, args.length)
+    return forecast.untrained(*forecast.described(p, p.target_of(args.model), students.get(args.model)), coding)
 
 
 def _sweep_plot(args: argparse.Namespace) -> None:
@@ -396,42 +523,29 @@ def _sample(args: argparse.Namespace) -> None:
     import io
 
     import numpy as np
-    import torch
-    from rich.progress import Progress
 
+    import lowenergy
     from lowenergy import data
     from lowenergy.base import files
-    from lowenergy.base.device import fastest
-    from lowenergy.energies import sample
-    from lowenergy.runtimes import sampling
-    from lowenergy.runtimes.loading import network_of
-    from lowenergy.storage import artifact
+    from lowenergy.calls.using import check_out
 
-    model, header = artifact.read(args.model, trust=args.trust)
-    if model.spec.head is None:
-        raise files.FileError(f"{args.model}: a {model.target} has no energy to sample from; give an EBM or a JEM")
-    constants = sampling.constants_of(header, args.model, args.step_size)
-    steps = int(header["provenance"]["sampler"]["chain_steps"]) if args.steps is None else args.steps
-    if min(args.n, steps) < 1:
-        raise UserError("--n and --steps: give at least 1")
-    device = fastest()
-    with Progress() as progress:
-        task = progress.add_task(f"{steps} Langevin steps", total=steps * args.n)
-        images = sample(
-            sampling.fastest(model, network_of(model).to(device), images=steps * args.n),
-            model.spec.input_shape,
-            args.n,
-            steps=steps,
-            constants=constants,
-            generator=torch.Generator(device).manual_seed(args.seed),
-            progress=lambda chains: progress.advance(task, chains),
-        )
+    if args.model.is_file():  # else what reads it says so
+        check_out(args.out, args.model)
+    images = lowenergy.sample(
+        args.model,
+        n=args.n,
+        steps=args.steps,
+        step_size=args.step_size,
+        seed=args.seed,
+        trust=args.trust,
+        limit=args.limit,
+    )
     if args.out.suffix == ".npz":
         archive = io.BytesIO()
-        np.savez_compressed(archive, images=data.to_bytes(images).cpu().numpy())
+        np.savez_compressed(archive, images=data.to_bytes(images).numpy())
         files.write_bytes(args.out, archive.getvalue())
     else:
-        data.write_grid(images.cpu(), args.out, columns=8)
+        data.write_grid(images, args.out, columns=8)
     print(f"{args.out}: {args.n} images")
 
 

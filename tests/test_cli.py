@@ -16,8 +16,8 @@ import torch
 from conftest import ROOT, Clone, with_changes
 from torchvision.io import decode_png, read_file
 
-from lowenergy import cli, data
-from lowenergy.base import checkpoint, params
+from lowenergy import cli, data, params
+from lowenergy.base import checkpoint
 from lowenergy.reporting import page
 from lowenergy.scoring import report_card
 from lowenergy.timing import bench
@@ -75,7 +75,7 @@ def test_what_cannot_be_written_is_one_line_and_loses_nothing(
             raise OSError(number, os.strerror(number))
 
         monkeypatch.setattr(os, "fsync", fail)
-        assert cli.main(["export", "models/ebm/prune.safetensors", "--out", str(out)]) == 2
+        assert cli.main(["export", "models/ebm-prune.safetensors", "--out", str(out)]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line.startswith(f"{out}: {word}") and line.endswith("Nothing that was there is lost")
         assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"what was there"]
@@ -97,26 +97,26 @@ stage.run(main)
 
 def test_check(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check"]) == 0
-    assert "source digits, targets classifier, ebm" in capsys.readouterr().out
+    assert "source digits, classifier, ebm and 8 branches" in capsys.readouterr().out
 
 
 def test_show(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["show", "models/ebm/pq.safetensors"]) == 0
+    assert cli.main(["show", "models/ebm-pq.safetensors"]) == 0
     text = capsys.readouterr().out
-    assert '"branch": "teacher"' in text and re.search(r"pq +[\d,]+ bytes  fc.weight \(10, 256\)", text)
+    assert '"name": "ebm"' in text and re.search(r"pq +[\d,]+ bytes  fc.weight \(10, 256\)", text)
 
 
 def test_score_is_what_the_evaluation_measured(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["score", "models/classifier/pq.safetensors"]) == 0
+    assert cli.main(["score", "models/classifier-pq.safetensors"]) == 0
     text = capsys.readouterr().out
-    kept = json.loads((inside.path / "metrics/classifier/pq.card.json").read_text())
+    kept = json.loads((inside.path / "cards/classifier-pq.json").read_text())
     assert f"{kept['size_bytes']:,} bytes, 359 test images of digits" in text
     assert f"accuracy {kept['accuracy']:.4f}" in text and f"nll {kept['nll']:.4f}" in text
     assert kept["codes_bytes"] + kept["codebooks_bytes"] + kept["other_bytes"] == kept["size_bytes"]
 
 
 def test_fid_of_images_in_a_file(inside: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = json.loads((inside.path / "metrics/scorer.json").read_text())["test_images"]
+    kept = json.loads((inside.path / "cards/scorer.json").read_text())["test_images"]
     test = data.load("data/splits.safetensors").test.images.numpy()
     np.savez(tmp_path / "test.npz", images=test[:, 0])
     assert cli.main(["fid", str(tmp_path / "test.npz")]) == 0
@@ -124,7 +124,7 @@ def test_fid_of_images_in_a_file(inside: Clone, tmp_path: Path, capsys: pytest.C
     assert f"fid {kept['fid']:.4f}" in text and f"inception_score {kept['inception_score']:.4f}" in text
     np.savez(tmp_path / "small.npz", images=test[:, 0, :4, :4])
     (tmp_path / "no.npz").write_bytes(b"no archive")
-    for name, message in (("small", "images of (1, 4, 4)"), ("no", "no .npz file"), ("none", "No such file")):
+    for name, message in (("small", "images of (1, 8, 8)"), ("no", "no .npz or .npy file"), ("none", "No such file")):
         assert cli.main(["fid", str(tmp_path / f"{name}.npz")]) == 2
         assert message in capsys.readouterr().err
 
@@ -141,7 +141,7 @@ def test_fid_by_a_scorer_from_elsewhere(inside: Clone, tmp_path: Path, capsys: p
 
 
 def test_bench(inside: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    models = ["models/classifier/distill.safetensors"]
+    models = ["models/classifier-distill.safetensors"]
     few = ["--batch", "1", "8", "--rounds", "3", "--way", "eager", "--way", "onnxruntime", "--way", "int8 onnxruntime"]
     assert cli.main(["bench", *models, *few, "--json", str(tmp_path / "times.json")]) == 0
     shown = capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_bench(inside: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert [(row["way"], row["batch"]) for row in rows] == wanted
     assert all(0 < row["low_ms"] <= row["ms"] <= row["high_ms"] and row["mib"] >= 0 for row in rows)
     assert all(row["per_second"] == pytest.approx(1000 * row["batch"] / row["ms"]) for row in rows)
-    energies = [Path(f"models/ebm/{branch}.safetensors") for branch in ("quantize", "teacher")]
+    energies = [Path(f"models/{name}.safetensors") for name in ("ebm-quantize", "ebm")]
     assert cli.main(["bench", str(energies[0]), "--steps", *few]) == 0
     assert "Langevin step" in capsys.readouterr().out
     assert 0 < bench.share_of_time(*energies, steps=True, rounds=5) < 50
@@ -166,10 +166,10 @@ def test_bench(inside: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("branch", ["teacher", "prune", "quantize", "distill", "pq"])
-def test_sample_from_every_branch(inside: Clone, tmp_path: Path, branch: str) -> None:
+@pytest.mark.parametrize("name", ["ebm", "ebm-prune", "ebm-quantize", "ebm-distill", "ebm-pq"])
+def test_sample_from_every_model(inside: Clone, tmp_path: Path, name: str) -> None:
     out = tmp_path / "grid.png"
-    model = f"models/ebm/{branch}.safetensors"
+    model = f"models/{name}.safetensors"
     assert cli.main(["sample", model, "--n", "16", "--steps", "3", "--out", str(out)]) == 0
     image = decode_png(read_file(str(out)))
     assert image.shape == (3, 2 * 34 + 2, 8 * 34 + 2)
@@ -186,16 +186,16 @@ def test_sample_from_every_branch(inside: Clone, tmp_path: Path, branch: str) ->
 
 def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
     for command, message in (
-        (["sample", "models/classifier/pq.safetensors"], "has no energy to sample from"),
-        (["sample", "models/ebm/pq.safetensors", "--n", "-1"], "--n and --steps: give at least 1"),
-        (["sample", "models/ebm/pq.safetensors", "--steps", "0"], "--n and --steps: give at least 1"),
-        (["sample", "models/ebm/pq.safetensors", "--step-size", "nan"], "step size nan: give a number above 0"),
-        (["score", "models/ebm/pq.safetensors"], "an ebm does not classify"),
+        (["sample", "models/classifier-pq.safetensors"], "has no energy to sample from"),
+        (["sample", "models/ebm-pq.safetensors", "--n", "-1"], "n=-1, steps="),
+        (["sample", "models/ebm-pq.safetensors", "--steps", "0"], "n=64, steps=0: give at least 1"),
+        (["sample", "models/ebm-pq.safetensors", "--step-size", "nan"], "step size nan: give a number above 0"),
+        (["score", "models/ebm-pq.safetensors"], "an ebm does not classify"),
         (["show", "models/none.safetensors"], "no such file"),
         (["export", "models/none.safetensors"], "no such file"),
         (
             ["profile", "none"],
-            "there are cifar100, cifar100-energy, cifar100-energy-full, cifar100-energy-unet, cifar100-half, digits",
+            "there are cifar100, cifar100-energy, cifar100-energy-full, cifar100-energy-unet, cifar100-half, default",
         ),
     ):
         assert cli.main(command) == 2
@@ -205,22 +205,22 @@ def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFix
 def test_report_is_written_from_what_is_on_disk(inside: Clone) -> None:
     report, pareto = (inside.path / name for name in ("report.html", "plots/pareto.csv"))
     before = report.read_bytes(), pareto.read_bytes()
-    page.write(["classifier", "ebm"], params.load().chain)
+    page.write(params.load())
     assert (report.read_bytes(), pareto.read_bytes()) == before
 
 
 @pytest.mark.parametrize(
-    ("model", "killed_after"), [("classifier/quantize", ()), ("ebm/pq", ()), ("ebm/distill", (7, 14))]
+    ("name", "killed_after"), [("classifier-quantize", ()), ("ebm-pq", ()), ("ebm-distill", (7, 14))]
 )
 def test_measuring_again_gives_the_same_figures(
     inside: Clone,
-    model: str,
+    name: str,
     killed_after: tuple[int, ...],
     small: params.Params,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    target, branch = model.split("/")
+    target = name.split("-")[0]
     steps: list[Path] = []
     keep = checkpoint.Checkpoint.keep
 
@@ -234,31 +234,34 @@ def test_measuring_again_gives_the_same_figures(
     monkeypatch.setattr(checkpoint.Checkpoint, "keep", keep_and_die)
     for _ in killed_after:
         with pytest.raises(KeyboardInterrupt):
-            measured(target, branch, small, tmp_path / target / branch)
-    card = measured(target, branch, small, tmp_path / target / branch)
+            measured(name, small, tmp_path / name)
+    card = measured(name, small, tmp_path / name)
     assert len(steps) == (20 if target == "ebm" else 0), "of two draws, no step twice"
     assert not any(path.exists() for path in steps)
-    assert card == json.loads((inside.path / f"metrics/{model}.card.json").read_text())
-    pictures = {f"{name}.png" for name in ("samples", "strip", "neighbours", "classes", "energies")}
-    plots = list((tmp_path / target / branch).iterdir())
-    assert {path.name for path in plots} == ({"confusion.csv"} if target == "classifier" else pictures)
+    assert card == json.loads((inside.path / f"cards/{name}.json").read_text())
+    pictures = {f"{picture}.png" for picture in ("samples", "strip", "neighbours", "classes", "energies")}
+    plots = list((tmp_path / name).iterdir())
+    answers = {"confusion.csv"} | ({"changed.png"} if card.get("agreement", 1) < 1 else set())
+    assert {path.name for path in plots} == (answers if target == "classifier" else pictures)
     for path in plots:
-        assert path.read_bytes() == (inside.path / "plots/branches" / target / branch / path.name).read_bytes()
+        assert path.read_bytes() == (inside.path / "plots/models" / name / path.name).read_bytes()
 
 
 def test_longer_steps_go_further_in_as_many(inside: Clone, small_values: Any, tmp_path: Path) -> None:
-    before = json.loads((inside.path / "metrics/ebm/teacher.card.json").read_text())
+    before = json.loads((inside.path / "cards/ebm.json").read_text())
     longer = {**small_values["ebm"]["evaluate"], "step_size": 0.2}  # in training 0.05
     bold = params.check(with_changes(small_values, {"ebm.evaluate": longer}))
-    card = measured("ebm", "teacher", bold, tmp_path)
+    card = measured("ebm", bold, tmp_path)
     assert card["fid"] < before["fid"]
     assert card["ood_auroc"] == before["ood_auroc"], "no samples are in it"
 
 
-def measured(target: str, branch: str, small: params.Params, plots: Path) -> dict[str, Any]:
+def measured(name: str, small: params.Params, plots: Path) -> dict[str, Any]:
+    target = name.split("-")[0]
     return report_card.measure(
-        path=f"models/{target}/{branch}.safetensors",
-        teacher=f"models/{target}/teacher.safetensors",
+        path=f"models/{name}.safetensors",
+        teacher=f"models/{target}.safetensors",
+        said=str(plots.parent / "said.safetensors") if name == target else f"said/{target}.safetensors",
         scorer="models/scorer.safetensors",
         reference="models/reference.safetensors",
         splits=data.load("data/splits.safetensors"),
@@ -273,7 +276,7 @@ def test_every_stage_and_parameter_in_the_readme_exists(clone: Clone) -> None:
 
     text = (ROOT / "README.md").read_text()
     values = YAML(typ="safe").load(ROOT / "params.yaml")
-    dotted = set(re.findall(r"-S '?([a-z_.0-9]+)=", text))
+    dotted = set(re.findall(r"-S '?([a-z_.0-9-]+)=", text))
     assert dotted
     for key in dotted:
         section = values

@@ -1,0 +1,263 @@
+"""Images as people have them (tensors, arrays, data sets, loaders) as what the pipeline calls splits: bytes and labels.
+
+All are read once, in order, into a temporary file that is mapped into memory: they may be more than memory holds.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lowenergy.data import DataError, Split, Splits
+
+AT_A_TIME = 256  # images of a tensor, array or data set
+OVERSHOOT = 0.05  # of the range from black to white: resizing with a sharp filter leaves it by as much
+
+Images = Any  # Tensor, array, Dataset, DataLoader or another iterable of batches, or Splits
+Normalisation = tuple[list[float], list[float]]
+Values = float | Sequence[float] | None
+
+
+def normalisation(mean: Values, std: Values, channels: int) -> Normalisation | None:
+    """One value for each channel, as a network's file keeps them.
+
+    Raises:
+        DataError: one of both is missing, or is not of this many channels or out of range.
+    """
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise DataError("mean and std: give both, or neither")
+    both = [[float(given)] * channels if isinstance(given, int | float) else list(given) for given in (mean, std)]
+    if not all(len(values) == channels for values in both):
+        raise DataError(f"mean and std: the images have {channels} channels; give so many values each, or one number")
+    means, stds = ([float(value) for value in values] for values in both)
+    if not all(0 <= value <= 1 for value in means) or not all(0 < value <= 10 for value in stds):
+        raise DataError(f"mean={means}, std={stds}: both are of pixels from 0 (black) to 1 (white)")
+    return means, stds
+
+
+def gathered(
+    images: Images, labels: Any = None, *, mean: Values = None, std: Values = None, validation: Any = 0.1
+) -> tuple[Splits, bool]:
+    """The images as splits, and whether they came with labels; without, all have label 0.
+
+    Args:
+        images, labels, mean, std, validation: see lowenergy.compress.
+    Raises:
+        DataError: they cannot be used; the message says what to give.
+    """
+    if isinstance(images, Splits):
+        if labels is not None:
+            raise DataError("labels: splits have their own")
+        return images, True
+    share = validation if isinstance(validation, float | int) and not isinstance(validation, bool) else None
+    if share is not None and not 0 < share <= 0.5:
+        raise DataError(f"validation={share}: give a share of the images above 0 and up to 0.5, or other images")
+    every = round(1 / share) if share is not None else None
+    seen: Counter[int] = Counter()
+
+    def held_out(label: int) -> bool:
+        """Of each class the second of so many, in the order in which they come."""
+        seen[label] += 1
+        return every is not None and seen[label] % every == 2 % every
+
+    train, held = _Room(), _Room()
+    _fill(images, labels, mean, std, train, held, held_out)
+    if share is None:
+        others, answers = validation if isinstance(validation, tuple | list) else (validation, None)
+        _fill(others, answers, mean, std, held, _Room(), lambda label: False)
+    named = train.labelled
+    if share is None and named != held.labelled:
+        raise DataError("validation: give labels for both images and validation, or for neither")
+    if min(train.count, held.count) < 1:
+        raise DataError(f"{train.count + held.count} images are too few to hold some out; give more, or validation=")
+    parts = train.split(), held.split()
+    if parts[0].images.shape[1:] != parts[1].images.shape[1:]:
+        raise DataError("validation: images of another size than the others")
+    classes = [str(label) for label in range(1 + max(int(part.labels.max()) for part in parts))]
+    channels = parts[0].images.shape[1]
+    return Splits(*parts, parts[1], classes, "", normalisation(mean, std, channels)), named
+
+
+def read(images: Images, labels: Any = None, *, mean: Values = None, std: Values = None) -> tuple[Split, bool]:
+    """All of the images as one split, and whether they came with labels."""
+    if isinstance(images, Split):
+        return images, True
+    room = _Room()
+    _fill(images, labels, mean, std, room, _Room(), lambda label: False)
+    if not room.count:
+        raise DataError("no images; give at least one")
+    return room.split(), room.labelled
+
+
+class _Room:
+    """Images of one split as they come, in a temporary file that goes with its last reader."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile(prefix="lowenergy-")  # noqa: SIM115 for as long as it is mapped
+        self.labels: list[Tensor] = []
+        self.shape: tuple[int, ...] = ()
+        self.count = 0
+        self.labelled = False
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        if len(images):
+            self.shape, self.count = tuple(images.shape[1:]), self.count + len(images)
+            self.file.write(images.contiguous().numpy().data)
+            self.labels.append(labels)
+
+    def split(self) -> Split:
+        self.file.flush()
+        mapped = np.memmap(self.file, np.uint8, "r+", shape=(self.count, *self.shape))
+        return Split(torch.from_numpy(mapped), torch.cat(self.labels))
+
+
+def _fill(
+    images: Images,
+    labels: Any,
+    mean: Values,
+    std: Values,
+    room: _Room,
+    other: _Room,
+    goes_there: Callable[[int], bool],
+) -> None:
+    """Read all images into `room`, but those into `other` whose labels `goes_there` says so of."""
+    lowest, floats, count = np.inf, False, 0
+    for batch, answers in _batches(images, labels):
+        pixels = _upright(batch)
+        if room.shape and tuple(pixels.shape[1:]) != room.shape:
+            raise DataError(
+                f"images of {tuple(pixels.shape[1:])} among others of {room.shape}; resize all of them to one size"
+            )
+        if pixels.is_floating_point():
+            lowest, floats = min(lowest, float(pixels.min())), True
+        pixels = _bytes(pixels, normalisation(mean, std, pixels.shape[1]))
+        known = torch.zeros(len(pixels), dtype=torch.int64) if answers is None else _labels(answers, len(pixels))
+        if count and room.labelled != (answers is not None):
+            raise DataError("some images come with labels, some without; give all of them labels, or none")
+        room.labelled, count = answers is not None, count + len(pixels)
+        there = torch.tensor([goes_there(label) for label in known.tolist()], dtype=torch.bool)
+        other.add(pixels[there], known[there])
+        room.add(pixels[~there], known[~there])
+    other.labelled = room.labelled
+    if floats and mean is None and lowest >= 0:
+        raise DataError(
+            "images: these floats are never below 0, as pixels from 0 to 1 are. If the network takes them so, give "
+            "mean=0, std=1; if they are normalised, their mean and std; if not, give them from -1 to 1, or as uint8"
+        )
+
+
+def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
+    """Batches of images with their labels, or None."""
+    if isinstance(images, Tensor | np.ndarray):
+        _check_count(labels, len(images))
+        for first in range(0, len(images), AT_A_TIME):
+            part = slice(first, first + AT_A_TIME)
+            yield images[part], None if labels is None else labels[part]
+    elif isinstance(images, list | tuple | Dataset) and not isinstance(images, IterableDataset):
+        count = len(images)  # type: ignore[arg-type]
+        _check_count(labels, count)
+        for first in range(0, count, AT_A_TIME):
+            items = [_pair(images[i]) for i in range(first, min(first + AT_A_TIME, count))]
+            pixels = [_tensor(image) for image, _ in items]
+            if len({tuple(image.shape) for image in pixels}) > 1:
+                raise DataError(f"images {first} to {first + len(pixels) - 1} differ in size; resize all to one size")
+            answers = [label for _, label in items]
+            if labels is not None:
+                answers = list(labels[first : first + len(items)])
+            yield torch.stack(pixels), None if answers[0] is None else answers
+    elif isinstance(images, DataLoader | Iterable) and not isinstance(images, str | bytes):
+        if labels is not None:
+            raise DataError("labels: a loader of batches brings its own; let it give (images, labels)")
+        for batch in DataLoader(images, AT_A_TIME) if isinstance(images, IterableDataset) else images:
+            pixels, answers = _pair(batch)
+            if pixels is None or not hasattr(pixels, "shape") or len(pixels.shape) < 3:
+                raise DataError("a loader must give batches of images, (n, c, h, w), or of (images, labels)")
+            yield pixels, answers
+    else:
+        raise DataError(
+            f"images: {type(images).__name__} is none of tensor, array, Dataset, DataLoader; give one of these"
+        )
+
+
+def _check_count(labels: Any, images: int) -> None:
+    try:
+        count = images if labels is None else len(labels)
+    except TypeError:
+        raise DataError(f"labels: {type(labels).__name__}; give one whole number for each image") from None
+    if count != images:
+        raise DataError(f"{images} images and {count} labels; give one label for each")
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """An image or batch with its label or labels, or None."""
+    if isinstance(item, tuple | list):
+        if not 1 <= len(item) <= 2:
+            raise DataError(f"images: items of {len(item)} parts; give images, or (image, label)")
+        return item[0], item[1] if len(item) == 2 else None
+    return item, None
+
+
+def _tensor(image: Any) -> Tensor:
+    if isinstance(image, Tensor):
+        return image
+    try:
+        return torch.from_numpy(np.array(image))  # also of Pillow's images; a copy, which may be written to
+    except TypeError:
+        raise DataError(
+            f"images: {type(image).__name__} is no image; give tensors, arrays or Pillow's images"
+        ) from None
+
+
+def _upright(batch: Any) -> Tensor:
+    """(n, c, h, w), on the CPU, of images that are so, or without c, or with c last."""
+    images = _tensor(batch).detach().cpu()
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.ndim == 4 and images.shape[2] != images.shape[3] and images.shape[1] == images.shape[2]:
+        images = images.movedim(3, 1)
+    if images.ndim != 4 or images.shape[2] != images.shape[3]:
+        raise DataError(f"images of {tuple(images.shape)}, where squares are needed: (n, c, h, w) with h = w")
+    return images
+
+
+def _bytes(images: Tensor, normalised: Normalisation | None) -> Tensor:
+    """uint8 of images that are so, or of floats: from -1 to 1, or normalised."""
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise DataError(f"images of {str(images.dtype).removeprefix('torch.')}; give uint8 from 0 to 255, or floats")
+    pixels = images.float()
+    if normalised is None:
+        pixels = (pixels + 1) / 2
+    else:
+        mean, std = (torch.tensor(values)[:, None, None] for values in normalised)
+        pixels = pixels * std + mean
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):  # NaN neither
+        given = f"from {float(images.min()):.4g} to {float(images.max()):.4g}"
+        advice = "give mean and std if they are normalised" if normalised is None else "mean and std are of others"
+        raise DataError(f"images: floats {given}, where -1 to 1 is expected of pixels; {advice}")
+    return pixels.mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _labels(given: Any, count: int) -> Tensor:
+    try:
+        labels = torch.as_tensor(given).detach().cpu()
+    except Exception:  # torch raises nearly anything at names, lists of uneven lists, or nothing
+        kinds = ", ".join(sorted({type(label).__name__ for label in given})) if isinstance(given, list) else ""
+        raise DataError(
+            f"labels of {kinds or type(given).__name__}; give one whole number for each image, classes from 0"
+        ) from None
+    if labels.ndim != 1 or len(labels) != count or labels.is_floating_point() or labels.dtype == torch.bool:
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise DataError(f"labels of {kind}, {tuple(labels.shape)}; give one whole number for each image")
+    if len(labels) and int(labels.min()) < 0:
+        raise DataError(f"labels: {int(labels.min())}; give classes from 0")
+    return labels.long()

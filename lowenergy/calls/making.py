@@ -1,0 +1,391 @@
+"""Calls that make a model: compress any module, train one, store one as it is."""
+
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lowenergy import networks, params, targets
+from lowenergy.base.errors import UserError
+from lowenergy.calls.apart import Device, apart
+from lowenergy.calls.images import Images, Values, gathered, normalisation, read
+from lowenergy.calls.measuring import Card, evaluate
+from lowenergy.calls.models import Opened, architecture_of, kind_of, named, opened, taken_in
+from lowenergy.compression import making
+from lowenergy.data import Splits, to_float
+from lowenergy.runtimes.loading import network_of
+from lowenergy.storage import artifact
+from lowenergy.storage.artifact import Model
+from lowenergy.training import disband, running
+
+
+@dataclass(frozen=True, repr=False)
+class Made:
+    """A model that a call has made: a network, a file, and all that the next call needs to go on from it."""
+
+    name: str  # of the method that made it
+    model: Model
+    provenance: Mapping[str, Any]  # as its file says it
+    teacher: Opened | None  # that it must match, and is compared with
+    splits: Splits
+    matching: Mapping[str, Any]  # parameters of its kind that were given
+    training: Mapping[str, Any]
+    seed: int
+    device: Device
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """Ready to use, in evaluation mode, on the CPU: images (n, c, h, w) in [-1, 1] -> logits or energies, (n, k).
+
+        The images' `mean` and `std`, if they were given, are within it.
+        """
+        with apart("cpu"):
+            return network_of(self.model)
+
+    @cached_property
+    def _bytes(self) -> bytes:
+        return artifact.to_bytes(self.model, self.provenance)
+
+    def to_bytes(self) -> bytes:
+        """The content of its file."""
+        return self._bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its file."""
+        return len(self._bytes)
+
+    def save(self, path: str | Path) -> None:
+        """Write its file, which `lowenergy.load` reads, atomically.
+
+        Raises:
+            FileError: what was written does not answer as the network does; nothing is left of it.
+        """
+        with apart("cpu"):
+            artifact.save(self.model, path, self.provenance)
+
+    def card(self, images: Images, labels: Any = None, **options: Any) -> Card:
+        """What it can do and what it takes, beside the network that it was made from; see `lowenergy.evaluate`.
+
+        Args:
+            options: scorer, samples and so on, of `lowenergy.evaluate`; mean and std are those that it was made with.
+        """
+        mean, std = self.splits.normalisation or (None, None)
+        known = {"teacher": self.teacher, "device": self.device, "seed": self.seed, "mean": mean, "std": std}
+        return evaluate(self, images, labels, **{**known, **options})
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.model.spec.name}, {self.size_bytes:,} bytes>"
+
+
+def compress(
+    network: nn.Module | Made | str | Path,
+    method: str,
+    *,
+    images: Images = None,
+    labels: Any = None,
+    validation: Any = 0.1,
+    mean: Values = None,
+    std: Values = None,
+    teacher: nn.Module | Made | str | Path | None = None,
+    head: str | None = None,
+    step_size: float | None = None,
+    noise: float | None = None,
+    gradient_clamp: float | None = None,
+    chain_steps: int | None = None,
+    matching: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    trust: Collection[str] = (),
+    seed: int | None = None,
+    device: Device = None,
+    **parameters: Any,
+) -> Made:
+    """Make a network smaller by `method`: prune, quantize, distill or pq (product quantization).
+
+    It is what the pipeline's stage does, with the same bytes for the same inputs. The network stays as it is: any
+    module that torch.export takes, on any device, in any mode. Nothing is written, and nothing of torch's state
+    changed.
+
+    Args:
+        network: a module, a model file, or what a call has made: methods chain, and go on with the first one's images
+            and teacher if no others are given. What is pruned or distilled can be compressed again; what is quantized
+            or product-quantized cannot.
+        images: to train and calibrate on: a tensor, an array, a list, a Dataset or a DataLoader (of images, or of
+            images with labels; read once, in order; more than memory holds), or a pipeline's Splits. uint8; or floats
+            from -1 to 1; or floats normalised by `mean` and `std`.
+        labels: (n,), classes from 0, where the images do not bring them; an energy needs none.
+        validation: images that nothing is trained on, by which a result that only guesses is refused: a share of
+            `images`, the same of every class, or others, or a pair (images, labels).
+        mean, std: one value, or one for each channel, of pixels from 0 (black) to 1 (white): the network takes
+            (pixel - mean) / std, and so do images that are floats. mean=0, std=1 for a network that takes pixels from
+            0 to 1. Without, it takes images from -1 to 1.
+        teacher: what to match, and to be compared with; by default the network itself, in a chain the first one.
+        head: makes the network an energy, low where images are likely: `mean` of its outputs, the `scalar` that it
+            gives, or minus the `logsumexp` of its logits.
+        step_size, noise, gradient_clamp, chain_steps: of an energy, the constants of its Langevin steps and how many
+            lead from noise to an image; by default those of its file, or of params.yaml.
+        matching, training: further parameters of its kind, such as matching={"temperature": 4} of a classifier, by
+            their names in params.yaml (`lowenergy params classifier`).
+        arguments: of the module's constructor. They let `load` build it from its file; without, `load` wants it handed
+            over, unless it is one of torchvision or timm.
+        trust: of a file, see lowenergy.load.
+        seed: of everything random; 0, or that of the call before.
+        device: cpu or cuda; by default a GPU where there is one.
+        parameters: the method's, with names, defaults and ranges of params.yaml (`lowenergy params pq`). Those with
+            parts can be given in part: finetune={"epochs": 5}. A student may be a module.
+    Raises:
+        UserError: one line that says what, where, and what to do.
+
+    >>> import lowenergy, torch
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(),
+    ...     torch.nn.Linear(32, 2))
+    >>> images = torch.randint(256, (200, 1, 8, 8), dtype=torch.uint8)
+    >>> labels = (images[:, 0, 0, 0] > 127).long()  # white or black in one corner
+    >>> small = lowenergy.compress(network, "prune", images=images, labels=labels, amount=0.5, scan_images=0,
+    ...     finetune={"epochs": 1}, retrain={"epochs": 1}, accept_chance=True, device="cpu")
+    >>> small.network(torch.zeros(3, 1, 8, 8)).shape
+    torch.Size([3, 2])
+    >>> smaller = lowenergy.compress(small, "quantize", weight_bits=4, accept_chance=True)
+    >>> smaller.size_bytes < small.size_bytes
+    True
+    """
+    student = parameters.pop("student") if isinstance(parameters.get("student"), nn.Module) else None
+    section = params.method(method, parameters)
+    before = network if isinstance(network, Made) else None
+    seed = seed if seed is not None else before.seed if before else 0
+    device = device if device is not None else before.device if before else None
+    constants = {"step_size": step_size, "noise": noise, "gradient_clamp": gradient_clamp, "chain_steps": chain_steps}
+    matching = {**(before.matching if before else {}), **(matching or {})}
+    training = {**(before.training if before else {}), **(training or {})}
+    with apart(device):
+        if images is not None:
+            splits, labelled = gathered(images, labels, mean=mean, std=std, validation=validation)
+        elif before is not None:
+            splits, labelled = before.splits, True
+        else:
+            raise UserError("compress: give images to train and calibrate on")
+        some = to_float(splits.train.images[: networks.TRIED])
+
+        def model_of(given: nn.Module | Made | Opened | str | Path) -> Opened:
+            if isinstance(given, Opened):
+                return given
+            if isinstance(given, nn.Module) and not hasattr(given, "spec"):
+                known = {"head": head, "normalisation": splits.normalisation, "arguments": arguments}
+                return taken_in(given, some, **known, seed=seed, labelled=labelled)  # type: ignore[arg-type]
+            return opened(given, trust=trust, labelled=labelled)
+
+        start = model_of(network)
+        given_teacher = teacher if teacher is not None else before.teacher if before else None
+        wanted = start if given_teacher is None else model_of(given_teacher)
+        _check_pair(start, wanted, method, splits, head)
+        spec = wanted.model.spec
+        kind = wanted.model.target if wanted.model.target in params.kinds() else kind_of(spec.head, labelled=labelled)
+        _check_labels(kind, splits, spec, labelled=labelled)
+        sampler = _sampler(start.provenance.get("sampler"), constants, kind)
+        of_kind = _section_of(kind, spec, matching, {**training, **_step(sampler)})
+        provenance: dict[str, Any] = {"sampler": sampler} if sampler else {}
+        provenance |= {
+            "stage": method,
+            **(splits.provenance if splits.source else {}),
+            "seed": seed,
+            "start": {"name": start.name, "sha256": start.sha256},
+        }
+        given = {}
+        if student is not None:
+            of_student = named(student, some, head=spec.head, normalisation=spec.normalisation, arguments=None)
+            section = section.model_copy(update={"student": architecture_of(of_student)})
+            given = {"student": of_student.given}
+        with (
+            tempfile.TemporaryDirectory(prefix="lowenergy-") as room,
+            running(method, seed, [], kind=kind, root=room, watched=False) as run,
+        ):
+            model_of_teacher = wanted.model.build()
+            model = making.make(
+                start.model.build(),
+                model_of_teacher,
+                model_of_teacher if wanted is start else start.model.build(),
+                method,
+                section,
+                of_kind,
+                splits,
+                run,
+                provenance,
+                accept="accept_chance=True",
+                **given,
+            )
+        return Made(method, model, run.provenance, wanted, splits, matching, training, seed, device)
+
+
+def _check_labels(kind: str, splits: Splits, spec: networks.Spec, *, labelled: bool) -> None:
+    """See that there are labels where they are needed, and an output for each."""
+    if kind == "ebm":
+        return
+    if not labelled:
+        raise UserError(f"labels: a {kind} needs them; give labels, or images that come with labels")
+    if (largest := int(splits.train.labels.max())) >= spec.outputs:
+        raise UserError(f"labels: {largest}, and the network has {spec.outputs} outputs")
+
+
+def _check_pair(start: Opened, teacher: Opened, method: str, splits: Splits, head: str | None) -> None:
+    """See that the one can be compressed towards the other, by these images."""
+    spec = start.model.spec
+    if making.is_coded(start.model) or making.is_coded(teacher.model):
+        raise UserError(
+            f"{method}: {start.name} is quantized or product-quantized, which no method can go on from; give what it "
+            "was made from, or prune and distill first"
+        )
+    if spec.input_shape != splits.input_shape:
+        raise UserError(f"images of {splits.input_shape}; the network takes {spec.input_shape}")
+    if head not in (None, spec.head):
+        raise UserError(f"head={head}: the network is known to have {spec.head or 'none: it is a classifier'}")
+    if (spec.head, spec.input_shape) != (teacher.model.spec.head, teacher.model.spec.input_shape):
+        raise UserError(f"teacher: {teacher.model.spec.name} is of another kind, or takes other images")
+
+
+def _sampler(recorded: Mapping[str, Any] | None, given: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """What an energy's file will say of how to sample from it; nothing for a classifier."""
+    named = {key: value for key, value in given.items() if value is not None}
+    if kind == "classifier":
+        if named:
+            raise UserError(f"{', '.join(named)}: of an energy; give head= to make the network one")
+        return {}
+    training = params.kinds()[kind].model_fields["train"].default
+    constants = {**training.recorded_sampler, **(recorded or {}), **named}
+    steps = constants.pop("chain_steps")
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"chain_steps={steps}: give a whole number from 1")
+    checked = params.completed(params.Sampler, "energies.train.sampler", constants)
+    return {**checked.model_dump(), "chain_steps": steps}
+
+
+def _step(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """The constants of training's own chains."""
+    return {"sampler": {key: value for key, value in sampler.items() if key != "chain_steps"}} if sampler else {}
+
+
+def _section_of(kind: str, spec: networks.Spec, matching: Mapping[str, Any], training: Mapping[str, Any]) -> Any:
+    """The kind's section of params.yaml, for a network with this spec."""
+    architecture = architecture_of(spec).model_dump()
+    if kind == "ebm":
+        architecture |= {"head": spec.head, "logits": spec.outputs or None}
+    values = {"architecture": architecture, "train": dict(training), "matching": dict(matching)}
+    return params.completed(params.kinds()[kind], kind, values)
+
+
+def train(
+    network: nn.Module | Mapping[str, Any] | str,
+    kind: str,
+    *,
+    images: Images,
+    labels: Any = None,
+    validation: Any = 0.1,
+    mean: Values = None,
+    std: Values = None,
+    arguments: Mapping[str, Any] | None = None,
+    head: str = "mean",
+    seed: int = 0,
+    device: Device = None,
+    **parameters: Any,
+) -> Made:
+    """Train a network as the pipeline trains its teachers: a `classifier`, an `ebm` or a `jem` (both at once).
+
+    Args:
+        network: a module, which is where training starts and stays as it is; or an architecture of params.yaml, such
+            as {"name": "cnn", "width": 16, "stem": "3x3", "activation": "swish", "norm": "none"}.
+        images, labels, validation, mean, std, arguments, seed, device: see lowenergy.compress.
+        head: of an ebm: its energy is the `mean` of the outputs, the `scalar` that it gives, or minus their
+            `logsumexp`.
+        parameters: <kind>.train of params.yaml, with its names, defaults and ranges (`lowenergy params ebm.train`).
+            Those with parts can be given in part: sampler={"step_size": 0.1}.
+    Returns:
+        What can be saved, sampled from, and given to lowenergy.compress.
+    Raises:
+        UserError: one line that says what, where, and what to do.
+
+    >>> import lowenergy, torch
+    >>> images = torch.randint(256, (64, 1, 8, 8), dtype=torch.uint8)
+    >>> energy = lowenergy.train({"name": "cnn", "width": 4, "stem": "3x3", "activation": "swish", "norm": "none"},
+    ...     "ebm", images=images, epochs=1, device="cpu")
+    >>> lowenergy.sample(energy, n=2, steps=3).shape
+    torch.Size([2, 1, 8, 8])
+    """
+    if kind not in params.kinds():
+        raise UserError(f"kind={kind!r}: give {', '.join(params.kinds())}")
+    with apart(device):
+        splits, labelled = gathered(images, labels, mean=mean, std=std, validation=validation)
+        if kind != "ebm" and not labelled:
+            raise UserError(f"labels: a {kind} needs them; give labels, or images that come with labels")
+        given = None
+        if isinstance(network, nn.Module):
+            some, known = to_float(splits.train.images[: networks.TRIED]), splits.normalisation
+            spec = named(network, some, head=None, normalisation=known, arguments=arguments)
+            architecture, given = architecture_of(spec).model_dump(), spec.given
+        else:
+            architecture = (
+                {"name": network, "arguments": dict(arguments or {})} if isinstance(network, str) else {**network}
+            )
+        if kind == "ebm":
+            ours = not params.is_import_path(str(architecture.get("name")))
+            architecture = {"head": head, "logits": (1 if head == "scalar" else 10) if ours else None, **architecture}
+        section: Any = params.completed(params.kinds()[kind], kind, {"architecture": architecture, "train": parameters})
+        with (
+            tempfile.TemporaryDirectory(prefix="lowenergy-") as room,
+            running(kind, seed, [], kind=kind, root=room, watched=False) as run,
+        ):
+            trained = targets.get(kind).train(splits, section, run, given)
+            disband(run)
+        provenance = {
+            "stage": "teacher",
+            **(splits.provenance if splits.source else {}),
+            "seed": seed,
+            **run.provenance,
+        }
+        if kind != "classifier":
+            provenance |= {"sampler": section.train.recorded_sampler, "recoveries": run.recoveries}
+        return Made("train", artifact.dense(trained, kind), provenance, None, splits, {}, parameters, seed, device)
+
+
+def save(
+    network: nn.Module | Made,
+    path: str | Path,
+    *,
+    images: Images = None,
+    mean: Values = None,
+    std: Values = None,
+    head: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network as a model file, uncompressed: the yardstick of every compression, and what the pipeline reads.
+
+    Args:
+        network: a module, or what a call has made, which is written as it is.
+        images: a few that a module takes; a network that lowenergy has built knows them.
+        mean, std, head, arguments: see lowenergy.compress.
+    Raises:
+        UserError: the file would not give the same network again, or the module is not fit for one.
+
+    >>> import lowenergy, torch
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    >>> lowenergy.save(network, "linear.safetensors", images=torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
+    >>> again = lowenergy.load("linear.safetensors", network=network)
+    >>> torch.equal(again(torch.zeros(1, 1, 8, 8)), network(torch.zeros(1, 1, 8, 8) * 1.0))
+    True
+    """
+    if isinstance(network, Made):
+        network.save(path)
+        return
+    with apart("cpu"):
+        if hasattr(network, "spec"):
+            plain = opened(network)
+        else:
+            if images is None:
+                raise UserError("save: give images, a few that the network takes: its file says what they look like")
+            split, _ = read(images, mean=mean, std=std)
+            some, known = to_float(split.images[: networks.TRIED]), normalisation(mean, std, split.images.shape[1])
+            plain = taken_in(network, some, head=head, normalisation=known, arguments=arguments, seed=0, labelled=False)
+        artifact.save(plain.model, path, plain.provenance)

@@ -1,0 +1,175 @@
+"""Calls that need a model and nothing else: load, sample, export."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lowenergy.base import files
+from lowenergy.base.device import fastest
+from lowenergy.base.errors import UserError
+from lowenergy.base.progress import Progress
+from lowenergy.calls.apart import Device, apart
+from lowenergy.calls.models import Opened, opened
+from lowenergy.energies import sample as chains
+from lowenergy.runtimes import loading, sampling
+
+if TYPE_CHECKING:
+    from lowenergy.calls.making import Made
+
+FORMS = {".onnx": "onnx", ".html": "page", "": "c"}
+
+
+def load(
+    path: str | Path,
+    *,
+    coded: bool = False,
+    trust: Collection[str] = (),
+    network: nn.Module | None = None,
+    limit: int | None = None,
+) -> nn.Module:
+    """The ready network of a model file: images (n, c, h, w) in [-1, 1] -> logits or energies, (n, outputs).
+
+    The network is in evaluation mode, on the CPU, and carries its `spec`; networks quantized to int8 come as a prepared
+    PT2E graph whose forward pass rounds as int8 does and whose backward pass is straight-through.
+
+    Args:
+        coded: keep product-quantized weights coded in memory, which takes as little of it as the file, and more time.
+        trust: import paths, modules or files, such as "mynets.py", that a network may come from which is neither of the
+            zoo nor of torchvision or timm. A file is data: without this it makes nothing be imported.
+        network: such a network, freshly built, instead of importing it; it is left as it is.
+        limit: bytes that it may take, where a small file of a large network is refused without.
+    Raises:
+        FileError: missing, truncated, tampered with, damaged, too large, or written by a newer version.
+        NetworkError: its network is of none of these, or cannot be built.
+
+    >>> import lowenergy, torch
+    >>> network = lowenergy.load(CLASSIFIER)
+    >>> network(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+    with apart("cpu"):
+        return loading.load(path, coded=coded, trust=trust, network=network, limit=limit)
+
+
+def sample(
+    model: "Made | nn.Module | str | Path",
+    *,
+    n: int = 64,
+    steps: int | None = None,
+    step_size: float | None = None,
+    seed: int = 0,
+    device: Device = None,
+    trust: Collection[str] = (),
+    network: nn.Module | None = None,
+    limit: int | None = None,
+) -> Tensor:
+    """Draw images from an energy, compressed or not, by Langevin steps from noise.
+
+    Args:
+        model: a file, or what a call has made.
+        n: images.
+        steps, step_size: of each chain; by default as the file says.
+        seed: the same one draws the same images.
+        device: cpu or cuda; by default a GPU where there is one.
+        trust, network, limit: see lowenergy.load.
+    Returns:
+        (n, c, h, w) in [-1, 1], float32, on the CPU.
+    Raises:
+        FileError: the model has no energy, or does not say how to sample from it.
+        UserError: n, steps or step_size are not above 0.
+
+    >>> import lowenergy
+    >>> images = lowenergy.sample(ENERGY, n=4, steps=10, seed=0)
+    >>> images.shape, bool((images.abs() <= 1).all())
+    (torch.Size([4, 1, 8, 8]), True)
+    """
+    with apart(device):
+        source = opened(model, trust=trust, network=network, limit=limit)
+        return draw(source, n, steps, step_size, seed)
+
+
+def draw(source: Opened, n: int, steps: int | None, step_size: float | None, seed: int) -> Tensor:
+    """`sample` of a model that is open, on the device that was asked for."""
+    model = source.model
+    if model.spec.head is None:
+        raise files.FileError(f"{source.origin}: a {model.target} has no energy to sample from; give an EBM or a JEM")
+    header = {"provenance": source.provenance}
+    constants = sampling.constants_of(header, source.origin, step_size)
+    steps = int(source.provenance["sampler"]["chain_steps"]) if steps is None else steps
+    if min(n, steps) < 1:
+        raise UserError(f"n={n}, steps={steps}: give at least 1")
+    device = fastest()
+    return chains(
+        sampling.fastest(model, loading.network_of(model).to(device), images=steps * n),
+        model.spec.input_shape,
+        n,
+        steps=steps,
+        constants=constants,
+        generator=torch.Generator(device).manual_seed(seed),
+        progress=Progress(f"{source.name}: {steps} Langevin steps", steps * n),
+    ).cpu()
+
+
+def export(
+    model: "Made | nn.Module | str | Path",
+    out: str | Path,
+    *,
+    to: str | None = None,
+    sampler: bool = True,
+    step_size: float | None = None,
+    ram: int | None = None,
+    unpack: bool = False,
+    trust: Collection[str] = (),
+    network: nn.Module | None = None,
+    limit: int | None = None,
+) -> None:
+    """Write a model for other programs: ONNX, C for a microcontroller, or a web page.
+
+    Args:
+        model: a file, or what a call has made.
+        out: model.onnx, page.html, or a directory for C.
+        to: onnx, c or page; by default what `out` ends in.
+        sampler: of an energy, with the Langevin step; without, scoring takes half the time.
+        step_size: of that step; by default as it was trained.
+        ram: of C or a page, bytes that the working memory may take.
+        unpack: of C or a page, weights as floats: faster, larger.
+        trust, network, limit: see lowenergy.load.
+    Raises:
+        UserError: an operation has no such form, or what was written would not answer as torch does; nothing is left
+            of it.
+
+    >>> import lowenergy
+    >>> lowenergy.export(CLASSIFIER, "model-c")
+    >>> sorted(path.name for path in pathlib.Path("model-c").iterdir())
+    ['Makefile', 'card.json', 'main.c', 'model.c', 'model.h']
+    """
+    out = Path(out)
+    to = FORMS.get(out.suffix) if to is None else to
+    if to not in FORMS.values():
+        raise UserError(f"{out}: give model.onnx, page.html or a directory, or say to={' or '.join(FORMS.values())}")
+    if to == "onnx" and (ram or unpack):
+        raise UserError("ram and unpack are for C and pages: onnxruntime plans its own memory")
+    with apart("cpu"):
+        source = opened(model, trust=trust, network=network, limit=limit)
+        header = {"provenance": source.provenance}
+        if to != "c":
+            check_out(out, model)
+        if to == "onnx":
+            from lowenergy.runtimes import to_onnx
+
+            to_onnx.export(source.model, header, out, sampler=sampler, step_size=step_size)
+            return
+        from lowenergy.runtimes import c
+
+        write = c.export if to == "c" else c.export_page
+        write(source.model, header, out, ram=ram, unpack=unpack, step_size=step_size, sampler=sampler)
+
+
+def check_out(out: Path, model: "Made | nn.Module | str | Path") -> None:
+    """See that what is made of a model can be written, before it is made."""
+    files.check_place(out)
+    if isinstance(model, str | Path) and out.exists() and out.samefile(model):
+        raise UserError(f"{out}: that is the model itself; give another name")

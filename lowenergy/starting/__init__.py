@@ -1,0 +1,27 @@
+"""From a folder of images to a params.yaml that suits them and the machine: look, choose, measure, write."""
+
+from lowenergy import params, profiles
+from lowenergy.starting import choose, look, measure
+
+
+def start(place: str, budget: float, *, size: int | None, root: str, force: bool) -> None:
+    """Write params.yaml for these images, and say what was chosen, why, and what each stage will take.
+
+    Args:
+        place: see look.images.
+        budget: seconds for the whole pipeline.
+        size: of the images; None to choose one.
+        force: overwrite values of the user's own in params.yaml.
+    Raises:
+        UserError: the images cannot be used, or the budget is too small; nothing is written.
+    """
+    images, machine = look.images(place, root), look.machine()
+    print(*images.lines(), machine.line(), sep="\n", flush=True)
+    print("measuring a few steps of each network", flush=True)
+    plan = choose.plan(
+        images, machine, budget, lambda specs: measure.measure(specs, machine.threads, machine.jobs), size
+    )
+    whole = profiles.over(plan.values, profiles.composed(profiles.DEFAULT))
+    params.check(whole)
+    profiles.write(whole, f"lowenergy start {place}", force=force)
+    print(*plan.lines(images), sep="\n")

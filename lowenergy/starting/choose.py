@@ -1,0 +1,331 @@
+"""Values for params.yaml that suit the images and the machine, and the time that each stage will take.
+
+Every training is given a number of updates between a least that is worth it and a most that still helps. The largest
+images are taken at whose least the pipeline fits into the budget, then as many updates as fill it. What does not fit at
+all is left out: first the JEM, then the EBM.
+"""
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lowenergy.base.errors import UserError
+from lowenergy.networks import Spec
+from lowenergy.starting.look import Images, Machine
+from lowenergy.starting.measure import BATCH, Cost, precision
+
+SIZES = (224, 128, 96, 64, 48, 32, 28, 16, 8)
+LARGEST = (
+    64  # of its own accord: classes of photographs seldom need more, and energies take four times as long for each
+)
+MARGIN = 1.15  # what machines are slower than they were while a few steps were measured
+STAGE = 5.0  # seconds of a stage beside its work: Python, torch, the files
+SAMPLES = 500  # drawn for the test figures, and as many for those of validation
+PROBES, CHAINS = 1400, 300  # real images, and chains, where energies are matched
+STATES = 5  # of each chain, see probe_images
+
+Overlay = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Updates:
+    """How often weights are updated: the least that is worth it, the most that still helps."""
+
+    least: int
+    most: int
+
+    def at(self, effort: float) -> int:
+        return round(self.least * (self.most / self.least) ** effort)
+
+
+TEACHER = {"classifier": Updates(800, 12_000), "ebm": Updates(1_500, 14_000), "jem": Updates(1_500, 14_000)}
+STUDENT, STUDENT_RETRAIN = Updates(600, 4_000), Updates(600, 8_000)
+FINETUNE, RETRAIN = Updates(200, 2_500), Updates(200, 3_000)
+LATE = 0.667  # of an energy's training, before chains join in
+CHAIN_STEPS = 5  # between two updates
+LIFE = 50  # steps of a chain from noise; of twice the usual length, which is as good (docs/energies.md)
+
+
+@dataclass
+class Stage:
+    name: str
+    seconds: float
+    memory: int
+    needs: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    size: int
+    teachers: list[str]
+    effort: float  # 0: the least number of updates, 1: the most
+    values: Overlay
+    stages: list[Stage]
+    seconds: float  # from beginning to end, with as many stages at a time as the machine runs
+
+    def lines(self, images: Images) -> list[str]:
+        """What was chosen, and why; what each stage will take."""
+        left = [kind for kind in TEACHER if kind not in self.teachers]
+        smaller = self.size < min(images.side, LARGEST)
+        lines = [
+            f"params.yaml: images of {self.size} pixels" + (", as many as the budget allows" if smaller else ""),
+            f"teachers {', '.join(self.teachers)}" + (f"; no time for {', '.join(left)}" if left else ""),
+            *(
+                f"{kind}: {a['name']} of width {a['width']}, {self.values[kind]['train']['epochs']} epochs"
+                for kind in self.teachers
+                for a in [self.values[kind]["architecture"]]
+            ),
+            f"{'stage':36}{'minutes':>8}{'MiB':>8}",
+        ]
+        lines += [f"{s.name:36}{s.seconds / 60:8.1f}{s.memory / 2**20:8.0f}" for s in self.stages]
+        return [*lines, f"in all, {self.seconds / 60:.0f} minutes by `lowenergy run`"]
+
+
+def sizes(images: Images, wanted: int | None) -> list[int]:
+    """Sides to try, the largest first."""
+    if wanted is not None:
+        return [wanted]
+    most = min(images.side, LARGEST)
+    return [size for size in SIZES if size <= most] or [8]
+
+
+def specs(images: Images, size: int) -> dict[str, Spec]:
+    """The networks: scorer, teachers and students."""
+
+    def of(name: str, width: int, act: str, norm: str, head: str | None, outputs: int, stem: str = "3x3") -> Spec:
+        return Spec(name, width, stem, act, norm, images.channels, size, outputs, head)
+
+    classes = len(images.classes)
+    stem = "3x3" if size <= 32 else "3x3-pool" if size <= 64 else "7x7"
+    # Through the plain layers of a cnn a fresh energy of more than 16 pixels has no slope to begin with.
+    name, width = ("cnn", 16) if size <= 16 else ("residual", 16 if size <= 32 else 12)
+    found = {
+        "scorer": of("resnet8", 16, "relu", "batch", None, classes, stem),
+        "classifier": of("resnet8", 32, "relu", "batch", None, classes, stem),
+        "classifier-distill": of("resnet8", 12, "relu", "batch", None, classes, stem),
+    }
+    for kind, head, outputs in (("ebm", "mean", 10), ("jem", "logsumexp", classes)):
+        found[kind] = of(name, width, "swish", "none", head, outputs)
+        found[f"{kind}-distill"] = of(name, width // 2, "swish", "none", head, outputs)
+    return found
+
+
+def plan(
+    images: Images,
+    machine: Machine,
+    budget: float,
+    measured: Callable[[Sequence[Spec]], Mapping[Spec, Cost]],
+    size: int | None = None,
+) -> Plan:
+    """The best that fits.
+
+    Args:
+        budget: seconds, for `lowenergy run` on this machine.
+        measured: see measure.
+        size: of the images; None to choose one.
+    Raises:
+        UserError: not even a classifier of the smallest images fits.
+    """
+    within = budget / MARGIN
+    tried: dict[str, float] = {}
+    for teachers in (["classifier", "ebm", "jem"], ["classifier", "ebm"], ["classifier"]):
+        before: tuple[int, float] | None = None  # side, and the least seconds that it takes
+        for side in sizes(images, size):
+            if before is not None and before[1] * (side / before[0]) ** 2 > HOPELESS * within:
+                continue  # time goes with the pixels, and is known from larger ones well enough to save measuring
+            networks = specs(images, side)
+            networks = {name: spec for name, spec in networks.items() if name.split("-")[0] in ("scorer", *teachers)}
+            costs = measured(list(networks.values()))
+            fits = _Fit(images, machine, side, teachers, networks, {n: costs[spec] for n, spec in networks.items()})
+            found = fits.at(0.0)
+            if found.seconds <= within:
+                return fits.fullest(within)
+            before, tried[", ".join(teachers)] = (side, found.seconds), found.seconds
+    least = min(tried.values()) * MARGIN / 60
+    raise UserError(
+        f"--budget: {budget / 60:.0f} minutes are too few here: the least that is worth it takes {least:.0f}; give "
+        "more, or fewer images"
+    )
+
+
+HOPELESS = 1.5  # times the budget
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Plans of one size of images and one choice of teachers, by how much is trained."""
+
+    images: Images
+    machine: Machine
+    size: int
+    teachers: list[str]
+    networks: Mapping[str, Spec]
+    cost: Mapping[str, Cost]
+
+    def at(self, effort: float) -> Plan:
+        return _planned(self.images, self.machine, self.size, self.teachers, self.cost, self.networks, effort)
+
+    def fullest(self, within: float) -> Plan:
+        """The most training that takes no more than so many seconds; the least does."""
+        if self.at(1.0).seconds <= within:
+            return self.at(1.0)
+        low, high = 0.0, 1.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.at(middle).seconds <= within else (low, middle)
+        return self.at(low)
+
+
+def _planned(
+    images: Images,
+    machine: Machine,
+    size: int,
+    teachers: list[str],
+    cost: Mapping[str, Cost],
+    networks: Mapping[str, Spec],
+    effort: float,
+) -> Plan:
+    n = round(images.train * 0.9 * (0.8 if images.test is None else 1.0))
+    probes = 2 * min(PROBES, n) + STATES * CHAINS
+    evaluated = [images.test or round(0.2 * images.train), n // 9]
+    stages = [Stage("prepare", STAGE + images.train * 1e-3, 2**29)]
+    values: Overlay = {"data": {**images.section, "image_size": size, "channels": images.channels}}
+    values |= {"teachers": {kind: {"kind": kind} for kind in teachers}, "branches": {}}
+
+    def epochs(updates: int, count: int) -> int:
+        return max(1, round(updates * BATCH / count))
+
+    def add(name: str, seconds: float, memory: int, *needs: str) -> None:
+        stages.append(Stage(name, STAGE + seconds, memory, list(needs)))
+
+    def trained(name: str, updates: Updates) -> tuple[int, float]:
+        """Epochs over the training images, and seconds of that many updates by the own loss."""
+        count = epochs(updates.at(effort), n)
+        return count, count * n / BATCH * cost[name].own
+
+    def with_chains(name: str, count: int, late: float) -> float:
+        # An update with chains: the flow, energies of images and chains, and the chains' own steps.
+        return count * n / BATCH * (cost[name].own + (1 - late) * (CHAIN_STEPS + 2) * cost[name].asked)
+
+    count, seconds = trained("scorer", TEACHER["classifier"])
+    values["scorer"] = _classifier(networks["scorer"], count)
+    add("scorer", seconds, cost["scorer"].memory, "prepare")
+    for kind in teachers:
+        energy = kind != "classifier"
+        count, seconds = trained(kind, TEACHER[kind])
+        if energy:
+            seconds = with_chains(kind, count, LATE)
+        values[kind] = _energy(networks[kind], count, kind, n) if energy else _classifier(networks[kind], count)
+        add(f"teacher@{kind}", seconds, cost[kind].memory, "prepare")
+        add(
+            f"evaluate-teacher@{kind}",
+            _evaluated(cost[kind], energy, evaluated),
+            cost[kind].memory,
+            f"teacher@{kind}",
+            "scorer",
+        )
+        matched = probes if energy else n
+        # The teacher's chains are drawn anew by each stage that matches.
+        drawn = CHAINS * LIFE / BATCH * cost[kind].asked if energy else 0.0
+        for branch, (start, by) in BRANCHES[kind].items():
+            of = cost[f"{kind}-distill"] if "distill" in branch else cost[kind]
+            entry: Overlay = {"target": kind, "start": start, "by": by}
+            seconds = drawn
+            if by == "distill":
+                entry["student"] = _architecture(networks[branch])
+                first, again = (
+                    epochs(STUDENT.at(effort), matched),
+                    epochs(STUDENT_RETRAIN.at(effort), n) if energy else 0,
+                )
+                entry |= {
+                    "train": {"epochs": first, "batch_size": BATCH, "lr": 0.003},
+                    "retrain": {"epochs": again, "lr": 1.0},
+                }
+                if energy:
+                    entry["retrain"] |= {"contrastive_from": LATE, "precision": precision()}
+                seconds += first * matched / BATCH * of.matching + (with_chains(branch, again, LATE) if energy else 0.0)
+            elif by in ("prune", "pq"):
+                first, again = epochs(FINETUNE.at(effort), matched), epochs(RETRAIN.at(effort), n) if energy else 0
+                entry |= {"finetune": {"epochs": first, "batch_size": BATCH, "lr": 0.001 if by == "prune" else 0.003}}
+                entry |= {"retrain": {"epochs": again, "lr": 0.3}}
+                seconds += first * matched / BATCH * of.matching
+                seconds += again * n / BATCH * (of.own + (CHAIN_STEPS + 2) * of.asked) if energy else 0.0
+                seconds += SCANNED * of.asked  # of layers, on a few hundred images
+            else:
+                seconds += CALIBRATED * of.asked
+            values["branches"][branch] = entry
+            add(f"compress@{branch}", seconds, of.memory, f"compress@{start}" if start != kind else f"teacher@{kind}")
+            add(f"evaluate@{branch}", _evaluated(of, energy, evaluated), of.memory, f"compress@{branch}", "scorer")
+    add("report", 0.0, 2**28, *[stage.name for stage in stages])
+    return Plan(size, teachers, effort, values, stages, _makespan(stages, machine.jobs))
+
+
+SCANNED, CALIBRATED = 400, 60  # batches that pruning and pq look at, layer by layer; and rounding
+BRANCHES: dict[str, dict[str, tuple[str, str]]] = {  # name: what it starts from, and the method
+    kind: {
+        f"{kind}-prune": (kind, "prune"),
+        f"{kind}-quantize": (kind, "quantize"),
+        f"{kind}-distill": (kind, "distill"),
+        f"{kind}-pq": (kind, "pq"),
+        f"{kind}-distill-{last}": (f"{kind}-distill", last),
+    }
+    for kind, last in (("classifier", "pq"), ("ebm", "quantize"), ("jem", "quantize"))
+}
+
+
+def _evaluated(cost: Cost, energy: bool, images: Sequence[int]) -> float:
+    answered = sum(images) / BATCH * cost.asked
+    return answered + (2 * SAMPLES * LIFE / BATCH * cost.asked if energy else 0.0)
+
+
+def _architecture(spec: Spec) -> Overlay:
+    return {key: getattr(spec, key) for key in ("name", "width", "stem", "activation", "norm")}
+
+
+def _classifier(spec: Spec, count: int) -> Overlay:
+    padding = max(1, spec.image_size // 8)
+    train = {"epochs": count, "batch_size": BATCH, "lr": 0.05, "crop_padding": padding, "precision": precision()}
+    return {"architecture": _architecture(spec), "train": train}
+
+
+def _energy(spec: Spec, count: int, kind: str, n: int) -> Overlay:
+    train: Overlay = {
+        "epochs": count,
+        "batch_size": BATCH,
+        "lr": 0.003,
+        "lr_decay": round(0.1 ** (1 / count), 4),
+        "flow_rest": 0.2,
+        "contrastive_weight": 0.0003,
+        "contrastive_from": LATE,
+        "precision": precision(),
+        "buffer_size": 1024,
+        "chain_steps": CHAIN_STEPS,
+        "fresh_fraction": CHAIN_STEPS / LIFE,
+        "burn_in": LIFE // 3,
+        "sampler": {"step_size": 0.1, "noise": 0.02, "gradient_clamp": 5.0},
+    }
+    architecture = _architecture(spec)
+    if kind == "jem":
+        train["classification_weight"] = 0.03  # labels that weigh more leave the flow nothing to learn at first
+    else:
+        architecture |= {"head": spec.head, "logits": spec.outputs}
+    matching = {"images": min(PROBES, n), "chains": CHAINS, "chain_steps": LIFE}
+    evaluate = {"samples": SAMPLES, "chain_steps": LIFE}
+    return {"architecture": architecture, "train": train, "matching": matching, "evaluate": evaluate}
+
+
+def _makespan(stages: Sequence[Stage], jobs: int) -> float:
+    """When the last stage ends, if each starts as soon as its needs are met and a place is free, in this order."""
+    ended: dict[str, float] = {}
+    running: list[tuple[float, str]] = []
+    waiting, now = list(stages), 0.0
+    while waiting or running:
+        ready = [stage for stage in waiting if all(need in ended for need in stage.needs)]
+        while ready and len(running) < jobs:
+            stage = ready.pop(0)
+            waiting.remove(stage)
+            heapq.heappush(running, (now + stage.seconds, stage.name))
+        now, name = heapq.heappop(running)
+        ended[name] = now
+    return now

@@ -1,0 +1,138 @@
+"""What there is: a user's images, and the machine that shall train on them."""
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import torch
+
+from lowenergy.data import DataError, decoding, sources
+from lowenergy.data.images import Files, Part
+from lowenergy.params import Data
+
+COLOURED = 300  # images that are looked at to see whether there are colours
+COMPARED = 20_000  # images among which equal ones are looked for
+GREY = 4  # of 255: what compression adds to a grey photograph
+
+
+@dataclass(frozen=True)
+class Images:
+    """A source of images as `prepare` will read it."""
+
+    section: dict[str, Any]  # the values of section data that name it
+    train: int
+    test: int | None  # of its own; None: some are split off
+    classes: dict[str, int]
+    side: int  # median of the shorter sides, in pixels
+    smallest: int
+    channels: Literal[1, 3]
+    equal: int  # images that are the same as another one
+
+    def lines(self) -> list[str]:
+        counts = sorted(self.classes.values())
+        colours = "in colour" if self.channels == 3 else "grey"
+        sides = f"{self.side} pixels" + (f" (the smallest {self.smallest})" if self.smallest < self.side else "")
+        lines = [
+            f"{self.train:,} images to train on, {self.test or 'none'} to test on; {colours}, {sides}",
+            f"{len(counts)} classes of {counts[0]:,} to {counts[-1]:,} images",
+        ]
+        if counts[-1] > 10 * counts[0]:
+            rare = min(self.classes, key=self.classes.__getitem__)
+            lines.append(f"unbalanced: {rare} has {counts[0]}; accuracy will say little about it")
+        if self.equal:
+            lines.append(f"{self.equal:,} images are copies of others: a copy may be trained and tested on at once")
+        return lines
+
+
+@dataclass(frozen=True)
+class Machine:
+    cores: int
+    memory: int  # bytes that are free
+    gpu: str | None
+    instructions: str
+
+    @property
+    def jobs(self) -> int:
+        """Stages at a time, as `lowenergy run` starts them."""
+        return 1 if self.gpu else min(2, self.cores)
+
+    @property
+    def threads(self) -> int:
+        return max(1, self.cores // self.jobs)
+
+    def line(self) -> str:
+        gpu = f", {self.gpu}" if self.gpu else ""
+        return f"{self.cores} cores ({self.instructions}), {self.memory / 2**30:.0f} GiB of free memory{gpu}"
+
+
+def machine() -> Machine:
+    found = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    known = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if f" {name}" in found]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return Machine(len(os.sched_getaffinity(0)), free, gpu, ", ".join(known) or "no vector instructions known")
+
+
+def images(place: str, root: str) -> Images:
+    """What a folder or a data set of torchvision holds.
+
+    Args:
+        place: a folder, or a source of params.yaml: mnist, torchvision.datasets.FashionMNIST.
+        root: where files of data sets are.
+    Raises:
+        DataError: there is neither, or its images cannot be read or split.
+    """
+    named = not Path(place).exists() and (place.startswith("torchvision.datasets.") or "/" not in place)
+    section = {"source": place, "root": root} if named else {"source": "folder", "folder": place}
+    given = {"root": "data/raw", "folder": "data/images", "validation": 0.1, "test": 0.2, "limit": None, "channels": 3}
+    try:
+        p = Data.model_validate({**given, **section, "image_size": None if named else 32})
+    except ValueError:
+        raise DataError(f"{place}: no such folder, and no data set; see `lowenergy params data.source`") from None
+    source = sources.read(p)
+    train, test = source.train, source.test
+    labels = torch.bincount(train.labels, minlength=len(source.classes)).tolist()
+    sides = _sides(train)
+    return Images(
+        section,
+        len(train),
+        len(test) if test is not None else None,
+        dict(zip(source.classes, labels, strict=True)),
+        round(median(sides)),
+        min(sides),
+        3 if _in_colour(train) else 1,
+        _equal(train),
+    )
+
+
+def _sides(part: Part) -> list[int]:
+    if not isinstance(part, Files):
+        return [min(part.images.shape[2:])]
+    sides = []
+    for path in part.paths:
+        with decoding.opened(path) as image:
+            sides.append(min(image.size))
+    return sides
+
+
+def _in_colour(part: Part) -> bool:
+    some = torch.arange(len(part))[:: max(1, len(part) // COLOURED)]
+    taken = part.take(some)
+    pixels = taken.read(0, len(taken)) if isinstance(taken, Files) else taken.images
+    if pixels.shape[1] == 1:
+        return False
+    difference = (pixels.int().amax(1) - pixels.int().amin(1)).flatten(1).float().mean(1)
+    return bool((difference > GREY).float().mean() > 0.01)
+
+
+def _equal(part: Part) -> int:
+    count = min(len(part), COMPARED)
+    if isinstance(part, Files):
+        marks = (hashlib.sha256(Path(path).read_bytes()).digest() for path in part.paths[:count])
+    else:
+        marks = (hashlib.sha256(image.numpy().tobytes()).digest() for image in part.images[:count])
+    return sum(times - 1 for times in Counter(marks).values())

@@ -1,0 +1,90 @@
+"""How long a network takes here, by a few real steps of each kind of training, and how much memory."""
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lowenergy import networks
+from lowenergy.base.device import autocast, fastest, has_bfloat16
+from lowenergy.base.precision import Precision
+from lowenergy.energies import energy_gradient, energy_of, flow_loss
+from lowenergy.networks import Spec
+
+STEPS = 3  # after one that warms up
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one network, for a batch of BATCH images; seconds of a process with its threads, beside as many others as
+    run at a time."""
+
+    own: float  # a step of its own loss: cross-entropy, or the flow
+    matching: float  # a step towards a teacher of the same size
+    asked: float  # logits, or a Langevin step
+    memory: int  # bytes that the process held at most
+
+
+def precision() -> Precision:
+    """Of training here: bfloat16 where the device has it, which is about twice as fast."""
+    return "bf16-mixed" if has_bfloat16(fastest().type) else "32-true"
+
+
+def measure(specs: Sequence[Spec], threads: int, jobs: int) -> dict[Spec, Cost]:
+    """Each in a process of its own, as many at a time as stages will be: they share caches and memory."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        return dict(zip(specs, pool.map(_measured, specs, [threads] * len(specs)), strict=True))
+
+
+def _measured(spec: Spec, threads: int) -> Cost:
+    torch.set_num_threads(threads)
+    device = fastest()
+    network = networks.build(spec, seed=0).to(device)
+    network.to(memory_format=networks.training_format(network))
+    generator = torch.Generator(device).manual_seed(0)
+    images = torch.rand((BATCH, *spec.input_shape), generator=generator, device=device) * 2 - 1
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+
+    def trained(loss: Callable[[], Tensor]) -> float:
+        def step() -> None:
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+        return _seconds(step)
+
+    if spec.head is None:
+        labels = torch.arange(BATCH, device=device) % spec.outputs
+
+        def logits() -> Tensor:
+            with autocast(device.type, precision()):
+                return network(images)
+
+        own = trained(lambda: F.cross_entropy(logits().float(), labels))
+        answered = _seconds(logits)
+        matching = own + answered
+    else:
+        energy = energy_of(network, spec.head, precision())
+        own = trained(lambda: flow_loss(energy, images, generator))
+        matching = own
+        frozen = energy_of(network, spec.head, precision(), frozen=True)
+        answered = _seconds(lambda: energy_gradient(frozen, images))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Cost(own, matching, answered, memory)
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    step()
+    started = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    return (time.perf_counter() - started) / STEPS

@@ -1,0 +1,154 @@
+"""`lowenergy start`: what is seen, what is chosen, how long it is said to take."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from ruamel.yaml import YAML
+
+from lowenergy import cli, params, profiles, starting
+from lowenergy.base.errors import UserError
+from lowenergy.networks import Spec
+from lowenergy.starting import choose, look, measure
+from lowenergy.starting.look import Images, Machine
+from lowenergy.starting.measure import Cost
+
+TWO_CORES = Machine(2, 16 * 2**30, None, "avx2")
+
+
+def images(**changes: Any) -> Images:
+    known: dict[str, Any] = {
+        "section": {"source": "folder", "folder": "photos"},
+        "train": 2000,
+        "test": None,
+        "classes": {str(i): 200 for i in range(10)},
+        "side": 100,
+        "smallest": 100,
+        "channels": 3,
+        "equal": 0,
+    }
+    return Images(**{**known, **changes})
+
+
+def costs(second: float) -> Any:
+    """Of a machine on which a step takes so many seconds for each thousand pixels and channel of width."""
+
+    def measured(specs: Sequence[Spec]) -> Mapping[Spec, Cost]:
+        def cost(spec: Spec) -> Cost:
+            step = second * spec.image_size**2 * spec.width / 1e6
+            return Cost(own=step, matching=1.2 * step, asked=0.2 * step, memory=2**29)
+
+        return {spec: cost(spec) for spec in specs}
+
+    return measured
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Two classes in colour, one of them rare, one image twice."""
+    generator = np.random.default_rng(0)
+    for name, count in (("cats", 24), ("dogs", 4)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = generator.integers(0, 255, (20 + i % 3, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    twice = tmp_path / "photos" / "cats" / "1.png"
+    twice.with_name("copy.png").write_bytes(twice.read_bytes())
+    return tmp_path / "photos"
+
+
+def test_images_are_looked_at(photographs: Path) -> None:
+    seen = look.images(str(photographs), "data/raw")
+    assert seen.classes == {"cats": 25, "dogs": 4} and seen.train == 29 and seen.test is None
+    assert (seen.side, seen.smallest, seen.channels, seen.equal) == (21, 20, 3, 1)
+    said = " ".join(seen.lines())
+    assert "in colour" in said and "1 images are copies" in said
+
+
+def test_grey_photographs_are_grey(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            grey = np.full((16, 16, 1), 60 * i + (name == "b"), dtype=np.uint8).repeat(3, 2)
+            Image.fromarray(grey).save(tmp_path / name / f"{i}.jpg")
+    assert look.images(str(tmp_path), "data/raw").channels == 1
+
+
+@pytest.mark.parametrize("place", ["nowhere/photos", "torchvision.datasets.Nothing", "gan"])
+def test_what_is_not_there_is_one_line(place: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["start", place]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("budget", ["soon", "0m", "-3h"])
+def test_a_budget_is_a_time(budget: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["start", "photos", f"--budget={budget}"])
+    assert "give such as 45m or 2h" in capsys.readouterr().err
+
+
+@given(st.floats(0.001, 20.0), st.floats(600, 40_000), st.sampled_from([8, 28, 32, 100]), st.integers(200, 60_000))
+@settings(max_examples=60, deadline=None)
+def test_a_plan_keeps_within_its_budget(second: float, budget: float, side: int, train: int) -> None:
+    seen = images(side=side, train=train)
+    try:
+        plan = choose.plan(seen, TWO_CORES, budget, costs(second))
+    except UserError as error:
+        assert "too few" in str(error)
+        return
+    assert plan.seconds * choose.MARGIN <= budget * 1.001
+    assert plan.size <= max(8, side) and plan.teachers[0] == "classifier"
+    whole = profiles.over(plan.values, profiles.composed(profiles.DEFAULT))
+    p = params.check(whole)  # valid, whatever was chosen
+    assert list(p.teachers) == plan.teachers
+    longest = max(stage.seconds for stage in plan.stages)
+    assert longest <= plan.seconds <= sum(stage.seconds for stage in plan.stages) + 1e-6
+
+
+def test_more_time_is_used() -> None:
+    seen, machine = images(), TWO_CORES
+    quick, slow = (choose.plan(seen, machine, budget, costs(4.0)) for budget in (3600, 4 * 3600))
+    assert (slow.size, slow.effort) > (quick.size, quick.effort)
+    alone = choose.plan(seen, machine, 0.3 * quick.seconds, costs(4.0))
+    assert alone.size < quick.size or len(alone.teachers) < len(quick.teachers)
+
+
+def test_two_stages_at_a_time_take_as_long_as_the_longer_half() -> None:
+    of = choose.Stage
+    stages = [of("a", 3, 0), of("b", 2, 0), of("c", 2, 0, ["b"]), of("end", 1, 0, ["a", "c"])]
+    assert choose._makespan(stages, 2) == 5
+    assert choose._makespan(stages, 1) == 8
+
+
+def test_the_file_is_written_and_nothing_of_the_users_is_lost(
+    photographs: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "measure", lambda specs, threads, jobs: costs(0.01)(specs))
+    starting.start(str(photographs), 7200, size=16, root="data/raw", force=False)
+    said = capsys.readouterr().out
+    p = params.load()
+    assert p.data.folder == str(photographs) and p.data.image_size == 16 and p.data.channels == 3
+    assert all(f"compress@{branch}" in said for branch in p.branches)
+    values = YAML(typ="safe").load(Path("params.yaml"))
+    values["seed"] = 7
+    YAML().dump(values, Path("params.yaml"))
+    with pytest.raises(UserError, match="values of your own.*seed"):
+        starting.start(str(photographs), 7200, size=16, root="data/raw", force=False)
+    assert params.load().seed == 7
+    starting.start(str(photographs), 7200, size=16, root="data/raw", force=True)
+    assert params.load().seed == 0
+
+
+def test_steps_are_really_taken() -> None:
+    small, large = (Spec("cnn", width, "3x3", "swish", "none", 1, 16, 10, "mean") for width in (2, 32))
+    found = measure.measure([small, large], 1, 1)
+    assert found[large].own > found[small].own > 0
+    assert found[large].asked < found[large].own
+    assert found[small].memory > 2**27
