@@ -1,41 +1,40 @@
-"""Compress one target's source model by one method. DVC stages `prune`, `quantize`, `distill` and `pq` `@<target>`."""
+"""Make a branch: compress the model that it starts from, so that it matches its target. DVC stage `compress@NAME`."""
 
-from importlib import import_module
 from pathlib import Path
 
-from lowenergy import data, targets
-from lowenergy.base import params
+from lowenergy import data, params
 from lowenergy.base.stage import run as run_stage
+from lowenergy.compression import making
+from lowenergy.params import recipes
 from lowenergy.runtimes.loading import load
 from lowenergy.storage import artifact
-from lowenergy.training import Run, disband, finished
+from lowenergy.training import running
 
 
-def main(method: str, target: str) -> None:
+def main(name: str) -> None:
     p = params.load()
-    section, of_target = getattr(p, method), getattr(p, target)
-    source = f"models/{target}/{section.source}.safetensors"
+    branch = p.branches[name]
+    recipe = recipes.read(branch.target, "matching")
+    start, target = (Path(f"models/{model}.safetensors") for model in (branch.start, branch.target))
     splits = data.load(data.SPLITS)
-    inputs = [section, of_target, splits.train.images, artifact.sha256(source), Path(p.networks)]
-    run = Run(f"{target}/{method}", p.seed, inputs)
-    # Loaded twice: the method changes one, the other stays the teacher that it is pulled towards.
-    objective = targets.get(target).objective(load(source, trust=p.trusted), splits, of_target, run)
-    compress = import_module(f"lowenergy.compression.{method}").compress
-    model = compress(load(source, trust=p.trusted), target, objective, section, run)
-    disband(run)
-    inherited = {
-        key: value for key, value in artifact.read(source, trust=None)[1]["provenance"].items() if key == "sampler"
-    }
-    provenance = inherited | {
-        "stage": method,
-        "data": splits.source,
+    inputs = [branch, recipe.train, recipe.matching, splits.digest, start, target, Path(p.networks), Path(__file__)]
+    inherited = artifact.read(start, trust=None)[1]["provenance"]
+    provenance = {key: inherited[key] for key in ("sampler",) if key in inherited} | {
+        "stage": branch.by,
+        **splits.provenance,
         "seed": p.seed,
-        "source": {"branch": section.source, "sha256": artifact.sha256(source)},
+        "start": {"name": branch.start, "sha256": artifact.sha256(start)},
     }
-    path = f"models/{target}/{method}.safetensors"
-    artifact.save(model, path, provenance)
-    print(path, *(f"{part} {count:,}" for part, count in artifact.shares(path).items()), "bytes")
-    finished(run)
+    # Loaded anew: the method changes the first, even where that starts from the target.
+    teacher = load(target, trust=p.trusted)
+    source = teacher if start == target else load(start, trust=p.trusted)
+    changed = load(start, trust=p.trusted)
+    code = ["targets", "runtimes", "compression/making.py", "compression/budget.py", f"compression/{branch.by}"]
+    with running(name, p.seed, inputs, kind=recipe.kind, code=code) as run:
+        model = making.make(changed, teacher, source, branch.by, branch.params, recipe.section, splits, run, provenance)
+        path = f"models/{name}.safetensors"
+        artifact.save(model, path, run.provenance)
+        print(path, *(f"{part} {count:,}" for part, count in artifact.bytes_by_part(path).items()), "bytes")
 
 
 if __name__ == "__main__":

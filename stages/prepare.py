@@ -1,7 +1,6 @@
 """Read the images of the params' source, split them. DVC stage `prepare`."""
 
-from lowenergy import data
-from lowenergy.base import params
+from lowenergy import data, params
 from lowenergy.base.stage import run as run_stage
 
 

@@ -1,27 +1,25 @@
-"""Train the uncompressed model of one target. DVC stage `teacher@<target>`."""
+"""Train an uncompressed model. DVC stage `teacher@NAME`."""
 
 from pathlib import Path
 
-from lowenergy import data, targets
-from lowenergy.base import params
+from lowenergy import data, params, targets
 from lowenergy.base.stage import run as run_stage
+from lowenergy.params import recipes
 from lowenergy.storage import artifact
-from lowenergy.training import Run, disband, finished
+from lowenergy.training import disband, running
 
 
-def main(target: str) -> None:
-    p = params.load()
-    section = getattr(p, target)
+def main(name: str) -> None:
+    p, recipe = params.load(), recipes.read(name, "train")
     splits = data.load(data.SPLITS)
-    inputs = [section.architecture, section.train, splits.train.images, Path(p.networks)]
-    run = Run(f"{target}/teacher", p.seed, inputs)
-    teacher = targets.get(target).train(splits, section, run)
-    disband(run)
-    provenance = {"stage": "teacher", "data": splits.source, "seed": p.seed}
-    if teacher.spec.head is not None:
-        provenance |= {"sampler": section.train.recorded_sampler, "recoveries": run.recoveries}
-    artifact.save(artifact.dense(teacher, target), f"models/{target}/teacher.safetensors", provenance)
-    finished(run)
+    inputs = [recipe.architecture, recipe.train, splits.digest, Path(p.networks), Path(__file__)]
+    with running(name, p.seed, inputs, kind=recipe.kind, code=[f"targets/{recipe.kind}"]) as run:
+        teacher = targets.get(recipe.kind).train(splits, recipe.section, run)
+        disband(run)
+        provenance = {"stage": "teacher", **splits.provenance, "seed": p.seed, **run.provenance}
+        if teacher.spec.head is not None:
+            provenance |= {"sampler": recipe.train.recorded_sampler, "recoveries": run.recoveries}
+        artifact.save(artifact.dense(teacher, recipe.kind), f"models/{name}.safetensors", provenance)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Shared fixtures: the digits, a small valid params file, and a scratch clone whose pipeline has run once."""
 
-import copy
 import os
 import shutil
 import subprocess
@@ -13,14 +12,22 @@ import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from lowenergy import data
-from lowenergy.base import params
+from lowenergy import data, params
+from lowenergy.base.nested import MISSING, value_at, with_values
 
-TARGETS = tuple(params.FAMILIES)
+TARGETS = tuple(params.kinds())
 
 ROOT = Path(__file__).parents[1]
 SMALL = {  # every stage does its real work, briefly
-    "targets": {"classifier": "classifier", "ebm": "energies"},
+    "teachers": {target: {"kind": target} for target in ("classifier", "ebm")},
+    "branches": {
+        **{
+            f"{target}-{method}": {"target": target, "start": target, "by": method}
+            for target in ("classifier", "ebm")
+            for method in ("prune", "quantize", "distill", "pq")
+        },
+        "ebm-quantize": {"target": "ebm", "start": "ebm-distill", "by": "quantize", "weight_bits": 7},
+    },
     "scorer.train.epochs": 4,
     "classifier.architecture.width": 16,
     "classifier.train.epochs": 4,
@@ -51,15 +58,15 @@ SMALL = {  # every stage does its real work, briefly
 
 def with_changes(values: Any, changes: dict[str, Any]) -> Any:
     """A copy of nested dicts with dotted keys set; the keys must exist."""
-    values = copy.deepcopy(values)
-    for dotted, value in changes.items():
-        *path, last = dotted.split(".")
-        section = values
-        for key in path:
-            section = section[key]
-        assert last in section, dotted
-        section[last] = value
-    return values
+    for place in changes:
+        assert value_at(values, place) is not MISSING, place
+    return with_values(values, changes)
+
+
+def only(values: Any, teacher: str) -> Any:
+    """A copy with this teacher and the branches that start from it."""
+    branches = {name: entry for name, entry in values["branches"].items() if entry["start"] == teacher}
+    return {**values, "teachers": {teacher: values["teachers"][teacher]}, "branches": branches}
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +113,12 @@ def _turn(item: pytest.Item) -> int:
     return 1 if item.path.stem in HEAVY else 2 if "clone" in getattr(item, "fixturenames", ()) else 3
 
 
+def last_said(output: str) -> str:
+    """The last lines that are not of a traceback that Python ignored, in one line."""
+    noise = ("Exception ignored", "Traceback", "ImportError: sys.meta_path", " ")
+    return " / ".join([line for line in output.splitlines() if line.strip() and not line.startswith(noise)][-3:])
+
+
 class Clone:
     """A scratch clone of the working tree with its own git and DVC history."""
 
@@ -121,7 +134,7 @@ class Clone:
             if (ROOT / name).is_file():
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, path / name)
-        for name in ("dvc.lock", "metrics"):  # of the real runs
+        for name in ("dvc.lock", "metrics", "cards.json"):  # of the real runs
             target = path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         clone = cls(path, trace, tracing=True)
@@ -135,7 +148,7 @@ class Clone:
         here = os.environ.copy()
         here |= {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{here['PATH']}",
-            "PYTHONPATH": str(ROOT / "tests" / "trace"),
+            "PYTHONPATH": f"{ROOT / 'tests' / 'trace'}{os.pathsep}{self.path}",  # of `lowenergy`, too, the clone's own
             "LOWENERGY_TRACE": str(self.trace) if self.tracing else "",
             "PYTHONWARNINGS": "ignore",
             "COLUMNS": "300",
@@ -151,7 +164,8 @@ class Clone:
         done = subprocess.run(
             command, cwd=self.path, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        assert done.returncode == 0 or not check, f"{' '.join(command)}\n{done.stdout}"
+        # The first line of a failure is what is left of it where a log is cut: what was said last.
+        assert done.returncode == 0 or not check, f"{' '.join(command)}: {last_said(done.stdout)}\n{done.stdout}"
         return done.stdout
 
     def set(self, changes: dict[str, Any]) -> None:

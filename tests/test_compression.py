@@ -15,14 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lowenergy
-from lowenergy import data, energies, networks, targets
-from lowenergy.base import params
+from lowenergy import data, energies, networks, params, targets
 from lowenergy.base.errors import UserError
 from lowenergy.compression import distill, pq, prune, quantize
-from lowenergy.compression.budget import share
+from lowenergy.compression.budget import divide_bits
+from lowenergy.compression.distill import distilling
+from lowenergy.compression.prune import pruning
+from lowenergy.compression.quantize import quantizing
 from lowenergy.energies import energy_gradient
 from lowenergy.runtimes import int8
-from lowenergy.runtimes.loading import energy_of, network_of
+from lowenergy.runtimes.loading import energy_in, network_of
 from lowenergy.storage import artifact
 from lowenergy.storage.encodings import Coded, Int8
 from lowenergy.training import Run, mean_loss
@@ -43,7 +45,7 @@ def compress(small_values: Any, splits: data.Splits, tmp_path: Path) -> Any:
         method: str, target: str, changes: dict[str, Any] | None = None, network: networks.Network | None = None
     ) -> artifact.Model:
         p = params.check(with_changes(small_values, changes or {}))
-        run = Run(f"{target}/{method}", 0, [], root=tmp_path)
+        run = Run(f"{target}-{method}", 0, [], root=tmp_path)
         network = network or teacher(target, p)
         objective = targets.get(target).objective(copy.deepcopy(network), splits, getattr(p, target), run)
         return METHODS[method].compress(network, target, objective, getattr(p, method), run)
@@ -86,7 +88,7 @@ def test_unlike_networks_compress_too(compress: Any, name: str, method: str, cha
     with torch.no_grad():
         wanted = network(images)
     torch.testing.assert_close(network(images), wanted)
-    _, gradient = energy_gradient(energy_of(model, network), images)
+    _, gradient = energy_gradient(energy_in(model, network), images)
     assert gradient.abs().sum() > 0
 
 
@@ -147,7 +149,7 @@ def test_rounds_end_where_one_shot_does(compress: Any, small: params.Params, tmp
 
     once, thrice = left(1), left(3)
     assert thrice == pytest.approx(once, rel=0.01 if kind == "unstructured" else 0.25)
-    curves = tmp_path / "plots/curves/ebm/prune"
+    curves = tmp_path / "plots/curves/ebm-prune"
     assert {path.name for path in curves.iterdir() if path.is_dir()} >= {"round1", "round2", "round3"}
 
 
@@ -172,22 +174,22 @@ def test_two_of_four(compress: Any, small: params.Params) -> None:
     weight = networks.coded_layers(teacher("ebm", small))["fc"].weight.detach().clone()
     layer = torch.nn.Linear(*reversed(weight.shape))
     layer.weight.data.copy_(weight)
-    prune.keep_two_of_four({"fc": layer})
+    pruning.keep_two_of_four({"fc": layer})
     kept, groups = layer.weight.detach().reshape(-1, 4), weight.reshape(-1, 4).abs()
     assert (groups[kept != 0].view(-1, 2).amin(1) >= groups[kept == 0].view(-1, 2).amax(1)).all()
 
 
 def test_taylor_keeps_what_the_loss_needs(small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
     """Large weights of a channel that nothing listens to go first."""
-    run = Run("classifier/prune", 0, [], root=tmp_path)
+    run = Run("classifier-prune", 0, [], root=tmp_path)
     network = teacher("classifier", small)
     objective = targets.get("classifier").objective(copy.deepcopy(network), splits, small.classifier, run)
     layer = networks.coded_layers(network)["features.2.first.conv"]
     with torch.no_grad():
         layer.weight[3] *= 100
         networks.coded_layers(network)["features.2.second.conv"].weight[:, 3] = 0
-    prune.leave_slopes(network, objective, run)
-    prune.zero_weights({"layer": layer}, 1 / len(layer.weight), by_slope=True)
+    pruning.leave_slopes(network, objective, run)
+    pruning.zero_weights({"layer": layer}, 1 / len(layer.weight), by_slope=True)
     assert not layer.weight[3].any() and layer.weight.count_nonzero() == layer.weight.numel() * (
         1 - 1 / len(layer.weight)
     )
@@ -202,7 +204,7 @@ def test_taylor_keeps_what_the_loss_needs(small: params.Params, splits: data.Spl
 def test_layers_give_what_costs_each_the_same(layers: list[tuple[int, list[float]]], amount: float) -> None:
     added = {f"l{i}": sorted(losses) for i, (_, losses) in enumerate(layers)}
     sizes = {f"l{i}": size for i, (size, _) in enumerate(layers)}
-    shares = prune.allot(added, sizes, amount)
+    shares = pruning.allot(added, sizes, amount)
     assert sum(shares[name] * sizes[name] for name in sizes) / sum(sizes.values()) == pytest.approx(amount, abs=0.02)
     assert all(0 <= share < 1 for share in shares.values())
     if len({tuple(losses) for losses in added.values()}) == 1:  # equally sensitive
@@ -211,8 +213,8 @@ def test_layers_give_what_costs_each_the_same(layers: list[tuple[int, list[float
 
 def test_the_scan_says_how_much_each_layer_bears(compress: Any, tmp_path: Path) -> None:
     compress("prune", "ebm", {"prune.finetune.epochs": 0, "prune.retrain.epochs": 0})
-    table = pd.read_csv(tmp_path / "plots/curves/ebm/prune/sensitivity.csv")
-    assert set(table["amount"]) == set(prune.SCANNED)
+    table = pd.read_csv(tmp_path / "plots/curves/ebm-prune/sensitivity.csv")
+    assert set(table["amount"]) == set(pruning.SCANNED)
     for _, rows in table.groupby("layer"):
         assert rows["added_loss"].iloc[0] >= 0 and rows["added_loss"].iloc[-1] > rows["added_loss"].iloc[0]
 
@@ -243,7 +245,7 @@ def test_int8_energies_sample_with_an_int8_gradient(compress: Any, target: str, 
     images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     exact = teacher(target, small)
     model = compress("quantize", target)
-    found_energies, gradient = energy_gradient(energy_of(model, network_of(model)), images)
+    found_energies, gradient = energy_gradient(energy_in(model, network_of(model)), images)
     wanted_energies, wanted = energy_gradient(energies.energy_of(exact, exact.spec.head), images)
     assert torch.nn.functional.cosine_similarity(wanted.flatten(1), gradient.flatten(1)).min() > 0.95
     torch.testing.assert_close(found_energies, wanted_energies, atol=0.1, rtol=0.1)
@@ -273,14 +275,14 @@ def test_layers_can_stay_float(compress: Any) -> None:
     floats = {name for name, t in model.tensors.items() if name.endswith("weight") and not isinstance(t, Int8)}
     assert floats == {"features.0.conv.weight", "fc.weight"}
     assert not [name for name in model.activations if name.startswith(("features.0.", "fc:"))]
-    energy_gradient(energy_of(model, network_of(model)), torch.zeros(2, 1, 8, 8))
+    energy_gradient(energy_in(model, network_of(model)), torch.zeros(2, 1, 8, 8))
     with pytest.raises(UserError, match=r"quantize\.keep_float: nonsense is no layer of ebm; it has features"):
         compress("quantize", "ebm", {"quantize.keep_float": ["nonsense"]})
 
 
 def test_the_most_sensitive_layers_stay_float_until_the_loss_is_within_budget(compress: Any, tmp_path: Path) -> None:
     def table() -> pd.DataFrame:
-        return pd.read_csv(tmp_path / "plots/curves/ebm/quantize/sensitivity.csv").set_index("layer")
+        return pd.read_csv(tmp_path / "plots/curves/ebm-quantize/sensitivity.csv").set_index("layer")
 
     compress("quantize", "ebm", {"quantize.weight_bits": 3})
     free = table()
@@ -318,7 +320,7 @@ def test_finetuning_in_int8_brings_it_nearer_to_the_teacher(
         network = network_of(model)
         if target == "classifier":
             return float((network(images).log_softmax(1) - exact(images).log_softmax(1)).square().mean())
-        _, gradient = energy_gradient(energy_of(model, network), images)
+        _, gradient = energy_gradient(energy_in(model, network), images)
         _, wanted = energy_gradient(energies.energy_of(exact, exact.spec.head), images)
         return float((gradient - wanted).square().mean())
 
@@ -336,12 +338,12 @@ def test_a_network_trained_with_its_norms_keeps_its_integers_when_they_are_folde
     layers = networks.coded_layers(network)
     scales = {name: int8.best_scale(layer.weight, 3) for name, layer in layers.items()}
     wanted = {name: int8.rounded(layer.weight, scales[name], 3) for name, layer in layers.items()}
-    with quantize.rounded_weights(network, scales, dict.fromkeys(scales, 3)):
+    with quantizing.rounded_weights(network, scales, dict.fromkeys(scales, 3)):
         images = torch.rand(5, 1, 8, 8, generator=generator)
         answers = network(images)
     for name, layer in layers.items():
         layer.weight.data = wanted[name] * scales[name].view(-1, *[1] * (layer.weight.ndim - 1))
-    folded, found = quantize._folded(network, scales)
+    folded, found = quantizing._folded(network, scales, images)
     torch.testing.assert_close(folded(images), answers, rtol=1e-4, atol=1e-4)
     for name, layer in networks.coded_layers(folded).items():
         assert torch.equal(int8.rounded(layer.weight, found[name], 3), wanted[name])
@@ -353,12 +355,12 @@ def test_int8_files_without_a_range_are_refused(compress: Any) -> None:
         int8.restore(replace(model, activations=dict(list(model.activations.items())[1:])))
 
 
-def test_layers_that_cannot_be_rounded_stay_float() -> None:
+def test_padding_by_name_is_rounded_as_padding_in_numbers_is() -> None:
     network = networks.build(networks.Spec("cnn", 4, "3x3", "relu", "none", 1, 8, 10), seed=0)
     network.get_submodule("features.4.conv").padding = "same"  # another operation to the exporter
     scales = {name: int8.best_scale(layer.weight, 8) for name, layer in networks.coded_layers(network).items()}
     rounded = {place.layer for place in int8.places(int8.prepare(network, scales, dict.fromkeys(scales, 8)))}
-    assert rounded == scales.keys() - {"features.4.conv"}
+    assert rounded == scales.keys()
 
 
 def test_students_are_smaller_and_learn(
@@ -381,7 +383,7 @@ def test_students_are_smaller_and_learn(
 def test_retraining_lowers_the_targets_own_loss(
     compress: Any, target: str, method: str, small: params.Params, splits: data.Splits, tmp_path: Path
 ) -> None:
-    run = Run(f"{target}/measure", 0, [], root=tmp_path)
+    run = Run(f"{target}-measure", 0, [], root=tmp_path)
     objective = targets.get(target).objective(teacher(target, small), splits, getattr(small, target), run)
 
     def own_loss(epochs: int) -> float:
@@ -397,7 +399,7 @@ def test_retraining_lowers_the_targets_own_loss(
         return sum(float(objective.own_loss(network, run).detach()) for _ in range(8))
 
     assert own_loss(6) < 0.9 * own_loss(0)
-    assert (tmp_path / "plots/curves" / target / method / "retrain/plots/metrics/loss.tsv").exists()
+    assert (tmp_path / "plots/curves" / f"{target}-{method}" / "retrain/plots/metrics/loss.tsv").exists()
 
 
 @given(bits=st.integers(2, 8), seed=st.integers(0, 100))
@@ -406,7 +408,7 @@ def test_weights_are_trained_where_their_integers_are(bits: int, seed: int) -> N
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, 3, 2, 2, generator=generator).requires_grad_()
     scale = int8.best_scale(weight.detach(), bits)
-    rounding = quantize.RoundedWeight(scale, bits, weight.shape)
+    rounding = quantizing.RoundedWeight(scale, bits, weight.shape)
     wanted = int8.rounded(weight.detach(), scale, bits) * scale.view(-1, 1, 1, 1)
     assert torch.allclose(rounding(weight), wanted)
     rounding(weight).square().sum().backward()
@@ -429,36 +431,36 @@ def test_energies_trained_by_chains_alone_retrain_by_chains_alone(compress: Any,
         )
     )
     assert all(weight.isfinite().all() for weight in network.parameters())
-    curves = tmp_path / "plots/curves/ebm/distill/retrain/plots/metrics"
+    curves = tmp_path / "plots/curves/ebm-distill/retrain/plots/metrics"
     assert (curves / "energy_chains.tsv").exists() and not (curves / "flow.tsv").exists()
 
 
 def test_students_start_from_the_teachers_leading_channels(small: params.Params) -> None:
     whole = teacher("classifier", small)
     twin = networks.build(whole.spec, seed=5)
-    assert len(distill.inherit(twin, whole)) > 10
+    assert len(distilling.inherit(twin, whole)) > 10
     images = torch.rand(4, 1, 8, 8)
     torch.testing.assert_close(twin.eval()(images), whole(images))
     narrow = networks.build(replace(whole.spec, width=8), seed=5)
-    distill.inherit(narrow, whole)
+    distilling.inherit(narrow, whole)
     theirs, ours = (networks.coded_layers(n)["features.3.first.conv"].weight for n in (whole, narrow))
     torch.testing.assert_close(ours, theirs[:16, :8] * 2**0.5)
     other = networks.build(replace(whole.spec, name="cnn"), seed=5)
     before = other.fc.weight.clone()
-    assert "fc" not in distill.inherit(other, whole)  # as many outputs, of other features
+    assert "fc" not in distilling.inherit(other, whole)  # as many outputs, of other features
     assert torch.equal(other.fc.weight, before)
 
 
 def test_one_output_is_enough_for_a_mean(small: params.Params) -> None:
     ten = teacher("ebm", small)
-    one = distill.merge_outputs(ten)
+    one = distilling.merge_outputs(ten)
     images = torch.rand(4, 1, 8, 8)
     assert one.spec.outputs == 1 and one.fc.weight.shape == (1, ten.fc.in_features)
     torch.testing.assert_close(one(images).mean(1), ten(images).mean(1))
 
 
 def test_features_are_compared_by_what_resembles_what() -> None:
-    from lowenergy.targets.classifier import feature_error
+    from lowenergy.targets.classifier.training import feature_error
 
     features = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
     rotation = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)))[0]
@@ -470,7 +472,7 @@ def test_features_are_compared_by_what_resembles_what() -> None:
 
 def test_classifiers_match_features_where_asked(compress: Any, tmp_path: Path) -> None:
     compress("distill", "classifier", {"classifier.matching.feature_weight": 1.0})
-    curve = pd.read_csv(tmp_path / "plots/curves/classifier/distill/plots/metrics/feature_error.tsv", sep="\t")
+    curve = pd.read_csv(tmp_path / "plots/curves/classifier-distill/plots/metrics/feature_error.tsv", sep="\t")
     assert curve["feature_error"].iloc[-1] < curve["feature_error"].iloc[0]
     compress("quantize", "classifier", {"classifier.matching.feature_weight": 1.0})  # an int8 graph has none
 
@@ -482,7 +484,7 @@ def test_bits_are_shared_as_well_as_can_be(draw: st.DataObject) -> None:
     costs = {str(i): {bits: sum(sorted(steps)[: 8 - bits]) for bits in range(2, 9)} for i, steps in enumerate(falls)}
     budget = draw.draw(st.integers(2 * len(costs), 8 * len(costs)))
     choices = {name: {bits: (10 * bits, cost) for bits, cost in of.items()} for name, of in costs.items()}
-    shares = share(choices, 10 * budget)
+    shares = divide_bits(choices, 10 * budget)
     assert sum(shares.values()) <= budget and set(shares.values()) <= set(range(2, 9))
     best = min(
         sum(costs[str(i)][bits] for i, bits in enumerate(way))
@@ -495,8 +497,8 @@ def test_bits_are_shared_as_well_as_can_be(draw: st.DataObject) -> None:
 def test_a_large_layer_pays_for_its_bits() -> None:
     sizes, costs = {"large": 100, "small": 10}, {2: 1.0, 4: 0.5, 8: 0.0}
     choices = {name: {bits: (size * bits, cost) for bits, cost in costs.items()} for name, size in sizes.items()}
-    assert share(choices, 500) == {"large": 4, "small": 8}
-    assert share(choices, 100) == {"large": 2, "small": 2}  # the fewest
+    assert divide_bits(choices, 500) == {"large": 4, "small": 8}
+    assert divide_bits(choices, 100) == {"large": 2, "small": 2}  # the fewest
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -505,16 +507,16 @@ def test_mixed_blocks_and_codewords_take_no_more_room_and_lose_less(
 ) -> None:
     coding = {"pq.codewords": 16, "pq.finetune.epochs": 0, f"{target}.train.epochs": 4}
     section = getattr(params.check(with_changes(small_values, coding)), target)
-    trained = targets.get(target).train(splits, section, Run(f"{target}/teacher", 0, [], root=tmp_path))
+    trained = targets.get(target).train(splits, section, Run(target, 0, [], root=tmp_path))
 
     def made(allocation: str) -> tuple[set[tuple[int, ...]], float, int]:
         p = params.check(with_changes(small_values, {**coding, "pq.allocation": allocation})).pq
-        run = Run(f"{target}/pq", 0, [p], root=tmp_path)
+        run = Run(f"{target}-pq", 0, [p], root=tmp_path)
         objective = targets.get(target).objective(copy.deepcopy(trained), splits, section, run)
         model = pq.compress(copy.deepcopy(trained), target, objective, p, run)
         codebooks = {tuple(part.codebook.shape) for part in model.tensors.values() if isinstance(part, Coded)}
         artifact.save(model, tmp_path / allocation, {})
-        shares = artifact.shares(tmp_path / allocation)
+        shares = artifact.bytes_by_part(tmp_path / allocation)
         loss = mean_loss(model.build(), objective, torch.arange(0, len(objective.inputs), 3), run)
         return codebooks, loss, shares["codes"] + shares["codebooks"]
 
@@ -530,7 +532,7 @@ def test_mixed_bits_take_no_more_room_and_lose_less(compress: Any, target: str, 
         model = compress("quantize", target, {**rounding, "quantize.allocation": allocation})
         path = tmp_path / allocation
         artifact.save(model, path, {})
-        table = pd.read_csv(tmp_path / f"plots/curves/{target}/quantize/sensitivity.csv").set_index("layer")
+        table = pd.read_csv(tmp_path / f"plots/curves/{target}-quantize/sensitivity.csv").set_index("layer")
         return artifact.read(path)[0], float(table.loc["all", "added_loss"]), path.stat().st_size
 
     rounding = {"quantize.weight_bits": 3, "quantize.finetune.epochs": 0}
@@ -555,11 +557,11 @@ def test_pruned_energies_quantize(
     compress: Any, small: params.Params, splits: data.Splits, tmp_path: Path, kind: str
 ) -> None:
     pruned = network_of(compress("prune", "ebm", {"prune.kind": kind, "prune.amount": 0.3}))
-    run = Run("ebm/quantize", 0, [], root=tmp_path)
+    run = Run("ebm-quantize", 0, [], root=tmp_path)
     objective = targets.get("ebm").objective(copy.deepcopy(pruned), splits, small.ebm, run)
     model = quantize.compress(copy.deepcopy(pruned), "ebm", objective, small.quantize, run)
     images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    _, found = energy_gradient(energy_of(model, network_of(model)), images)
+    _, found = energy_gradient(energy_in(model, network_of(model)), images)
     _, wanted = energy_gradient(energies.energy_of(pruned, "mean"), images)
     assert torch.nn.functional.cosine_similarity(wanted.flatten(1), found.flatten(1)).min() > 0.95
     if kind == "unstructured":  # a zero stays a zero
@@ -570,7 +572,7 @@ def test_pruned_energies_quantize(
 def test_chains_of_methods(compress: Any, small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
     """structured pruning, then product quantization of the narrower network."""
     pruned = network_of(compress("prune", "ebm", {"prune.kind": "structured", "prune.amount": 0.3}))
-    run = Run("ebm/pq", 0, [], root=tmp_path)
+    run = Run("ebm-pq", 0, [], root=tmp_path)
     objective = targets.get("ebm").objective(copy.deepcopy(pruned), splits, small.ebm, run)
     coded = pq.compress(pruned, "ebm", objective, small.pq, run)
     artifact.save(coded, tmp_path / "chain.safetensors", {})

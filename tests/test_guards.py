@@ -6,6 +6,7 @@ Compared against a trace of the real run (tests/trace/sitecustomize.py), so noth
 import ast
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +14,22 @@ import pytest
 import yaml
 from conftest import ROOT, Clone
 
-from lowenergy.base.params import METHODS
+from lowenergy.base.nested import leaves
 
 
-def traces(clone: Clone) -> dict[str, Any]:
-    """What each stage really used, by DVC's name of the stage."""
-    found = {}
-    for path in clone.trace.glob("*.json"):
-        trace = json.loads(path.read_text())
-        args = trace["args"]
-        if trace["stage"] == "compress":
-            name = f"{args[0]}@{args[1]}"
-        else:
-            name = "@".join([trace["stage"], "-".join(args)]) if args else trace["stage"]
-        found[name] = trace
-    return found
-
-
+@cache
 def declared(clone: Clone) -> dict[str, Any]:
     """deps and params of each stage, templates resolved, as DVC locked them."""
     return yaml.safe_load((clone.path / "dvc.lock").read_text())["stages"]
 
 
-def leaves(value: Any, at: str) -> set[str]:
-    if isinstance(value, dict) and at != "targets":  # which there are is the value
-        return {leaf for key, part in value.items() for leaf in leaves(part, f"{at}.{key}")}
-    return {at}
+@cache
+def traces(clone: Clone) -> dict[str, Any]:
+    """What each stage really used, by DVC's name of the stage."""
+    found = [json.loads(path.read_text()) for path in clone.trace.glob("*.json")]
+    by_command = {" ".join(["python -m", f"stages.{trace['stage']}", *trace["args"]]): trace for trace in found}
+    names = {stage["cmd"]: name for name, stage in declared(clone).items()}
+    return {names[command]: trace for command, trace in by_command.items()}
 
 
 def test_every_stage_was_traced(clone: Clone) -> None:
@@ -50,14 +41,20 @@ def test_code_deps_are_the_modules_imported(clone: Clone) -> None:
     used: dict[tuple[str, str], bool] = {}
     for name, stage in declared(clone).items():
         code = {dep["path"] for dep in stage["deps"] if dep["path"].split("/")[0] in ("lowenergy", "stages")}
-        imported = {path for path in traces(clone)[name]["modules"] if path not in OF_NO_CONSEQUENCE}
-        assert not (undeclared := {path for path in imported if not inside(path, code)}), f"{name} imports {undeclared}"
+        trace = traces(clone)[name]
+        imported = {path for path in trace["modules"] if path not in OF_NO_CONSEQUENCE}
+        described = {path for leaf, path in trace["described"].items() if not leaf.endswith(TRUST)}
+        needed = {path for path in imported if path in described or not SECTIONS.fullmatch(path)}
+        assert not (undeclared := {path for path in needed if not inside(path, code)}), f"{name} imports {undeclared}"
         for dep in code:
             some = any(inside(path, {dep}) for path in imported)
-            place = (name.split("@")[0], re.sub(r"/targets/\w+", "/targets/…", dep))
+            place = (name.split("@")[0], re.sub(r"/(targets|compression)/\w+$", r"/\1/…", dep))
             used[place] = used.get(place, False) or some
     assert not (unused := [place for place, some in used.items() if not some]), unused
 
+
+# A method's or kind's section, with which all of params.yaml is checked: of consequence to who reads its parameters.
+SECTIONS = re.compile(r"lowenergy/(targets|compression)/\w+/__init__.py")
 
 # They say where things are, and do nothing.
 OF_NO_CONSEQUENCE = {
@@ -71,8 +68,8 @@ OF_NO_CONSEQUENCE = {
 }
 
 ROOMS = (
-    *("base", "data", "networks", "energies", "storage", "runtimes", "training", "targets", "compression", "scoring"),
-    *("reporting", "running", "timing", "searching", "profiles", "cli"),
+    *("base", "params", "data", "networks", "energies", "storage", "runtimes", "training", "targets", "compression"),
+    *("scoring", "reporting", "running", "timing", "searching", "profiles", "starting", "calls", "cli"),
 )  # each imports from those before it
 
 
@@ -111,11 +108,12 @@ def test_data_deps_are_the_files_opened(clone: Clone) -> None:
 
 
 def allowed_unread(name: str) -> set[str]:
-    """What `evaluate`, written once for all targets, needs without opening it everywhere."""
-    if not name.startswith("evaluate@"):
+    """What `evaluate`, written once for all kinds, needs without opening it everywhere."""
+    stage, _, model = name.partition("@")
+    if not stage.startswith("evaluate"):
         return set()
-    target = name.removeprefix("evaluate@").split("-")[0]
-    size_only = {f"models/{target}/teacher.safetensors"}
+    target = model.split("-")[0]
+    size_only = {f"models/{target}.safetensors"}
     for_samples = {"models/scorer.safetensors", "models/reference.safetensors"}
     return size_only | (for_samples if target == "classifier" else set())
 
@@ -126,36 +124,55 @@ def inside(path: str, places: set[str]) -> bool:
 
 def test_params_are_the_keys_read(clone: Clone) -> None:
     for name, stage in declared(clone).items():
+        if name == "recipes":
+            continue  # it writes all that it declares: test_params.py
         keys = stage.get("params", {}).get("params.yaml", {})
-        known = set().union(*(leaves(value, key) for key, value in keys.items()))
+        known = dict(place for key, value in keys.items() for place in leaves(value, key))
+        entry = next((key for key in keys if key.startswith("branches.")), None)
         read = set()
         for leaf in traces(clone)[name]["read"]:
-            # What a target shares with its kin is read from its own section, and declared where it stands.
-            shared = re.sub(r"^(ebm|jem)\.", "energies.", leaf)
-            if leaf in known or shared in known:
-                read.add(leaf if leaf in known else shared)
-            elif not any(leaf.startswith(f"{key}.") for key in keys):  # else params.yaml need not name it
+            if entry and leaf.startswith(f"{entry}.") and leaf not in known:  # what is not its own is of its method
+                leaf = leaf.replace(entry, keys[entry]["by"])
+            # Of a recipe another test tells; of a declared section params.yaml need not name all.
+            if leaf in known or not leaf.startswith(("data/recipes/", *(f"{key}." for key in keys))):
                 read.add(leaf)
-        # `networks` is a dependency by its content; targets and names of their networks say whom to trust, no figure.
-        read -= {
-            "networks",
-            "targets",
-            *(leaf for leaf in read if leaf.endswith(("architecture.name", "student.name"))),
-        } - known
-        assert read <= known, f"{name} reads {read - known} undeclared"
-        vain = {leaf for leaf in known - read if not only_sometimes(leaf, name)}
+        # `networks` is a dependency by its content; who has which network says whom to trust, no figure.
+        read -= {"networks", "teachers", "branches", *(leaf for leaf in read if leaf.endswith(TRUST))} - known.keys()
+        assert read <= known.keys(), f"{name} reads {read - known.keys()} undeclared"
+        vain = {leaf for leaf in known.keys() - read if not only_sometimes(leaf, name)}
         assert not vain, f"{name} declares {vain} and never reads it"
+
+
+TRUST = ("architecture.name", "student.name")
+
+
+def test_recipes_hold_what_is_read(clone: Clone) -> None:
+    for name, stage in declared(clone).items():
+        for dep in (dep["path"] for dep in stage["deps"] if dep["path"].startswith("data/recipes/")):
+            values = json.loads((clone.path / dep).read_text())
+            del values["kind"]
+            read = {leaf.partition(":")[2] for leaf in traces(clone)[name]["read"] if leaf.startswith(f"{dep}:")}
+            vain = {leaf for leaf, _ in leaves(values) if leaf not in read and not of_another_network(leaf, name)}
+            assert read and not vain, f"{name} has {vain} in {dep} and never reads it"
+
+
+def of_another_network(leaf: str, name: str) -> bool:
+    """Read where networks differ; and retraining has its own epochs and schedule."""
+    return name.startswith("compress@") and leaf.startswith("train.")
 
 
 def only_sometimes(leaf: str, name: str) -> bool:
     """Read under other values only: data.* of the sources not in use, blocks of layers that a network lacks."""
     finetunes_layers = {"pq.layer_finetune.lr", "quantize.retrain.lr", "pq.retrain.lr"}  # not with 0 steps
     of_channels = {"prune.amount_of"}
-    method, _, target = name.partition("@")
-    if method in METHODS and leaf.split(".")[0] in (target, "energies") and leaf.split(".")[1] == "train":
-        return True  # retraining has its own epochs and schedule; a change of the teacher's makes another source anyway
-    if target == "classifier" and leaf.endswith(".retrain.contrastive_from"):
+    if name.startswith("compress@") and leaf.endswith((".target", ".start", ".by")):
+        return True  # which a trace does not show
+    if name.startswith("compress@classifier") and leaf.endswith(".retrain.contrastive_from"):
         return True
+    if name == "report":
+        return True  # entries as they are
+    if name == "compress@ebm-quantize" and leaf == "quantize.weight_bits":
+        return True  # its own lie over them
     return leaf in {"data.root", "data.folder", "pq.block_1x1", "pq.block_small"} | finetunes_layers | of_channels
 
 

@@ -1,5 +1,7 @@
 """Every kind of bad params file is refused with the field, the value and what is allowed."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +9,79 @@ import pytest
 from conftest import ROOT, with_changes
 from pydantic import BaseModel
 
-from lowenergy import profiles
-from lowenergy.base import params
-from lowenergy.base.params import ParamsError
+from lowenergy import params
+from lowenergy.base.nested import leaves, with_values
+from lowenergy.params import ParamsError, recipes
 
 
 def test_shipped_params_are_valid() -> None:
     p = params.load(ROOT / "params.yaml")
-    assert p.targets == {"classifier": "classifier", "ebm": "energies", "jem": "energies"}
+    assert {name: teacher.kind for name, teacher in p.teachers.items()} == {name: name for name in params.kinds()}
     assert p.ebm.train.sampler == p.jem.train.sampler  # said once
     assert p.ebm.train.lr != p.jem.train.lr
+    assert p.teachers["ebm"].section == p.ebm
+    assert p.chain("ebm-distill-quantize") == ["ebm", "ebm-distill", "ebm-distill-quantize"]
+    assert p.models[:2] == ["classifier", "classifier-prune"] and len(p.models) == len(p.teachers) + len(p.branches)
+    assert {p.target_of(name) for name in p.models[-3:]} == {"jem"}
+    assert {(b.target, b.by) for b in p.branches.values()} == {(t, m) for t in params.kinds() for m in params.methods()}
+
+
+def test_an_entrys_values_lie_over_its_sections(values: Any) -> None:
+    p = params.check(
+        with_values(
+            values,
+            {
+                "teachers.wide": {"kind": "ebm", "architecture": {"width": 99}, "train": {"sampler": {"noise": 0.5}}},
+                "branches.wide-half": {
+                    "target": "wide",
+                    "start": "wide",
+                    "by": "prune",
+                    "amount": 0.5,
+                    "finetune": {"lr": 0.7},
+                },
+            },
+        )
+    )
+    wide, ebm, half = p.teachers["wide"], p.teachers["ebm"], p.branches["wide-half"]
+    assert (wide.kind, wide.architecture.width, wide.train.sampler.noise) == ("ebm", 99, 0.5)
+    assert wide.train.sampler.step_size == ebm.train.sampler.step_size  # of energies
+    assert wide.train.lr == ebm.train.lr and wide.matching == ebm.matching
+    assert (half.params.amount, half.params.finetune.lr) == (0.5, 0.7)
+    assert half.params.finetune.epochs == p.prune.finetune.epochs
+    assert p.branches["ebm-prune"].params == p.prune
+    assert p.architectures["wide.architecture"].width == 99
+
+
+def test_recipes_hold_what_stages_read(values: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def files(changes: dict[str, Any]) -> dict[str, bytes]:
+        recipes.write(params.check(with_values(values, changes)))
+        return {path.name: path.read_bytes() for path in recipes.FOLDER.iterdir()}
+
+    before = files({})
+    p = params.check(values)
+    for name, teacher in p.teachers.items():
+        read = recipes.read(name, "train")
+        assert (read.kind, read.architecture, read.train) == (name, teacher.architecture, teacher.train)
+        read = recipes.read(name, "matching")
+        assert (read.kind, read.train, read.matching) == (name, teacher.train, teacher.matching)
+        assert recipes.read(name, "evaluate").evaluate == teacher.evaluate
+        with pytest.raises(AttributeError):
+            _ = read.evaluate  # it would not be noticed if that changed
+    for changes, changed in (
+        ({"energies.matching.images": 7}, {"ebm.matching.json", "jem.matching.json"}),
+        ({"teachers.ebm.matching": {"images": 7}}, {"ebm.matching.json"}),
+        ({"jem.evaluate.samples": 700}, {"jem.evaluate.json"}),
+        ({"classifier.architecture.width": 8}, {"classifier.train.json"}),
+        ({"classifier.train.lr": 0.3}, {"classifier.train.json", "classifier.matching.json"}),
+        ({"energies.train.flip": False, "prune.amount": 0.1}, set()),
+    ):
+        after = files(changes)
+        assert {name for name in before if after[name] != before[name]} == changed, changes
+
+
+PRUNED = {"target": "ebm", "start": "ebm", "by": "prune"}
 
 
 @pytest.mark.parametrize(
@@ -40,12 +105,6 @@ def test_shipped_params_are_valid() -> None:
         ({"energies.train.sampler.step_size": float("inf")}, "energies.train.sampler.step_size = inf: input should be"),
         ({"energies.matching.images": 0}, "energies.matching.images = 0: input should be greater than or equal to 1"),
         ({"data.source": "folder"}, "data.image_size must be given for source folder"),
-        ({"targets": {}}, "targets = {}: dictionary should have at least 1 item"),
-        ({"targets": {"gan": "energies"}}, "targets: {gan: energies} names no two sections that go together as"),
-        ({"targets": {"ebm": "classifier"}}, "targets: {ebm: classifier} names no two sections that go together as"),
-        ({"targets": ["ebm"]}, "targets is a list; write targets: {ebm: energies}"),
-        ({"pq.source": "quantize"}, "pq.source = 'quantize': input should be 'teacher', 'prune' or 'distill'"),
-        ({"prune.source": "distill", "distill.source": "prune"}, "prune <- distill <- prune is a circle"),
         ({"ebm.architecture.head": "scalar"}, "head scalar needs logits = 1, got 10"),
         ({"classifier.train.flip": "yes"}, "classifier.train.flip = 'yes': input should be a valid boolean"),
         (
@@ -66,55 +125,124 @@ def test_shipped_params_are_valid() -> None:
             "energies.matching: energy_weight and score_weight are both 0",
         ),
         ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
+        # Entries.
+        ({"teachers": {}}, "teachers = {}: dictionary should have at least 1 item"),
+        ({"teachers": ["ebm"]}, "teachers = ['ebm']: input should be a valid dictionary"),
+        ({"branches": "all"}, "branches = 'all': input should be a valid dictionary"),
+        ({"teachers.gan": {"kind": "gan"}}, "teachers.gan.kind = 'gan' is no kind; there are classifier, ebm, jem"),
+        ({"teachers.gan": {"kind": ["ebm"]}}, "teachers.gan.kind = ['ebm'] is no kind; there are"),
+        ({"teachers.gan": {}}, "teachers.gan.kind is missing; there are classifier, ebm, jem"),
+        ({"teachers.ebm": "ebm"}, "teachers.ebm = 'ebm': give a dictionary such as {kind: ebm}"),
+        ({"teachers.ebm.train": {"lr": -1.0}}, "teachers.ebm.train.lr = -1.0: input should be greater than 0 (Adam's"),
+        ({"teachers.ebm.trian": {"lr": 1.0}}, "teachers.ebm.trian = {'lr': 1.0} is not a parameter"),
+        ({"teachers.ebm.train": {"epochs": 0}}, "teachers.ebm: train.epochs = 0 leaves random weights"),
+        ({"teachers.scorer": {"kind": "ebm"}}, "teachers: 'scorer' cannot be a name: lower-case letters"),
+        ({"branches.Best": PRUNED}, "branches: 'Best' cannot be a name: lower-case letters, digits, - and _ make one"),
+        ({"branches.ebm": PRUNED}, "branches.ebm: teachers has one of this name, too; give it another"),
+        ({"branches.x": {"target": "ebm", "start": "ebm"}}, "branches.x.by is missing (the method)"),
+        (
+            {"branches.x": {**PRUNED, "by": "prun"}},
+            "branches.x.by = 'prun' is no method; there are prune, quantize, distill",
+        ),
+        ({"branches.x": {**PRUNED, "by": "budget"}}, "branches.x.by = 'budget' is no method"),  # but a file there
+        ({"branches.x": {**PRUNED, "start": "none"}}, "branches.x.start = 'none' is no model; there are classifier"),
+        ({"branches.x": {**PRUNED, "target": "ebm-pq"}}, "branches.x.target = 'ebm-pq' is no teacher; there are"),
+        ({"branches.x": {**PRUNED, "amount": 2}}, "branches.x.amount = 2: input should be less than 1 (fraction to"),
+        ({"branches.x": {**PRUNED, "bits": 2}}, "branches.x.bits = 2 is not a parameter; `lowenergy params` lists"),
+        ({"branches.x": {**PRUNED, "kind": "2of4"}}, "branches.x: prune.kind = 2of4 halves every layer at once"),
+        (
+            {"branches.x": {**PRUNED, "start": "ebm-pq"}},
+            "branches.x.start = 'ebm-pq' has been coded by pq, and no method goes on from codes; start from ebm",
+        ),
+        (
+            {"branches.x": {**PRUNED, "start": "y"}, "branches.y": {**PRUNED, "start": "x"}},
+            "branches: x, y start from each other; let one of them start from a teacher",
+        ),
+        ({"branches.x": {**PRUNED, "start": "x"}}, "branches: x start from each other"),
+        (
+            {"branches.x": {**PRUNED, "start": "jem-prune"}},
+            "branches.x: start jem-prune comes from teacher jem of kind jem, target ebm is of kind ebm; both must be",
+        ),
+        (
+            {
+                "teachers.one": {"kind": "ebm", "architecture": {"head": "scalar", "logits": 1}},
+                "branches.x": {**PRUNED, "start": "one"},
+            },
+            "branches.x: start one comes from teacher one of head scalar, target ebm is of head mean; both must be",
+        ),
     ],
 )
 def test_bad_values_are_refused(values: Any, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ParamsError) as error:
-        params.check(with_changes(values, change))
+        params.check(with_values(values, change))
     assert message in str(error.value)
-    assert str(error.value).startswith("params.yaml: ")
+    lines = str(error.value).splitlines()
+    assert all(line.startswith("params.yaml: ") for line in lines)
+    assert len(lines) == 1 or any(key in change for key in ("teachers", "prune.amount", "branches.x"))
+    assert len(lines) < 3
 
 
 def test_unknown_and_missing_keys_are_refused(values: Any) -> None:
     changed = with_changes(values, {})
     changed["prune"]["ammount"] = changed["prune"].pop("amount")
-    with pytest.raises(ParamsError) as error:
-        params.check(changed)
-    assert "prune.ammount = 0.7 is not a parameter" in str(error.value)
-    assert "prune.amount is missing (fraction to remove)" in str(error.value)
-
-
-def test_old_files_are_told_what_moved_where(values: Any) -> None:
-    changed = with_changes(values, {})
-    changed["ebm"]["train"]["langevin"] = changed["energies"]["train"].pop("sampler")
-    changed["ebm"]["probes"] = {"images": 5}
-    changed["pq"]["finetune"]["precision"] = "32-true"
     changed["extra"] = {}
+    del changed["teachers"]["ebm"]["kind"], changed["prune"]["finetune"]["lr"], changed["ebm"]["architecture"]["name"]
+    del changed["data"]
     with pytest.raises(ParamsError) as error:
         params.check(changed)
     for line in (
-        "ebm.train.langevin is no parameter any more: now ebm.train.sampler",
-        "ebm.probes is no parameter any more: now energies.matching",
-        "pq.finetune.precision is no parameter any more: now that of classifier.train",
+        "prune.ammount = 0.7 is not a parameter",
+        "prune.finetune.lr is missing (peak learning rate (Adam, one cycle))",
         "extra is no section; `lowenergy params` lists all of them",
+        "teachers.ebm.kind is missing",
+        "ebm.architecture.name is missing (resnet18, resnet10",
+        "data is missing (the images)",
     ):
         assert f"params.yaml: {line}" in str(error.value)
+    changed = with_changes(values, {})
+    del changed["jem"], changed["branches"]
+    with pytest.raises(ParamsError, match="branches is missing"):
+        params.check(changed)
+
+
+@pytest.mark.parametrize("method", params.methods())
+def test_defaults_of_methods_are_those_that_are_shipped(values: Any, method: str) -> None:
+    """For whoever calls a method without a params.yaml."""
+    assert params.method(method, {}) == params.method(method, values[method])
+
+
+@pytest.mark.parametrize("kind", params.kinds())
+def test_defaults_of_kinds_are_those_that_are_shipped(values: Any, kind: str) -> None:
+    shipped = getattr(params.check(values), kind)
+    for part in ("train", "matching", "evaluate"):
+        assert getattr(shipped, part) == type(getattr(shipped, part))(), f"{kind}.{part}"
+
+
+def test_what_is_left_out_of_the_file_is_the_default(values: Any) -> None:
+    changed = with_changes(values, {})
+    del changed["prune"]["amount"], changed["ebm"]["train"]["lr"], changed["energies"]["matching"]["images"]
+    assert params.check(changed) == params.check(values)
+
+
+def test_what_is_given_in_part_keeps_the_other_defaults() -> None:
+    section = params.method("prune", {"amount": 0.5, "finetune": {"epochs": 1}})
+    assert (section.amount, section.finetune.epochs, section.finetune.lr) == (0.5, 1, 0.002)
+    with pytest.raises(ParamsError, match="^prune.finetune.epochs = -1: input should be"):
+        params.method("prune", {"finetune": {"epochs": -1}})
 
 
 def test_params_yaml_is_no_longer_than_a_person_reads(values: Any) -> None:
-    def leaves(value: Any) -> int:
-        return sum(map(leaves, value.values())) if isinstance(value, dict) else 1
-
-    assert leaves(values) <= 150
-    listed = {name for name, _, _ in params.listing()}
-    assert {"pq.budget_bytes", "ebm.train.sampler.noise", "data.source"} <= listed
-    assert {name: allowed for name, allowed, _ in params.listing()}["prune.amount"] == "0 < number < 1"
+    sections = {name: section for name, section in values.items() if name not in ("teachers", "branches")}
+    assert len(list(leaves(sections))) <= 150
+    listed = {name: allowed for name, allowed, _ in params.listing()}
+    assert {"pq.budget_bytes", "ebm.train.sampler.noise", "data.source", "teachers", "branches"} <= listed.keys()
+    assert listed["prune.amount"] == "0 < number < 1"
 
 
 def test_all_problems_are_reported_at_once(values: Any) -> None:
     with pytest.raises(ParamsError) as error:
-        params.check(with_changes(values, {"seed": -1, "prune.amount": 0}))
-    assert len(str(error.value).splitlines()) == 2
+        params.check(with_changes(values, {"seed": -1, "prune.amount": 0, "branches.ebm-pq.start": "none"}))
+    assert len(str(error.value).splitlines()) == 3
 
 
 @pytest.mark.parametrize(("text", "message"), [("seed: [", "not valid YAML"), ("- 1", "expected sections")])
@@ -133,42 +261,13 @@ def test_every_parameter_says_what_it_means() -> None:
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
                 check(field.annotation)
 
-    check(params.Params)
+    for section in (params.Params, *params.kinds().values(), *params.methods().values()):
+        check(section)
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    (tmp_path / "profiles").mkdir()
-    for path in (ROOT / "profiles").glob("*.yaml"):
-        (tmp_path / "profiles" / path.name).write_text(path.read_text())
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", ["mnist", "cifar100"])
-def test_profiles_apply_and_digits_brings_everything_back(project: Path, name: str) -> None:
-    before = (project / "params.yaml").read_text()
-    assert profiles.apply(name)
-    assert params.load().data.source == name
-    (project / "nets").mkdir()
-    (project / "nets/mnist-ebm-tiny.safetensors").touch()  # that one of them starts from
-    presets = {path.stem for path in (ROOT / "profiles").glob("*.yaml")} - {"digits", "mnist", "cifar100"}
-    for preset in sorted(presets):
-        assert profiles.apply(preset)
-    (project / "profiles/spare.yaml").write_text("quantize: {keep_float: [features.0.conv, ebm/fc]}\n")
-    assert profiles.apply("spare")
-    assert params.load().quantize.keep_float == ["features.0.conv", "ebm/fc"]
-    assert "# at most so many" in (project / "params.yaml").read_text()
-    profiles.apply("digits")
-    assert (project / "params.yaml").read_text() == before
-
-
-def test_bad_profiles_change_nothing(project: Path) -> None:
-    before = (project / "params.yaml").read_text()
-    (project / "profiles/bad.yaml").write_text("prune: {amount: 3.0}\n")
-    (project / "profiles/typo.yaml").write_text("prune: {ammount: 0.3}\n")
-    for name, message in (("bad", "prune.amount = 3.0"), ("typo", "prune.ammount"), ("none", "no such profile")):
-        with pytest.raises(ParamsError, match=message):
-            profiles.apply(name)
-    assert (project / "params.yaml").read_text() == before
+def test_reading_takes_no_torch() -> None:
+    """All sections are imported: shipped ones must be light, or every command and stage waits."""
+    code = "import sys; from lowenergy import params; params.load(); assert params.methods() and params.kinds(); "
+    heavy = "print([name for name in ('torch', 'numpy', 'pandas') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code + heavy], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

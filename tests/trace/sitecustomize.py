@@ -1,7 +1,8 @@
 """Put on PYTHONPATH by the pipeline tests: every traced stage writes down what it really used.
 
 For a stage run as `python -m stages.NAME ...` a JSON file appears in $LOWENERGY_TRACE with the project modules it
-imported, the files it opened below the working directory, and the parameters it read.
+imported, the files it opened below the working directory, and the parameters it read: of params.yaml by their places,
+of a recipe as `data/recipes/ebm.train.json:train.lr`; and which module describes each of them.
 """
 
 import atexit
@@ -13,7 +14,7 @@ from pathlib import Path
 
 def trace(folder: Path) -> None:
     root = Path.cwd()
-    opened, read, places = set(), set(), {}
+    opened, read, places, described = set(), set(), {}, {}
 
     def audit(event: str, args: tuple) -> None:
         if (
@@ -29,28 +30,45 @@ def trace(folder: Path) -> None:
     sys.path.insert(0, str(root))
     from pydantic import BaseModel
 
-    from lowenergy.base import files, params
+    from lowenergy import params
+    from lowenergy.base import files
+    from lowenergy.params import recipes
 
     def remember(section: BaseModel, at: str) -> None:
         places[id(section)] = (section, at)  # holding it keeps the id
-        for name in type(section).model_fields:
-            value = BaseModel.__getattribute__(section, name)
+        for name in section.model_fields_set | set(type(section).model_fields):
+            value = section.__dict__.get(name)
             if isinstance(value, BaseModel):
                 remember(value, f"{at}{name}.")
 
     def getattribute(section: BaseModel, name: str) -> object:
         value = BaseModel.__getattribute__(section, name)
         if id(section) in places and name in type(section).model_fields and not isinstance(value, BaseModel):
-            read.add(places[id(section)][1] + name)
+            leaf = places[id(section)][1] + name
+            read.add(leaf)
+            described[leaf] = os.path.relpath(sys.modules[type(section).__module__].__file__, root)
         return value
 
-    load = params.load
+    def watched() -> None:
+        params.Section.__getattribute__ = getattribute
+
+    load, read_recipe = params.load, recipes.read
 
     def traced_load(*args: object, **kwargs: object) -> object:
         loaded = load(*args, **kwargs)
         remember(loaded, "")
-        params.Section.__getattribute__ = getattribute
+        for name, teacher in loaded.teachers.items():
+            remember(teacher.section, f"teachers.{name}.")
+        for name, branch in loaded.branches.items():
+            remember(branch.params, f"branches.{name}.")
+        watched()
         return loaded
+
+    def traced_recipe(name: str, recipe: str) -> object:
+        teacher = read_recipe(name, recipe)
+        remember(teacher.section, f"{recipes.FOLDER}/{name}.{recipe}.json:")
+        watched()
+        return teacher
 
     read_safetensors = files.read_safetensors
 
@@ -58,7 +76,7 @@ def trace(folder: Path) -> None:
         opened.add(str(path))
         return read_safetensors(path)
 
-    params.load, files.read_safetensors = traced_load, traced_read
+    params.load, recipes.read, files.read_safetensors = traced_load, traced_recipe, traced_read
     sys.addaudithook(audit)
 
     @atexit.register
@@ -72,6 +90,7 @@ def trace(folder: Path) -> None:
             "modules": sorted(m for m in modules if m.split(os.sep)[0] in ("lowenergy", "stages")),
             "opened": sorted(opened),
             "read": sorted(read),
+            "described": described,
         }
         (folder / f"{'-'.join([stage, *sys.argv[1:]])}.json").write_text(json.dumps(found))
 
