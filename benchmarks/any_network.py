@@ -10,15 +10,20 @@ is no record: what counts is that every branch works, what it loses against its 
 import argparse
 import contextlib
 import io
-import json
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from record import RECORDS, write
+from record import rows as recorded
+from record import write
 from ruamel.yaml import YAML
+
+from lowenergy.base.nested import with_values
+
+if TYPE_CHECKING:
+    from lowenergy.base.cards import Card
 
 ROOT = Path(__file__).parents[1]
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -62,7 +67,11 @@ class Net(nn.Module):
         return self.last(F.silu(self.point(self.depth(x))).mean((2, 3)))
 '''
 CHANGES = {
-    "targets": {"classifier": "classifier"},
+    "teachers": {"classifier": {"kind": "classifier"}},
+    "branches": {
+        f"classifier-{method}": {"target": "classifier", "start": "classifier", "by": method}
+        for method in ("prune", "quantize", "distill", "pq")
+    },
     "networks": "nets",
     "data.source": "folder",
     "data.image_size": 32,
@@ -115,24 +124,9 @@ def fill(images: Path, root: str, classes: int = 10) -> None:
                 image.save(place / f"{'train' if train else 'test'}{i}.png")
 
 
-def recorded(name: str) -> list[dict[str, Any]]:
-    """Rows of an earlier run, of which this one may redo some networks."""
-    path = RECORDS / f"{name}.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-    return rows
-
-
 def params(changes: dict[str, Any], shipped: Path = ROOT / "params.yaml") -> None:
     """Write params.yaml here: the shipped one, dotted keys changed."""
-    yaml = YAML()
-    values = yaml.load(shipped)
-    for dotted, value in changes.items():
-        *path, last = dotted.split(".")
-        section = values
-        for key in path:
-            section = section[key]
-        section[last] = value
-    yaml.dump(values, Path("params.yaml"))
+    YAML().dump(with_values(YAML().load(shipped), changes), Path("params.yaml"))
 
 
 def main() -> None:
@@ -157,11 +151,13 @@ def main() -> None:
         rows += network(name, images, args.epochs)
         os.chdir(ROOT)
         others = [row for row in recorded(args.record) if row["network"] not in args.only]
-        write(args.record, others + rows, changes={k: v for k, v in CHANGES.items() if k != "targets"})
+        write(
+            args.record, others + rows, changes={k: v for k, v in CHANGES.items() if k not in ("teachers", "branches")}
+        )
 
 
 def network(name: str, images: Path, epochs: int | None) -> list[dict[str, Any]]:
-    from stages import compress, prepare, teacher
+    from stages import compress, prepare, recipes, teacher
 
     common = CHANGES | {"data.folder": str(images), "classifier.architecture": NETWORKS[name]}
     if epochs is not None:
@@ -169,13 +165,14 @@ def network(name: str, images: Path, epochs: int | None) -> list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     for row, changes in ROWS.items():
         params(common | changes)
+        recipes.main()
         branch = row.split(" ")[0]
         if branch == "teacher":
             prepare.main()
         started, said = time.monotonic(), io.StringIO()
         with contextlib.redirect_stdout(said):
             try:
-                teacher.main("classifier") if branch == "teacher" else compress.main(branch, "classifier")
+                teacher.main("classifier") if branch == "teacher" else compress.main(f"classifier-{branch}")
             except Exception as error:
                 rows.append({"network": name, "branch": row, "error": f"{type(error).__name__}: {error}"})
                 print(rows[-1])
@@ -203,21 +200,22 @@ def network(name: str, images: Path, epochs: int | None) -> list[dict[str, Any]]
     return rows
 
 
-def measure(branch: str) -> dict[str, Any]:
+def measure(branch: str) -> "Card":
     from lowenergy import data
-    from lowenergy.base import params as schema
+    from lowenergy import params as schema
     from lowenergy.scoring import report_card
 
-    p = schema.load()
+    p, name = schema.load(), "classifier" if branch == "teacher" else f"classifier-{branch}"
     return report_card.measure(
-        path=f"models/classifier/{branch}.safetensors",
-        teacher="models/classifier/teacher.safetensors",
+        path=f"models/{name}.safetensors",
+        teacher="models/classifier.safetensors",
+        said="said/classifier.safetensors",
         scorer="",
         reference="",
         splits=data.load(data.SPLITS),
         p=p.classifier.evaluate,
         seed=0,
-        plots=Path(f"plots/branches/classifier/{branch}"),
+        plots=Path(f"plots/models/{name}"),
         trust=p.trusted,
     )
 

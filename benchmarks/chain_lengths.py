@@ -8,14 +8,14 @@ FID larger than that of many; compare within the rows of a model. Rows of the sa
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
-from record import RECORDS, write
+from record import rows as recorded
+from record import write
 
-from lowenergy.base.params import Sampler
 from lowenergy.energies import langevin_chain, uniform_noise
+from lowenergy.params import Sampler
 from lowenergy.runtimes import loading, sampling
 from lowenergy.scoring import generation
 from lowenergy.storage import artifact
@@ -49,12 +49,10 @@ def main() -> None:
                 row = {"step_size": step_size, "noise": noise, "steps": step, "samples": args.samples}
                 rows.append({**row, "spread": round(spread, 3), **found})
                 print(rows[-1], flush=True)
-    path = RECORDS / "chain_lengths.json"
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
     sha256 = artifact.sha256(args.model)
     named = {"sha256": sha256, "model": args.model.name, "network": f"{model.spec.name} of width {model.spec.width}"}
     own = [{**named, **row} for row in rows]
-    write("chain_lengths", [*(old for old in before if old["sha256"] != sha256), *own], seed=SEED)
+    write("chain_lengths", [*(old for old in recorded("chain_lengths") if old["sha256"] != sha256), *own], seed=SEED)
 
 
 if __name__ == "__main__":

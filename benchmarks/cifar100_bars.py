@@ -21,9 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from record import RECORDS, machine, write
+from record import machine, write
+from record import rows as recorded
 from ruamel.yaml import YAML
 
+from lowenergy import profiles
+from lowenergy.base.nested import with_values
 from lowenergy.storage import artifact
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +53,12 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
     "teacher": (("teacher",), {}),
     "half the MACs, of that 4 bits, of that pq": (
         ("prune", "quantize", "pq"),
-        {**prune(0.5, 12), **quantize(4, 4, 0.0005, source="prune"), **pq(695_000, 5, source="prune")},
+        {
+            **prune(0.5, 12),
+            **quantize(4, 4, 0.0005),
+            **pq(695_000, 5),
+            **{f"branches.classifier-{method}.start": "classifier-prune" for method in ("quantize", "pq")},
+        },
     ),
     "a quarter of the MACs": (("prune",), prune(0.75, 12)),
     "2 bits": (("quantize",), quantize(2, 10, 0.001)),
@@ -78,8 +86,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.end = args, time.monotonic() + args.seconds
         self.lock = threading.Lock()
-        self.path = RECORDS / f"{args.record}.json"
-        self.rows: list[dict[str, Any]] = json.loads(self.path.read_text())["rows"] if self.path.exists() else []
+        self.rows = recorded(args.record)
         self.data = args.work / "splits"
         self._workspace(self.data, {})
         if not (self.data / "data/splits.safetensors").exists():
@@ -88,21 +95,12 @@ class Bench:
     def _workspace(self, place: Path, changes: Changes) -> None:
         """The params of the profile with these changes, and links to everything else."""
         place.mkdir(parents=True, exist_ok=True)
-        for name in ("stages", "lowenergy", "profiles"):
+        for name in ("stages", "lowenergy"):
             if not (place / name).is_symlink():
                 (place / name).symlink_to(ROOT / name)
-        yaml = YAML()
-        shutil.copy(ROOT / "params.yaml", place / "params.yaml")
-        self._run(place, "lowenergy.cli", "profile", "cifar100")
-        values = yaml.load(place / "params.yaml")
-        values["data"]["root"] = str(self.args.root)
-        for name, value in changes.items():
-            *sections, last = name.split(".")
-            section = values
-            for part in sections:
-                section = section[part]
-            section[last] = value
-        yaml.dump(values, place / "params.yaml")
+        values = with_values(profiles.composed("cifar100"), {**changes, "data.root": str(self.args.root)})
+        YAML().dump(values, place / "params.yaml")
+        self._run(place, "stages.recipes")
 
     def _run(self, place: Path, *command: str) -> None:
         with (place / "log.txt").open("ab") as log:
@@ -131,23 +129,24 @@ class Bench:
             return
         self._workspace(place, changes)
         for link, to in (
-            ("models/classifier/teacher.safetensors", self.args.teacher),
+            ("models/classifier.safetensors", self.args.teacher),
             ("data/splits.safetensors", self.data / "data/splits.safetensors"),
         ):
             (place / link).parent.mkdir(parents=True, exist_ok=True)
             if not (place / link).is_symlink():
                 (place / link).symlink_to(to)
-        cards = {}
+        cards, digests = {}, {}
         for method in methods:
-            model = place / f"models/classifier/{method}.safetensors"
+            name = "classifier" if method == "teacher" else f"classifier-{method}"
+            model = place / f"models/{name}.safetensors"
             if not model.exists():
-                self._run(place, "stages.compress", method, "classifier")
-            self._run(place, "stages.evaluate", "classifier", method)
-            cards[method] = json.loads((place / f"metrics/classifier/{method}.card.json").read_text())
+                self._run(place, "stages.compress", name)
+            self._run(place, "stages.evaluate", name)
+            cards[method] = json.loads((place / f"cards/{name}.json").read_text())
+            digests[method] = artifact.sha256(model)
             if self.args.keep and model.stat().st_size < 8_000_000:
                 kept = self.args.keep / f"{place.name}-{method}.safetensors"
                 shutil.copy(model, kept)
-        digests = {m: artifact.sha256(place / f"models/classifier/{m}.safetensors") for m in methods}
         seconds = round(time.monotonic() - started)
         row = {"label": label, "seconds": seconds, "machine": machine(), "params": changes, "sha256": digests}
         with self.lock:
@@ -160,7 +159,7 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher", type=Path, help="models/classifier/teacher.safetensors of the profile")
+    parser.add_argument("teacher", type=Path, help="models/classifier.safetensors of the profile")
     parser.add_argument("--root", type=Path, default=Path("data/raw"), help="torchvision root with CIFAR-100")
     parser.add_argument("--work", type=Path, required=True, help="folder for the workspaces")
     parser.add_argument("--keep", type=Path, help="folder for small models")

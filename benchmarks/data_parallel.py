@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -35,13 +34,12 @@ CASES: dict[str, dict[str, Any]] = {  # profile and target: what differs
 SCRIPT = """
 import json, sys, time
 from lowenergy import data, targets, training
-from lowenergy.base import params
+from lowenergy import params
 from lowenergy.training import loop
 
 target, steps = sys.argv[1], int(sys.argv[2])
 p = params.load()
 splits = data.prepare(p.data, p.seed).read()
-run = training.Run(f"{target}/teacher", 0, [])
 began = []
 fit = loop.fit
 
@@ -56,22 +54,21 @@ def timed(network, loss, **settings):
         return loss(network, step)
     fit(network, watched, **settings)
 
-for module in (targets.get(target), __import__("lowenergy.training.energies", fromlist=["fit"])):
+for place in (f"lowenergy.targets.{target}.training", "lowenergy.training.energies"):
+    module = __import__(place, fromlist=["fit"])
     if hasattr(module, "fit"):
         module.fit = timed
-targets.get(target).train(splits, getattr(p, target), run)
+with training.running(target, 0, []) as run:
+    targets.get(target).train(splits, getattr(p, target), run)
 """
 
 
 def prepare(place: Path, root: Path, profile: str, changes: dict[str, Any]) -> None:
     """A folder with the profile's params, these changed."""
     place.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "params.yaml", place)
-    if not (place / "profiles").exists():
-        (place / "profiles").symlink_to(ROOT / "profiles")
     (place / "script.py").write_text(SCRIPT)
     with contextlib.chdir(place):
-        profiles.apply(profile)
+        profiles.apply(profile, force=True)
         params({"data.root": str(root), "data.limit": 2000} | changes, Path("params.yaml"))
 
 

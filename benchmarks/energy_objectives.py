@@ -4,24 +4,21 @@
     python benchmarks/energy_objectives.py --epochs 36 2           # of energy matching, of the study's recipe
 
 Both train the network of params.yaml's ebm; the first by ebm.train as it is there, the second by the earlier study's
-recipe (profiles/mnist-study.yaml). While they train, their checkpoints are copied with the time they took; afterwards
-1,000 samples are drawn from each copy and looked at through the pipeline's scorer.
+recipe (`lowenergy profile mnist-study`). While they train, their checkpoints are copied with the time they took;
+afterwards 1,000 samples are drawn from each copy and looked at through the pipeline's scorer.
 """
 
 import argparse
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from record import write
-from ruamel.yaml import YAML
 
-from lowenergy import data, energies, networks
-from lowenergy.base import checkpoint, params
-from lowenergy.base.params import Ebm
+from lowenergy import data, energies, networks, params, profiles
+from lowenergy.base import checkpoint
 from lowenergy.runtimes import loading
 from lowenergy.scoring import generation
 from lowenergy.storage import artifact
@@ -29,18 +26,9 @@ from lowenergy.targets import ebm
 from lowenergy.training import Run, loop
 
 
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: merged(value, changes[key]) if isinstance(value, dict) and key in changes else changes.get(key, value)
-        for key, value in values.items()
-    }
-
-
-def recipes(epochs: list[int]) -> dict[str, Ebm]:
+def recipes(epochs: list[int]) -> dict[str, ebm.Params]:
     ours = params.load().ebm
-    profile = YAML(typ="safe").load(Path("profiles/mnist-study.yaml"))
-    changes = merged(ours.model_dump(), profile["energies"])
-    study = Ebm.model_validate(merged(changes, {k: v for k, v in profile["ebm"].items() if k != "architecture"}))
+    study = params.check(profiles.composed("mnist-study")).ebm.model_copy(update={"architecture": ours.architecture})
     found = {"energy matching": ours, "persistent contrastive divergence": study}
     return {
         name: p.model_copy(update={"train": p.train.model_copy(update={"epochs": count})})
@@ -48,7 +36,7 @@ def recipes(epochs: list[int]) -> dict[str, Ebm]:
     }
 
 
-def train(p: Ebm, splits: data.Splits, every: float) -> list[tuple[float, int, dict[str, torch.Tensor]]]:
+def train(p: ebm.Params, splits: data.Splits, every: float) -> list[tuple[float, int, dict[str, torch.Tensor]]]:
     """(seconds, step, weights) every so many seconds, by the weights' average where the recipe has one."""
     copies: list[tuple[float, int, dict[str, torch.Tensor]]] = []
     began = time.monotonic()
@@ -60,7 +48,7 @@ def train(p: Ebm, splits: data.Splits, every: float) -> list[tuple[float, int, d
 
     kept, loop.keep, checkpoint.SECONDS = loop.keep, keep, every
     with TemporaryDirectory() as root:
-        ebm.train(splits, p, Run("ebm/teacher", 0, [], root=root))
+        ebm.train(splits, p, Run("ebm", 0, [], root=root))
     loop.keep = kept
     return copies
 

@@ -1,6 +1,6 @@
 """Does an int8 energy sample like its float32 teacher? Scores along the chain, FID and Inception Score, three runtimes.
 
-    python benchmarks/int8_sampler.py models/ebm/teacher.safetensors models/ebm/quantize.safetensors
+    python benchmarks/int8_sampler.py models/ebm.safetensors models/ebm-quantize.safetensors
 
 Run it where the pipeline has run: it needs models/scorer and models/reference. The chains of all rows start from the
 same noise. int8 runs three times: simulated in float as `evaluate` does, by Inductor's int8 kernels, and in onnxruntime
@@ -19,8 +19,8 @@ from rich.table import Table
 from torch import Generator, Tensor
 
 from lowenergy import energies
-from lowenergy.base.params import Sampler
 from lowenergy.energies import Energy, ExplicitEnergy
+from lowenergy.params import Sampler
 from lowenergy.runtimes import int8, loading, to_onnx
 from lowenergy.scoring import generation
 from lowenergy.storage import artifact
@@ -77,10 +77,10 @@ def main() -> None:
     forward, gradient = int8_share(model)
     console.print(f"multiplications in int8: {forward:.1%} of the energy's, {gradient:.1%} of its gradient's")
     network = loading.network_of(model)
-    simulated = loading.energy_of(model, network)
+    simulated = loading.energy_in(model, network)
     graph = int8.compiled(int8.restore(model, gradient=True))
     kernels = ExplicitEnergy(lambda images: graph(images)[0], graph, model.spec.head)
-    of_teacher = loading.energy_of(exact, loading.network_of(exact))
+    of_teacher = loading.energy_in(exact, loading.network_of(exact))
 
     generator = Generator().manual_seed(args.seed)
     start = energies.uniform_noise((args.n, *model.spec.input_shape), generator)

@@ -23,10 +23,17 @@ import record
 from PIL import Image
 from ruamel.yaml import YAML
 
+from lowenergy.base.nested import with_values
+
 ROOT = Path(__file__).parents[1]
 SIDE, PICTURES = 128, 100
 CHANGES = {
-    "targets": {"classifier": "classifier", "ebm": "energies"},
+    "teachers": {target: {"kind": target} for target in ("classifier", "ebm")},
+    "branches": {
+        f"{target}-{method}": {"target": target, "start": target, "by": method}
+        for target in ("classifier", "ebm")
+        for method in ("prune", "quantize", "distill", "pq")
+    },
     "data.source": "folder",
     "data.folder": "images",
     "data.image_size": SIDE,
@@ -61,9 +68,9 @@ CHANGES = {
     "pq.finetune.epochs": 0,
 }  # fmt: skip
 STAGES = [
-    "prepare", "scorer", "teacher classifier", "teacher ebm",
-    *(f"compress {method} {t}" for t in ("classifier", "ebm") for method in ("prune", "quantize", "distill", "pq")),
-    *(f"evaluate {target} {branch}" for target in ("classifier", "ebm") for branch in ("teacher", "quantize")),
+    "prepare", "recipes", "scorer", "teacher classifier", "teacher ebm",
+    *(f"compress {t}-{method}" for t in ("classifier", "ebm") for method in ("prune", "quantize", "distill", "pq")),
+    *(f"evaluate {name}" for name in ("classifier", "classifier-quantize", "ebm", "ebm-quantize")),
 ]  # fmt: skip
 
 
@@ -126,16 +133,8 @@ def main() -> None:
     shutil.rmtree(args.work, ignore_errors=True)
     count = round(args.gigabytes * 1e9 / (3 * SIDE * SIDE))
     folder(args.work / "images", count)
-    yaml = YAML()
-    values = yaml.load(ROOT / "params.yaml")
-    for dotted, value in CHANGES.items():
-        *path, last = dotted.split(".")
-        section = values
-        for key in path:
-            section = section[key]
-        section[last] = value
-    values["networks"] = str(ROOT / "lowenergy/networks/zoo")
-    yaml.dump(values, args.work / "params.yaml")
+    changes = {**CHANGES, "networks": str(ROOT / "lowenergy/networks/zoo")}
+    YAML().dump(with_values(YAML().load(ROOT / "params.yaml"), changes), args.work / "params.yaml")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     os.chdir(args.work)
     rows = []

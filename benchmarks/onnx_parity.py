@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from record import RECORDS, write
+from record import rows as recorded
+from record import write
 from rich.console import Console
 from rich.table import Table
 
-from lowenergy import data, energies
-from lowenergy.base import params
-from lowenergy.base.params import EnergyEvaluation, Sampler
+from lowenergy import data, energies, params
 from lowenergy.energies import ExplicitEnergy
+from lowenergy.params import EnergyEvaluation, Sampler
 from lowenergy.runtimes import int8, loading, to_onnx
 from lowenergy.scoring import generation
 from lowenergy.storage import artifact
@@ -48,7 +48,7 @@ def difference(model: artifact.Model, header: dict[str, Any], path: Path, images
             logits = network(images)
         (found,) = session.run(None, {"images": images.numpy()})
         return f"{float(np.abs(found - logits.numpy()).max() / logits.std()):.1g}"
-    of_images = loading.energy_of(model, network)
+    of_images = loading.energy_in(model, network)
     if model.activations:
         of_images = ExplicitEnergy(network, int8.restore(model, gradient=True, outputs=True), model.spec.head)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
@@ -84,8 +84,8 @@ def _name(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("branches", nargs="*", default=params.BRANCHES)
-    branches = parser.parse_args().branches
+    parser.add_argument("models", nargs="*", help="their names (default: all)")
+    models = parser.parse_args().models
     p, splits = params.load(), data.load("data/splits.safetensors")
     images, bits = data.to_float(splits.test.images[:200]), p.quantize.weight_bits
     rows: list[dict[str, Any]] = []
@@ -94,33 +94,32 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        for target in p.targets:
-            for branch in branches:
-                stored = Path(f"models/{target}/{branch}.safetensors")
-                model, header = artifact.read(stored)
-                to_onnx.export(model, header, path)
-                found = quality(model, path, splits, getattr(p, target).evaluate)
-                key = "accuracy" if target == "classifier" else "fid"
-                known = json.loads(Path(f"metrics/{target}/{branch}.json").read_text())[key]
-                shown = "{:.2%}" if key == "accuracy" else "FID {:.2f}"
-                sizes = (stored.stat().st_size, path.stat().st_size)
-                apart = difference(model, header, path, images)
-                rows.append(
-                    {"target": target, "branch": branch}
-                    | ({"bits": bits} if branch == "quantize" and bits != 8 else {})
-                    | {"bytes": sizes[0], "onnx_bytes": sizes[1], "difference": apart}
-                    | {"ratio": sizes[1] / sizes[0], f"{key}_onnxruntime": found[key], f"{key}_torch": known}
-                )
-                table.add_row(
-                    f"{target} {branch}",
-                    *(f"{size:,}" for size in sizes),
-                    f"{sizes[1] / sizes[0]:.2f}",
-                    apart,
-                    *(shown.format(value) for value in (found[key], known)),
-                )
+        for name in models or p.models:
+            target, branch = p.target_of(name), name.removeprefix(f"{p.target_of(name)}-")
+            stored = Path(f"models/{name}.safetensors")
+            model, header = artifact.read(stored)
+            to_onnx.export(model, header, path)
+            found = quality(model, path, splits, p.teachers[target].evaluate)
+            key = "accuracy" if model.spec.head is None else "fid"
+            known = json.loads(Path(f"cards/{name}.json").read_text())[key]
+            shown = "{:.2%}" if key == "accuracy" else "FID {:.2f}"
+            sizes = (stored.stat().st_size, path.stat().st_size)
+            apart = difference(model, header, path, images)
+            rows.append(
+                {"target": target, "branch": "teacher" if name == target else branch}
+                | ({"bits": bits} if branch == "quantize" and bits != 8 else {})
+                | {"bytes": sizes[0], "onnx_bytes": sizes[1], "difference": apart}
+                | {"ratio": sizes[1] / sizes[0], f"{key}_onnxruntime": found[key], f"{key}_torch": known}
+            )
+            table.add_row(
+                name,
+                *(f"{size:,}" for size in sizes),
+                f"{sizes[1] / sizes[0]:.2f}",
+                apart,
+                *(shown.format(value) for value in (found[key], known)),
+            )
     Console(width=120).print(table)
-    path = RECORDS / "onnx_parity.json"
-    before = json.loads(path.read_text())["rows"] if branches != params.BRANCHES else []
+    before = recorded("onnx_parity") if models else []
     kept = [row for row in before if _name(row) not in map(_name, rows)]
     write("onnx_parity", [*kept, *rows], source=p.data.source, seed=p.seed)
 

@@ -1,32 +1,33 @@
 """What each part of product quantization is worth: one row per part, on the classifier teacher of the pipeline.
 
     lowenergy profile cifar100; dvc repro teacher@classifier
-    python benchmarks/pq_ablation.py --out docs/pq_ablation.csv
+    python benchmarks/pq_ablation.py
 
-Blocks, codewords and calibration are those of params.yaml; the finetuning is cut short (--images), the same for all
-rows that have it. Rows already in the file are kept, so that a killed run goes on.
+In a workspace of profile cifar100. Blocks, codewords and calibration are those of params.yaml; the finetuning is cut
+short (--images), the same for all rows that have it. Rows that are in the record already are kept, so that a killed run
+goes on.
 """
 
 import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import pandas as pd
 import torch
 from omegaconf import OmegaConf
+from record import rows as recorded
+from record import write
 
-from lowenergy import data, targets
-from lowenergy.base import params
-from lowenergy.base.params import Pq
+from lowenergy import data, params, targets
 from lowenergy.compression import pq
 from lowenergy.runtimes.loading import load, network_of
 from lowenergy.scoring import accuracy
 from lowenergy.storage import artifact
 from lowenergy.training import Run, finished
 
-TEACHER = "models/classifier/teacher.safetensors"
+TEACHER = "models/classifier.safetensors"
 PLAIN = {"gram": "none", "output_weights": False, "budget_bytes": None, "layer_finetune.steps": 0}
 PLAIN |= {"small_weights": 0, "block_small": 3, "finetune.epochs": 0}
 AWARE = PLAIN | {"gram": "covariance", "output_weights": True}
@@ -52,23 +53,23 @@ def rows(budget: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def changed(p: Pq, changes: dict[str, Any]) -> Pq:
+def changed(p: pq.Params, changes: dict[str, Any]) -> pq.Params:
     values = OmegaConf.create(p.model_dump())
     for dotted, value in changes.items():
         OmegaConf.update(values, dotted, value)
-    return Pq.model_validate(OmegaConf.to_container(values))
+    return pq.Params.model_validate(OmegaConf.to_container(values))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("pq_ablation.csv"))
     parser.add_argument("--images", type=int, default=6400, help="of the finetuning (default 6400)")
     parser.add_argument("--budget", type=int, default=1330000, help="bytes of the rows with a price of bits")
     args = parser.parse_args()
     p, splits = params.load(), data.load("data/splits.safetensors")
     fewer = replace(splits, train=splits.train.take(torch.arange(args.images)))
     size = Path(TEACHER).stat().st_size
-    done = pd.read_csv(args.out).to_dict("records") if args.out.exists() else []
+    teacher = artifact.sha256(TEACHER)
+    done = [row for row in recorded("pq_ablation") if row["of"] == teacher]
 
     def measured(path: str | Path) -> float:
         network = network_of(artifact.read(path)[0]).to(memory_format=torch.channels_last)
@@ -78,21 +79,23 @@ def main() -> None:
         return accuracy.measure(logits.float(), splits.test.labels)["accuracy"]
 
     if not done:
-        done.append({"parts": "teacher", "accuracy": measured(TEACHER), "bytes": size, "ratio": 1.0, "seconds": 0})
+        done.append({"of": teacher, "parts": "teacher", "accuracy": measured(TEACHER), "bytes": size, "ratio": 1.0})
+    folder = TemporaryDirectory()
     for name, changes in rows(args.budget).items():
         if any(row["parts"] == name for row in done):
             continue
         section = changed(p.pq, changes)
-        run = Run("classifier/ablation", p.seed, [name, section], root=args.out.parent)
+        run = Run("classifier/ablation", p.seed, [name, section], root=folder.name)
         objective = targets.get("classifier").objective(load(TEACHER), fewer, p.classifier, run)
         start = time.perf_counter()
-        model = pq.compress(load(TEACHER), "classifier", objective, section, run)  # type: ignore[arg-type]
+        model = pq.compress(load(TEACHER), "classifier", objective, section, run)
         seconds = round(time.perf_counter() - start)
-        path = args.out.with_suffix(".safetensors")
+        path = Path(folder.name) / "coded.safetensors"
         artifact.save(model, path, {})
         count = path.stat().st_size
         done.append(
             {
+                "of": teacher,
                 "parts": name,
                 "accuracy": measured(path),
                 "bytes": count,
@@ -100,11 +103,9 @@ def main() -> None:
                 "seconds": seconds,
             }
         )
-        path.unlink()
         finished(run)
-        table = pd.DataFrame(done)
-        table.to_csv(args.out, index=False)
-        print(table.to_string(), flush=True)
+        print(done[-1], flush=True)
+        write("pq_ablation", done, seed=p.seed, images=args.images)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,15 @@ The matching loss is that of the coded network before finetuning and after.
 """
 
 import argparse
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from record import RECORDS, write
+from record import rows as recorded
+from record import write
 
-from lowenergy import data, targets
-from lowenergy.base import params
+from lowenergy import data, params, targets
 from lowenergy.compression import pq
 from lowenergy.scoring import report_card
 from lowenergy.storage import artifact
@@ -24,14 +23,14 @@ from lowenergy.training import Run, mean_loss
 
 
 def coded(target: str, p: params.Params, splits: data.Splits, folder: Path) -> dict[str, Any]:
-    section, teacher = getattr(p, target), f"models/{target}/teacher.safetensors"
+    kind, section, teacher = p.teachers[target].kind, p.teachers[target].section, f"models/{target}.safetensors"
     losses = []
     for epochs in (0, p.pq.finetune.epochs):
         once = p.pq.model_copy(update={"finetune": p.pq.finetune.model_copy(update={"epochs": epochs})})
-        run = Run(f"{target}/pq", p.seed, [once], root=folder)
+        run = Run(f"{target}-pq", p.seed, [once], root=folder)
         network, of_teacher = (artifact.read(teacher)[0].build() for _ in range(2))
-        objective = targets.get(target).objective(of_teacher, splits, section, run)
-        model = pq.compress(network, target, objective, once, run)
+        objective = targets.get(kind).objective(of_teacher, splits, section, run)
+        model = pq.compress(network, kind, objective, once, run)
         index = torch.arange(0, len(objective.inputs), 3)
         losses.append(mean_loss(model.build(), objective, index, run))
     path = folder / "pq.safetensors"
@@ -39,6 +38,7 @@ def coded(target: str, p: params.Params, splits: data.Splits, folder: Path) -> d
     card = report_card.measure(
         path=str(path),
         teacher=teacher,
+        said=f"said/{target}.safetensors",
         scorer="models/scorer.safetensors",
         reference="models/reference.safetensors",
         splits=splits,
@@ -57,9 +57,8 @@ def main() -> None:
     parser.add_argument("--allocation", nargs="+", default=["uniform", "sensitivity"])
     args = parser.parse_args()
     p, splits = params.load(), data.load(data.SPLITS)
-    record = RECORDS / "pq_allocation.json"
-    rows: list[dict[str, Any]] = json.loads(record.read_text())["rows"] if record.exists() else []
-    for target in args.target or p.targets:
+    rows = recorded("pq_allocation")
+    for target in args.target or p.teachers:
         for codewords in args.codewords:
             for allocation in args.allocation:
                 way = {"data": splits.source, "target": target, "codewords": codewords, "allocation": allocation}

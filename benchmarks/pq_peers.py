@@ -1,7 +1,7 @@
 """Codebook learning side by side: our solver, the published E and M steps, and k-means of the weights.
 
     python benchmarks/pq_peers.py                                          # a made-up 512x512x3x3 layer
-    python benchmarks/pq_peers.py --model models/classifier/teacher.safetensors --layer features.9.second.conv
+    python benchmarks/pq_peers.py --model models/classifier.safetensors --layer features.9.second.conv
 
 All learn 256 codewords for the same blocks of 9. The error is the published objective, Σ ‖X̃(v - c)‖² / Σ ‖X̃v‖², over
 all input blocks X̃ of held-out images; everyone may look at the other half only.
@@ -23,7 +23,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor, nn
 
 from lowenergy import data, networks
-from lowenergy.compression.codebooks import Metric, Moments, blocks_of, input_moments, learn
+from lowenergy.compression.pq.codebooks import Metric, Moments, blocks_of, input_moments, learn
 from lowenergy.runtimes.loading import load
 
 ROWS, ITERATIONS = 1000, 100  # sampled rows (the paper's code takes far more) and E/M iterations, as published

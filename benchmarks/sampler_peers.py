@@ -24,8 +24,8 @@ from torchebm.core import BaseModel
 from torchebm.samplers import LangevinDynamics
 
 from lowenergy import energies, networks
-from lowenergy.base.params import Sampler
 from lowenergy.networks.inputconv import InputConv2d
+from lowenergy.params import Sampler
 from lowenergy.runtimes import loading, sampling
 from lowenergy.storage import artifact
 
@@ -115,7 +115,7 @@ def main() -> None:
         export = time.perf_counter() - began
         samplers = {
             "ours, onnxruntime": ours(exported, generator),
-            "ours, eager": ours(loading.energy_of(model, network()), generator),
+            "ours, eager": ours(loading.energy_in(model, network()), generator),
             "torchebm": torchebm(as_peers_build_it(network())),
             "tutorial's loop": tutorial(as_peers_build_it(network())),
         }

@@ -1,4 +1,4 @@
-"""What a search finds, beside the five default branches and beside random trials: one target of this workspace.
+"""What a search finds, beside the default branches and beside random trials: one target of this workspace.
 
     .venv/bin/python benchmarks/search_fronts.py classifier --trials 40 --max-loss 0.5
 
@@ -8,7 +8,6 @@ smallest model of each way alone.
 """
 
 import argparse
-import json
 import math
 import subprocess
 import sys
@@ -16,12 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import RECORDS, write
+from record import rows as recorded
+from record import write
 
-from lowenergy.base.params import BRANCHES
+from lowenergy import params
+from lowenergy.base import cards
 from lowenergy.running import experiments, pipeline
 from lowenergy.searching import trials
-from lowenergy.searching.goal import Goal, Limit
+from lowenergy.searching.goal import QUALITIES, Goal, Limit
 
 
 def searched(target: str, sampler: str, trials: int, max_loss: str, jobs: int) -> tuple[str, float | None]:
@@ -43,13 +44,20 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in rows]
 
 
-def tested(model: dict[str, Any], target: str) -> dict[str, float]:
+def tested(model: dict[str, Any]) -> dict[str, float]:
     """Test figures of a default branch, or of an experiment."""
     if "experiment" not in model:
         return {key: model[key] for key in ("accuracy", "fid") if key in model}
     repo = pipeline.opened()
     revision = experiments.revisions(repo, [model["experiment"]])[model["experiment"]]
-    return tested(trials.card_of(repo, revision, target, model["model"].split(" → ")[-1]), target)
+    return tested(trials.card_of(repo, revision, model["branch"]))
+
+
+def _validation(row: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a card that a search's table has."""
+    names = [name for name in QUALITIES if f"validation.{name}" in row]
+    lost = {f"{name}_interval": [row[f"validation.lost.{name}_{end}"] for end in ("low", "high")] for name in names}
+    return {**{name: row[f"validation.{name}"] for name in names}, "lost": lost}
 
 
 def hypervolume(points: list[tuple[float, float]], worst: tuple[float, float]) -> float:
@@ -71,10 +79,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     goal = Goal(max_loss=Limit.parse(args.max_loss))
-    cards = {branch: json.loads(Path(f"metrics/{args.target}/{branch}.card.json").read_text()) for branch in BRANCHES}
-    teacher = cards["teacher"]
+    p = params.load()
+    found: dict[str, Any] = dict(cards.collect(name for name in p.models if p.target_of(name) == args.target))
+    teacher = found.pop(args.target)
     ways: dict[str, list[dict[str, Any]]] = {
-        "default branches": [{"model": branch, **card} for branch, card in cards.items() if branch != "teacher"]
+        "default branches": [{"model": name, **card} for name, card in found.items()]
     }
     seconds: dict[str, float | None] = {}
     for sampler in args.samplers:
@@ -83,13 +92,10 @@ def main() -> None:
             {
                 "experiment": row["experiment"],
                 "model": row["chain"],
+                "branch": row["model"],
                 "size_bytes": row["size_bytes"],
                 "macs": row["macs"],
-                "validation": {
-                    key.removeprefix("validation."): value
-                    for key, value in row.items()
-                    if key.startswith("validation.") and not (isinstance(value, float) and math.isnan(value))
-                },
+                "validation": _validation(row),
             }
             for row in rows_of(name)
         ]
@@ -110,15 +116,13 @@ def main() -> None:
                 "smallest_within": best
                 and {
                     **{key: best[key] for key in ("experiment", "model", "size_bytes", "validation") if key in best},
-                    "test": tested(best, args.target),
+                    "test": tested(best),
                 },
                 "times_smaller_than_teacher": best and round(teacher["size_bytes"] / best["size_bytes"], 1),
             }
         )
         print(rows[-1], flush=True)
-    path = RECORDS / "search_fronts.json"
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    others = [row for row in before if row["target"] != args.target or row["way"] not in ways]
+    others = [row for row in recorded("search_fronts") if row["target"] != args.target or row["way"] not in ways]
     write("search_fronts", [*others, *rows])
 
 

@@ -8,7 +8,6 @@ give --again to measure all anew.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -16,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from record import RECORDS, write
+from record import rows as recorded
+from record import write
 
 from lowenergy.storage import artifact
 
@@ -47,8 +47,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, nargs="*", default=[], help="also these, as `lowenergy fid` takes them")
     parser.add_argument("--again", action="store_true")
     args = parser.parse_args()
-    record = RECORDS / "shipped_mnist.json"
-    before = json.loads(record.read_text())["rows"] if record.exists() and not args.again else []
+    before = [] if args.again else recorded("shipped_mnist")
     rows: list[dict[str, Any]] = []
     for path in sorted(SHIPPED.glob("mnist-*.safetensors")):
         if "scorer" in path.name or "reference" in path.name or artifact.read(path)[0].spec.head is None:

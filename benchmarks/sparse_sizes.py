@@ -9,7 +9,7 @@ import pandas as pd
 from record import write
 
 from lowenergy import networks
-from lowenergy.compression.prune import zero_weights
+from lowenergy.compression.prune.pruning import zero_weights
 from lowenergy.runtimes import int8
 from lowenergy.runtimes.loading import dense_network
 from lowenergy.storage import artifact
