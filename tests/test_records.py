@@ -1,149 +1,99 @@
-"""Documents claim what records say: each figure of a table comes from one, or the table is known to have none."""
+"""Documents claim what records say: their tables are made from the records, and a record names code that is here."""
 
 import json
 import re
-from typing import Any
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
 
-# A table by its document and the beginning of its head -> the files that its figures come from.
-BARS = ("benchmarks/README.md", "wanted | reached")  # each row names its own
-RECORDED = {
-    ("README.md", "branch | classifier: accuracy"): ["metrics/*/*.card.json"],
-    ("README.md", "CIFAR-100, ResNet-18"): ["benchmarks/records/cifar100_bars.json"],
-    ("docs/int8.md", "CIFAR-100, ResNet-18, QAT"): ["benchmarks/records/cifar100_bars.json"],
-    ("docs/int8.md", "CIFAR-100, ResNet-18, calibrated"): ["benchmarks/records/cifar100_mixed_bits.json"],
-    ("docs/energies.md", "MNIST, objective"): ["benchmarks/records/energy_objectives.json"],
-    ("docs/energies.md", "MNIST, the study's ResNet-18"): ["benchmarks/records/mnist_study.json"],
-    ("docs/energies.md", "CIFAR-100, energies"): ["benchmarks/records/cifar100_energy.json"],
-    ("docs/product-quantization.md", "CIFAR-100, ResNet-18"): ["benchmarks/records/cifar100_bars.json"],
-    ("docs/product-quantization.md", "preset, 1,900 images"): ["benchmarks/records/cifar100_presets.json"],
-    ("docs/pruning.md", "CIFAR-100, ResNet-18"): ["benchmarks/records/cifar100_bars.json"],
-    ("README.md", "MNIST | parameters"): ["benchmarks/records/shipped_mnist.json", "pretrained/mnist-*.json"],
-    ("docs/networks.md", "network | teacher"): ["benchmarks/records/any_network.json"],
-    ("docs/energies.md", "CIFAR-100, images"): ["benchmarks/records/cifar100_scale.json"],
-    ("docs/energies.md", "threads, batch | ours"): ["benchmarks/records/sampler_peers.json"],
-    ("docs/energies.md", "chains of an EBM"): ["benchmarks/records/chain_lengths.json"],
-    ("docs/int8.md", "MNIST, the shipped 77 k EBM"): ["benchmarks/records/mnist_retrain.json"],
-    ("docs/product-quantization.md", "MNIST EBM"): ["benchmarks/records/mnist_retrain.json"],
-    ("docs/search.md", "digits | models"): ["benchmarks/records/search_fronts.json"],
-    ("docs/deploy.md", "model | stored"): ["benchmarks/records/onnx_parity.json"],
-    ("docs/scaling.md", "command | seconds"): ["benchmarks/records/side_by_side.json"],
-    ("docs/scaling.md", "stages | command"): ["benchmarks/records/run_overhead.json"],
-    ("docs/scaling.md", "training | one"): ["benchmarks/records/data_parallel.json"],
-    ("docs/pruning.md", "| | 10 %"): ["docs/sweeps/*.csv"],
-    ("docs/pruning.md", "MNIST EBM, seven epochs"): ["benchmarks/records/mnist_prune_study.json"],
-    ("docs/pruning.md", "sparsity | 0"): ["benchmarks/records/sparse_sizes.json"],
-    ("docs/product-quantization.md", "parts | top-1"): ["docs/pq_ablation.csv"],
-}
-# Measured before there were records. None may be added; one that is measured again moves up.
-WITHOUT = {
-    ("docs/energies.md", "77 k-parameter EBM"),
-    ("docs/int8.md", "MNIST, `lowenergy profile mnist`"),
-    ("docs/int8.md", "step | 1"),
-    ("docs/int8.md", "weights | PTQ"),
-    ("docs/int8.md", "forward pass, batch 64"),
-    ("docs/int8.md", "Langevin step, batch 64"),
-    ("docs/product-quantization.md", "| bytes | ratio"),
-    ("docs/product-quantization.md", "method | seconds"),
-    ("docs/students.md", "student | parameters"),
-    ("docs/students.md", "link | parameters"),
-    ("docs/students.md", "chain | classifier"),
-}
-OF_WORDS = {  # tables that claim nothing was measured
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import tables
+
+OF_WORDS = {  # tables that claim nothing was measured, by the beginning of their heads
     *(("docs/architectures.md", "name"), ("docs/clusters.md", "what | then"), ("docs/deploy.md", "target | inputs")),
-    *(("docs/errors.md", "tried"), ("docs/format.md", "header key"), ("docs/format.md", "kind | parts")),
-    *(("docs/networks.md", "branch | layers"), ("docs/pruning.md", "parameter"), ("docs/search.md", "option")),
-    ("docs/students.md", "parameter | meaning"),
+    *(("docs/format.md", "header key"), ("docs/format.md", "kind | parts"), ("docs/device.md", "file | holds")),
+    *(("docs/networks.md", "method | works on"), ("docs/networks.md", "your network has | then")),
+    *(("docs/results.md", "JEM of width 64 | EBM"),),
 }
-NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
-FIGURE = re.compile(NUMBER.pattern.join("()") + r"(×?)")
 
 
-def tables() -> list[tuple[str, str, list[str]]]:
-    """Document, head, rows of all tables."""
-    found = []
-    for path in [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        lines = path.read_text().splitlines()
-        for i, line in enumerate(lines[1:], 1):
-            if re.fullmatch(r"\|[-:| ]+\|", line):
-                rows = []
-                for row in lines[i + 1 :]:
-                    if not row.startswith("|"):
-                        break
-                    rows.append(row)
-                head = lines[i - 1].strip().removeprefix("|").removesuffix("|").strip()
-                found.append((str(path.relative_to(ROOT)), head, rows))
-    return found
+def test_tables_are_those_of_the_records() -> None:
+    stale = [path.name for path in tables.documents() if tables.filled(path.read_text(), path.name) != path.read_text()]
+    assert not stale, "python benchmarks/tables.py"
 
 
-def known(document: str, head: str, places: Any) -> tuple[str, str] | None:
-    return next((p for p in places if p[0] == document and p[1] and head.startswith(p[1])), None)
+def test_every_table_of_figures_is_made_from_a_record() -> None:
+    by_hand = []
+    for path in tables.documents():
+        lines = tables.MARKED.sub("", path.read_text()).splitlines()
+        name = str(path.relative_to(ROOT))
+        heads = [lines[i - 1].strip("| ") for i, line in enumerate(lines) if i and re.fullmatch(r"\|[-:| ]+\|", line)]
+        by_hand += [(name, h) for h in heads if not any(name == d and h.startswith(start) for d, start in OF_WORDS)]
+    assert not by_hand
 
 
-def numbers(value: Any) -> list[float]:
-    """All numbers of a record, those in names as well."""
-    if isinstance(value, dict):
-        return [n for key, part in value.items() for n in (*numbers(str(key)), *numbers(part))]
-    if isinstance(value, list):
-        return [n for part in value for n in numbers(part)]
-    if isinstance(value, bool) or value is None:
-        return []
-    if isinstance(value, int | float):
-        return [float(value)]
-    return [float(text.replace(",", "")) for text in NUMBER.findall(str(value))]
+def test_every_table_that_is_made_stands_in_a_document() -> None:
+    marked = {found[2] for path in tables.documents() for found in tables.MARKED.finditer(path.read_text())}
+    assert marked == set(tables.TABLES)
 
 
-def recorded(patterns: list[str]) -> list[float]:
-    found: list[float] = []
-    for pattern in patterns:
-        paths = sorted(ROOT.glob(pattern))
-        assert paths, pattern
-        for path in paths:
-            text = path.read_text()
-            found += numbers(json.loads(text) if path.suffix == ".json" else text.replace(",", " "))
-    return found
+@pytest.mark.parametrize("pair", [("classifier-prune", "classifier-pq"), ("ebm", "ebm-quantize")])
+def test_figures_in_another_row_are_found(pair: tuple[str, str]) -> None:
+    text = (ROOT / "docs/results.md").read_text()
+    first, second = (next(line for line in text.splitlines() if line.startswith(f"| {name} |")) for name in pair)
+    cells = [line.split("|", 2)[2] for line in (first, second)]
+    swapped = text.replace(first, f"| {pair[0]} |{cells[1]}").replace(second, f"| {pair[1]} |{cells[0]}")
+    assert swapped != text
+    assert tables.filled(swapped, "docs/results.md") == text
 
 
-def test_every_table_is_accounted_for() -> None:
-    seen = {
-        (document, head): known(document, head, [BARS, *RECORDED, *WITHOUT, *OF_WORDS])
-        for document, head, _ in tables()
-    }
-    assert not [place for place, found in seen.items() if found is None]
-    assert len(WITHOUT) <= 11  # fewer, never more
-    gone = WITHOUT - {found for found in seen.values() if found}
-    assert not gone, "take it off the list"
+def test_an_altered_figure_is_found() -> None:
+    text = (ROOT / "docs/results.md").read_text()
+    spans = [(found.end(1), found.start(3)) for found in tables.MARKED.finditer(text)]
+    figures = [f for f in re.finditer(r"\d[\d,.]*\d", text) if any(start < f.start() < end for start, end in spans)]
+    assert len(figures) > 50
+    for figure in figures[::40]:
+        digit = int(text[figure.end() - 1])
+        altered = text[: figure.end() - 1] + str((digit + 3) % 10) + text[figure.end() :]
+        assert tables.filled(altered, "docs/results.md") == text, figure[0]
 
 
-@pytest.mark.parametrize("place", RECORDED, ids=str)
-def test_figures_are_those_of_the_record(place: tuple[str, str]) -> None:
-    values = recorded(RECORDED[place])
-    rows = [row for document, head, rows in tables() if known(document, head, [place]) for row in rows]
+def test_a_table_that_is_not_made_is_an_error() -> None:
+    with pytest.raises(LookupError, match="unheard-of"):
+        tables.filled("<!-- table: unheard-of -->\n<!-- end -->", "README.md")
+
+
+def test_a_row_that_is_not_in_the_record_is_an_error() -> None:
+    with pytest.raises(LookupError, match="0 rows"):
+        tables.row("cifar100_bars", label="wished for")
+
+
+def git(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_records_name_commits_of_this_repository() -> None:
+    if git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
+        pytest.skip("no history to look into")
     missing = []
-    for row in rows:
-        shown = [(text, times) for cell in row.strip("|").split("|")[1:] for text, times in FIGURE.findall(cell)]
-        of_row = [value for text, _ in shown for value in values if says(text, value)]
-        for text, times in shown:
-            is_ratio = bool(times) and any(b and says(text, a / b, (1,)) for a in of_row for b in of_row)
-            if not is_ratio and not any(says(text, value) for value in values):
-                missing.append(f"{text} in {row}")
-    assert rows and not missing, missing
+    for path in sorted((ROOT / "benchmarks/records").glob("*.json")):
+        for run in json.loads(path.read_text())["runs"]:
+            for commit in {run["commit"], *(row.get("commit", run["commit"]) for row in run["rows"])}:
+                if git("merge-base", "--is-ancestor", commit.removesuffix("-dirty"), "HEAD").returncode:
+                    missing.append(f"{path.name}: {commit}")
+    assert not missing
 
 
-def test_what_was_reached_is_in_the_record_that_the_row_names() -> None:
-    rows = [row for document, _, rows in tables() for row in rows if document == BARS[0]]
-    missing = []
-    for row in rows:
-        _, reached, names, _ = (cell.strip() for cell in row.strip("|").split("|"))
-        values = recorded([f"benchmarks/records/{name}.json" for name in re.findall(r"`(\w+)`", names)])
-        figures = [text for text, times in FIGURE.findall(reached) if not times]
-        missing += [f"{text} in {row}" for text in figures if not any(says(text, v, (1, 100)) for v in values)]
-    assert rows and not missing, missing
+def test_every_record_can_be_found() -> None:
+    text = (ROOT / "benchmarks/README.md").read_text()
+    assert not [path.stem for path in (ROOT / "benchmarks/records").glob("*.json") if f"`{path.stem}`" not in text]
 
 
-def says(text: str, value: float, scales: tuple[float, ...] = (1, 100, 1000, 1e-3, 1e-6)) -> bool:
-    """Whether a figure as it is written is this value, as it is or in percent, ms, thousands, MB."""
-    digits = len(text.partition(".")[2])
-    return any(abs(scale * value - float(text.replace(",", ""))) <= 0.5000001 * 10.0**-digits for scale in scales)
+def test_every_run_says_how_it_was_made() -> None:
+    for path in sorted((ROOT / "benchmarks/records").glob("*.json")):
+        for run in json.loads(path.read_text())["runs"]:
+            assert run.keys() >= {"command", "commit", "date", "machine", "seconds", "rows"}, path.name
+            script = run["command"].split()[1]
+            assert (ROOT / script).is_file(), f"{path.name}: {script}"
