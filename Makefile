@@ -3,16 +3,21 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS ?= ignore
-define install # .venv with the packages of an extra; modules are compiled when they are first imported, not all of them now
+define install # .venv with the packages of an extra
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "lowenergy needs Python >= 3.11; name one with make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(1)]'
 endef
+define compile # byte code of the packages, as pip writes it, but on all cores and without their tests
+	@test .venv/compiled -nt .venv/ready || { echo "compiling packages"; \
+		.venv/bin/python -m compileall -qq -j 0 -x '/(tests?|testing/_internal)/' .venv/lib; touch .venv/compiled; } || true
+endef
 
-.PHONY: demo test lint tests coverage setup clean
+.PHONY: demo test lint tests coverage docs setup clean
 
 demo: .venv/ready
+	$(compile)
 	lowenergy run
 	@lowenergy table
 	@echo "Report: $(CURDIR)/report.html"
@@ -31,7 +36,11 @@ tests:
 coverage: setup # half as long again: what stages and workers run is counted, too
 	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term
 
+docs: setup # the site, into site/; a dead link or a page without a way to it is an error
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 setup: .venv/ready-to-test
+	$(compile)
 
 .venv/ready-to-test: pyproject.toml constraints.txt
 	$(call install,dev)
@@ -42,4 +51,4 @@ setup: .venv/ready-to-test
 	touch $@
 
 clean:
-	rm -rf .venv .checkpoints
+	rm -rf .venv .checkpoints site

@@ -27,8 +27,8 @@ def test_the_workflow_says_what_changed(clone: Clone) -> None:
         changes, rest = said[: said.index("###")], said[said.index("###") :]
         rows = [line.split("|")[1:-1] for line in changes.splitlines() if line.startswith("| ")]
         assert [cell.strip() for cell in rows[0]] == ["model", "figure", "origin/main", "now"]
-        assert {row[0].strip() for row in rows[1:]} == {"classifier distill", "ebm distill"}
-        card = json.loads((clone.path / "metrics/classifier/distill.json").read_text())
+        assert {row[0].strip() for row in rows[1:]} == {"classifier-distill", "ebm-distill", "ebm-quantize"}
+        card = json.loads((clone.path / "metrics/classifier-distill.json").read_text())
         assert any(row[1].strip() == "bytes" and row[3].strip() == f"{card['size_bytes']:,}" for row in rows[1:])
         assert "Classifier: which to take" in rest and "val. acc." in rest
         pictures = re.findall(r"\]\((.*?)\)", rest)
@@ -39,8 +39,8 @@ def test_the_workflow_says_what_changed(clone: Clone) -> None:
         (clone.path / "report.md").unlink(missing_ok=True)
         clone.run("dvc", "checkout", "-q", "--force")
         clone.run("git", "update-ref", "-d", "refs/remotes/origin/main")
-    assert "No figure differs from main's" in clone.run("lowenergy", "report", "--markdown", "--base", "main")
-    assert "git knows no such revision" in clone.run("lowenergy", "report", "--markdown", "--base", "none", check=False)
+    assert "No figure differs from main's" in clone.run("lowenergy", "report", "--base", "main")
+    assert "git knows no such revision" in clone.run("lowenergy", "report", "--base", "none", check=False)
 
 
 def test_a_registered_model_can_be_got(clone: Clone, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_registered_model_can_be_got(clone: Clone, tmp_path: Path) -> None:
         assert clone.run("git", "tag").split() == ["ebm@v0.0.1"]
         out = tmp_path / "got.safetensors"
         clone.run("dvc", "artifacts", "get", str(clone.path), "ebm", "--rev", "v0.0.1", "--out", str(out))
-        assert out.read_bytes() == (clone.path / "models/ebm/distill.safetensors").read_bytes()
+        assert out.read_bytes() == (clone.path / "models/ebm-distill.safetensors").read_bytes()
         assert lowenergy.load(out).spec.head == "mean"
     finally:
         clone.run("git", "tag", "--delete", "ebm@v0.0.1")
