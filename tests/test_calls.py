@@ -583,9 +583,34 @@ def test_an_energy_is_sampled_as_it_says(energy: making.Made, capsys: pytest.Cap
     smaller = made(energy, "quantize", None, noise=0.02, training={"lr": 0.001})
     assert smaller.provenance["sampler"] == {**energy.provenance["sampler"], "noise": 0.02}
     assert (smaller.matching, smaller.training) == (energy.matching, {"lr": 0.001})
-    with pytest.raises(UserError, match="n=0, steps=12: give at least 1"):
+    with pytest.raises(UserError, match="n=0: give at least 1"):
         lowenergy.sample(energy, n=0)
     assert made(energy, "quantize", None).provenance["sampler"] == energy.provenance["sampler"]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda energy: lowenergy.load(None), "path: NoneType is no path"),  # type: ignore[arg-type]
+        (lambda energy: lowenergy.load(b"model"), "path: bytes is no path"),  # type: ignore[arg-type]
+        (lambda energy: lowenergy.sample(energy, n=2.5), "n=2.5: give a whole number"),  # type: ignore[arg-type]
+        (lambda energy: lowenergy.sample(energy, steps=1.5), "steps=1.5: give a whole number"),  # type: ignore[arg-type]
+        (lambda energy: lowenergy.sample(energy, step_size="x"), "step_size='x': give a number"),  # type: ignore[arg-type]
+        (lambda energy: lowenergy.sample(energy, step_size=float("nan")), "step_size=nan: give a number above 0"),
+        (lambda energy: lowenergy.sample(energy, seed="a"), "seed='a': give a whole number"),  # type: ignore[arg-type]
+        (lambda energy: lowenergy.sample(energy, seed=-1), "seed=-1: give at least 0"),
+        (lambda energy: lowenergy.sample(energy, seed=2**70), "give one below 2\\^63"),
+        (lambda energy: lowenergy.compress(energy, "quantize", seed=1.5), "seed=1.5"),  # type: ignore[arg-type]
+        (lambda energy: lowenergy.compress(energy, None), "None is no method"),  # type: ignore[arg-type]
+        (lambda energy: lowenergy.train(Net(), ["ebm"], images=None), "kind="),  # type: ignore[arg-type]
+        (lambda energy: lowenergy.export(energy, None), "out: NoneType is no path"),  # type: ignore[arg-type]
+        (lambda energy: energy.save(3), "path: int is no path"),
+        (lambda energy: energy.save("."), ".: Is a directory; give the name of a file"),
+    ],
+)
+def test_arguments_that_are_no_numbers_or_paths_are_refused_by_name(energy: making.Made, call: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        call(energy)
 
 
 def test_a_card_says_what_there_is(network: Net) -> None:

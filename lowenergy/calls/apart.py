@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lowenergy.base import device as devices
-from lowenergy.base.errors import UserError, missing
+from lowenergy.base.errors import UserError, explained, missing
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _one_at_a_time = threading.RLock()  # what is set and put back belongs to the whole process
@@ -30,7 +30,8 @@ def apart(device: Device = None) -> Iterator[torch.device]:
     Args:
         device: None for a GPU where there is one.
     Raises:
-        UserError: there is no such device. What a call raises loses its mention of params.yaml, which it has not read.
+        UserError: there is no such device; or a file cannot be written, for a reason that the user can mend. What a
+            call raises loses its mention of params.yaml, which it has not read.
     """
     with _one_at_a_time, ExitStack() as stack:
         place = _checked(device)
@@ -53,6 +54,8 @@ def apart(device: Device = None) -> Iterator[torch.device]:
             raise type(error)(str(error).replace("params.yaml: ", "")) from None
         except ModuleNotFoundError as error:
             raise missing(error) from None
+        except OSError as error:
+            raise UserError(explained(error)) from error
 
 
 def _checked(device: Device) -> torch.device:

@@ -12,6 +12,7 @@ from torch import nn
 from lowenergy import networks, params, targets
 from lowenergy.base.errors import UserError
 from lowenergy.calls.apart import Device, apart
+from lowenergy.calls.arguments import path_of, seed_of
 from lowenergy.calls.images import Images, Values, gathered, normalisation, read
 from lowenergy.calls.measuring import Card, evaluate
 from lowenergy.calls.models import Opened, architecture_of, kind_of, named, opened, taken_in
@@ -66,7 +67,7 @@ class Made:
             FileError: what was written does not answer as the network does; nothing is left of it.
         """
         with apart("cpu"):
-            artifact.save(self.model, path, self.provenance)
+            artifact.save(self.model, path_of("path", path), self.provenance)
 
     def card(self, images: Images, labels: Any = None, **options: Any) -> Card:
         """What it can do and what it takes, beside the network that it was made from; see `lowenergy.evaluate`.
@@ -157,7 +158,7 @@ def compress(
     student = parameters.pop("student") if isinstance(parameters.get("student"), nn.Module) else None
     section = params.method(method, parameters)
     before = network if isinstance(network, Made) else None
-    seed = seed if seed is not None else before.seed if before else 0
+    seed = seed_of(seed if seed is not None else before.seed if before else 0)
     device = device if device is not None else before.device if before else None
     constants = {"step_size": step_size, "noise": noise, "gradient_clamp": gradient_clamp, "chain_steps": chain_steps}
     matching = {**(before.matching if before else {}), **(matching or {})}
@@ -314,8 +315,9 @@ def train(
     >>> lowenergy.sample(energy, n=2, steps=3).shape
     torch.Size([2, 1, 8, 8])
     """
-    if kind not in params.kinds():
+    if not isinstance(kind, str) or kind not in params.kinds():
         raise UserError(f"kind={kind!r}: give {', '.join(params.kinds())}")
+    seed = seed_of(seed)
     with apart(device):
         splits, labelled = gathered(images, labels, mean=mean, std=std, validation=validation)
         if kind != "ebm" and not labelled:

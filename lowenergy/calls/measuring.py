@@ -11,6 +11,7 @@ from lowenergy import data, networks, params
 from lowenergy.base.errors import UserError
 from lowenergy.base.files import FileError
 from lowenergy.calls.apart import Device, apart
+from lowenergy.calls.arguments import path_of, seed_of
 from lowenergy.calls.images import Images, Values, read
 from lowenergy.calls.models import Opened, opened
 from lowenergy.calls.using import draw
@@ -124,6 +125,7 @@ def evaluate(
     calibration error ...
     MicroNet score ...
     """
+    seed = seed_of(seed)
     with apart(device):
         own = opened(model, trust=trust, network=network, limit=limit)
         against = teacher if isinstance(teacher, Opened) or teacher is None else opened(teacher, trust=trust)
@@ -195,7 +197,7 @@ def _drawn(
 
 def _reference(scorer: str | Path) -> generation.Moments:
     """The statistics of the training images that lie beside a scorer's file."""
-    scorer = Path(scorer)
+    scorer = path_of("scorer", scorer)
     return generation.read_reference(scorer.with_name(scorer.name.replace("scorer", "reference")), "train")
 
 
@@ -254,6 +256,7 @@ def fid(
     >>> figures.fid.low <= figures.fid.value <= figures.fid.high
     True
     """
+    seed = seed_of(seed)
     with apart(device):
         looked_through = dense_network(opened(scorer, trust=trust).model)
         shape = looked_through.spec.input_shape

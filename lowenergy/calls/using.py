@@ -12,6 +12,7 @@ from lowenergy.base.device import fastest
 from lowenergy.base.errors import UserError
 from lowenergy.base.progress import Progress
 from lowenergy.calls.apart import Device, apart
+from lowenergy.calls.arguments import above_zero, path_of, seed_of, whole
 from lowenergy.calls.models import Opened, opened
 from lowenergy.energies import sample as chains
 from lowenergy.runtimes import loading, sampling
@@ -50,6 +51,7 @@ def load(
     >>> network(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
+    path = path_of("path", path)
     with apart("cpu"):
         return loading.load(path, coded=coded, trust=trust, network=network, limit=limit)
 
@@ -79,7 +81,7 @@ def sample(
         (n, c, h, w) in [-1, 1], float32, on the CPU.
     Raises:
         FileError: the model has no energy, or does not say how to sample from it.
-        UserError: n, steps or step_size are not above 0.
+        UserError: n, steps or step_size are no numbers above 0.
 
     >>> import lowenergy
     >>> images = lowenergy.sample(ENERGY, n=4, steps=10, seed=0)
@@ -97,11 +99,10 @@ def draw(source: Opened, n: int, steps: int | None, step_size: float | None, see
     if model.spec.head is None:
         raise files.FileError(f"{source.origin}: a {model.target} has no energy to sample from; give an EBM or a JEM")
     header = {"provenance": source.provenance}
+    step_size = None if step_size is None else above_zero("step_size", step_size)
     constants = sampling.constants_of(header, source.origin, step_size)
-    steps = int(source.provenance["sampler"]["chain_steps"]) if steps is None else steps
-    if min(n, steps) < 1:
-        raise UserError(f"n={n}, steps={steps}: give at least 1")
-    device = fastest()
+    steps = int(source.provenance["sampler"]["chain_steps"]) if steps is None else whole("steps", steps)
+    n, seed, device = whole("n", n), seed_of(seed), fastest()
     return chains(
         sampling.fastest(model, loading.network_of(model).to(device), images=steps * n),
         model.spec.input_shape,
@@ -146,7 +147,8 @@ def export(
     >>> sorted(path.name for path in pathlib.Path("model-c").iterdir())
     ['Makefile', 'card.json', 'main.c', 'model.c', 'model.h']
     """
-    out = Path(out)
+    out = path_of("out", out)
+    step_size = None if step_size is None else above_zero("step_size", step_size)
     to = FORMS.get(out.suffix) if to is None else to
     if to not in FORMS.values():
         raise UserError(f"{out}: give model.onnx, page.html or a directory, or say to={' or '.join(FORMS.values())}")

@@ -81,6 +81,6 @@ def method(name: str, values: Mapping[str, Any]) -> entries.Method:
     Raises:
         ParamsError: there is no such method, or a value is not allowed.
     """
-    if name not in entries.methods():
+    if not isinstance(name, str) or name not in entries.methods():
         raise ParamsError(f"{name!r} is no method; there are {', '.join(entries.methods())}")
     return completed(entries.methods()[name], name, values)
