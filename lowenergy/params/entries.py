@@ -34,6 +34,11 @@ class Method(Section):
     accept_chance: bool = False
     """write the result even if it answers like chance where its start did not; may be left out"""
 
+    def stored(self) -> dict[str, Any] | None:
+        """How weights will be stored, as fields of runtimes.c.forecast.Coding; None where that cannot be foreseen, as
+        of channels that pruning will remove."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Teacher:

@@ -1,6 +1,6 @@
 """Method `pq`: product quantization, codewords in the place of blocks of weights."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -58,6 +58,9 @@ class Params(Method):
     """training of all codewords after coding all layers"""
     retrain: Retrain = Retrain(epochs=0, lr=0.3)
     """then training of all codewords by the target's own loss"""
+
+    def stored(self) -> dict[str, Any]:
+        return {"codewords": self.codewords, "length": self.block_conv}
 
 
 compress = later("lowenergy.compression.pq.network:compress")

@@ -1,6 +1,6 @@
 """Method `prune`: drop single weights and store the rest sparse, or remove whole channels for good."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,9 @@ class Params(Method):
         if self.amount_of == "macs" and (self.kind != "structured" or self.allocation != "ranked"):
             raise ValueError("prune.amount_of = macs needs kind structured and allocation ranked")
         return self
+
+    def stored(self) -> dict[str, Any] | None:
+        return None if self.kind == "structured" else {"sparse": self.amount}
 
 
 compress = later("lowenergy.compression.prune.pruning:compress")

@@ -1,6 +1,6 @@
 """Method `quantize`: integer weights per output channel, int8 activations, and the training of both."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -33,6 +33,9 @@ class Params(Method):
     """training of the rounded network (QAT); 0 epochs for none (PTQ)"""
     retrain: Retrain = Retrain(epochs=0, lr=0.3)
     """then training of the rounded weights and their steps by the target's own loss, activations float"""
+
+    def stored(self) -> dict[str, Any]:
+        return {"bits": self.weight_bits}
 
 
 compress = later("lowenergy.compression.quantize.quantizing:compress")
