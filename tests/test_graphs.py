@@ -753,3 +753,23 @@ def test_a_stage_writes_nothing_that_guesses_unless_it_is_accepted(
     assert made.exists() and "which is accepted" in capsys.readouterr().out
     pruned(amount=0.3)
     assert "chance" not in capsys.readouterr().out
+
+
+def test_a_unit_that_is_about_to_be_switched_is_no_other_gradient() -> None:
+    """Orders of summation may differ as to whether it is on; then one image's gradient lacks its part."""
+    images, units = random(8, 1, 8, 8), 2000
+    torch.manual_seed(0)
+    network = taken_in(nn.Sequential(nn.Flatten(), nn.Linear(64, units), nn.ReLU(), nn.Linear(units, 4)))
+    first: Any = network.body[1]  # type: ignore[index]
+    some = torch.arange(units) < 20
+    with torch.no_grad():  # these are just on, in the first image
+        first.bias[some] += 1e-7 - first(images[:1].flatten(1))[0, some]
+    prepared = int8.prepare(network, {}, {})
+    int8.check(prepared, network, images)
+    with torch.no_grad():  # and now just off, of which the graph knows nothing
+        first.bias[some] -= 2e-7
+    int8.check(prepared, network, images)
+    with torch.no_grad():  # another network
+        first.bias[some] -= 0.2
+    with pytest.raises(UserError, match="differ"):
+        int8.check(prepared, network, images)

@@ -273,7 +273,9 @@ PLAIN: dict[Any, Callable[..., Any]] = {
 # -- is a graph the network? -----------------------------------------------------------------------------------------
 
 SAME = 1e-3  # of their norm, by which outputs and gradients may differ: orders of summation do
-ERROR = 1e-6  # of an image's values: what rounding leaves of them after a few layers
+# Of an image's values: ten times what rounding leaves of them after a few layers. Units that are about to be switched
+# are few in a small network: one order of summation meets one, a few tries of its size do not.
+ERROR = 1e-5
 ERRORS, MARGIN = 4, 3  # how often that is tried, and how much more than the worst of them is no surprise
 MOST = 0.05  # whatever comes of it
 
