@@ -4,6 +4,7 @@ Stage `evaluate` writes cards/NAME.json, which DVC keeps; the last stage makes o
 metrics/NAME.json.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lowenergy.base import files
+from lowenergy.base.nested import value_at
 
 FOLDER, ALL, METRICS = Path("cards"), Path("cards.json"), Path("metrics")
 SCORER = "scorer"
@@ -100,10 +102,48 @@ def decisive(card: Mapping[str, Any]) -> dict[str, Any]:
 def collect(names: Iterable[str], root: str | Path = ".") -> dict[str, Card]:
     """The cards of these models, of those that have one: as last measured here, or else as git has them."""
     root = Path(root)
-    known = json.loads((root / ALL).read_text()) if (root / ALL).exists() else {}
     own = {name: root / FOLDER / f"{name}.json" for name in names}
+    known = _in_git([name for name, path in own.items() if not path.exists()], root)
     cards = {name: json.loads(path.read_text()) if path.exists() else known.get(name) for name, path in own.items()}
     return {name: card for name, card in cards.items() if card is not None}
+
+
+def _in_git(names: Sequence[str], root: Path) -> dict[str, Card]:
+    """Those that git has of models that were made with the values of params.yaml as they are now."""
+    if not (names and (root / ALL).exists()):
+        return {}
+    known: dict[str, Card] = json.loads((root / ALL).read_text())
+    if not all((root / file).exists() for file in ("params.yaml", "dvc.lock")):
+        return known
+    import yaml
+
+    values, lock = (yaml.safe_load((root / file).read_text()) for file in ("params.yaml", "dvc.lock"))
+    stages = lock.get("stages") or {}
+    return {name: known[name] for name in names if name in known and not _changed(name, values, stages, root)}
+
+
+def _changed(name: str, values: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -> bool:
+    """Whether a stage on the way to this model has read, by dvc.lock, what is another value in params.yaml now, or
+    another file than the stage before it has made since."""
+    made_by, branches = ["prepare", "recipes", "scorer"], values.get("branches") or {}
+    while name in branches:
+        made_by += [f"compress@{name}", f"evaluate@{name}", f"teacher@{branches[name].get('target')}"]
+        name = branches[name].get("start")
+    made_by += [f"teacher@{name}", f"evaluate-teacher@{name}"]
+    there = [stages.get(stage, {}) for stage in made_by]
+    read = [(stage.get("params") or {}).get("params.yaml", {}) for stage in there]
+    if any(value_at(values, place) != value for each in read for place, value in each.items()):
+        return True
+    made = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
+    for needed in (needed for stage in there for needed in stage.get("deps", ())):
+        path = root / needed["path"]
+        if str(Path(needed["path"]).parent) in made and path.exists():  # of a folder, whose sum says nothing of it
+            now = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        else:
+            now = made.get(needed["path"], needed["md5"])
+        if now != needed["md5"]:
+            return True
+    return False
 
 
 def publish(names: Iterable[str]) -> None:

@@ -67,7 +67,7 @@ def collect(p: Params, root: Path = Path()) -> pd.DataFrame:
     """
     found = cards.collect(p.models, root)
     if not found:
-        raise files.FileError("cards/: no figures of these models; `dvc repro` makes them")
+        raise files.FileError("cards/: no figures of these models as params.yaml has them; `dvc repro` makes them")
     rows = [
         {"target": p.target_of(name), "model": name, "chain": made_by(p, name), **card, "lost_most": _lost_most(card)}
         for name, card in found.items()
