@@ -306,12 +306,12 @@ def _energy(spec: Spec, count: int, kind: str, n: int) -> Overlay:
         "sampler": {"step_size": 0.1, "noise": 0.02, "gradient_clamp": 5.0},
     }
     architecture = _architecture(spec)
-    if kind == "jem":
-        train["classification_weight"] = 0.03  # labels that weigh more leave the flow nothing to learn at first
+    matching: Overlay = {"images": min(PROBES, n), "chains": CHAINS, "chain_steps": LIFE}
+    evaluate = {"samples": SAMPLES, "chain_steps": LIFE}
+    if kind == "jem":  # labels that weigh more leave the flow, and a student's score, nothing to learn
+        train["classification_weight"] = matching["divergence_weight"] = 0.03
     else:
         architecture |= {"head": spec.head, "logits": spec.outputs}
-    matching = {"images": min(PROBES, n), "chains": CHAINS, "chain_steps": LIFE}
-    evaluate = {"samples": SAMPLES, "chain_steps": LIFE}
     return {"architecture": architecture, "train": train, "matching": matching, "evaluate": evaluate}
 
 

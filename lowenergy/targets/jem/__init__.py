@@ -4,6 +4,7 @@ from lowenergy.base.later import later
 from lowenergy.params import (
     Architecture,
     EnergyKind,
+    EnergyMatching,
     EnergyTraining,
     Fraction,
     NotNegative,
@@ -24,11 +25,18 @@ class JemTraining(EnergyTraining):
     """share of the training in which that weight rises from 0; may be left out"""
 
 
+class JemMatching(EnergyMatching):
+    divergence_weight: NotNegative = 1.0
+    """weight of the divergence from the teacher's class probabilities; may be left out"""
+
+
 class Params(EnergyKind):
     architecture: Architecture
     """the teacher's network; its energy is -logsumexp of its logits"""
     train: JemTraining = JemTraining()
     """the teacher's training"""
+    matching: JemMatching = JemMatching()
+    """the images and the loss that pull compressed ones to their teacher"""
 
 
 train = later("lowenergy.targets.jem.training:train")

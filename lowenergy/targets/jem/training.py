@@ -46,6 +46,7 @@ class JointObjective(EnergyObjective):
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: Params, run: Run) -> None:
         super().__init__(teacher, splits, p, run, partial(classification, p.train))
+        self.divergence_weight = p.matching.divergence_weight
 
     @cached_property
     def logits(self) -> Tensor:
@@ -60,7 +61,7 @@ class JointObjective(EnergyObjective):
         logits, loss, logs = self.matched(network, index)
         given, wanted = (F.log_softmax(found / TEMPERATURE, 1) for found in (logits, self.logits[index]))
         divergence = TEMPERATURE**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
-        return loss + divergence, {**logs, "divergence": divergence}
+        return loss + self.divergence_weight * divergence, {**logs, "divergence": divergence}
 
 
 objective = JointObjective
