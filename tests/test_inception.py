@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from torchvision.models import inception as torchvisions
 
 import lowenergy
+from benchmarks import inception_fid
+from benchmarks.inception_fid import images
 from lowenergy import cli
 from lowenergy.base.errors import UserError
 from lowenergy.base.files import FileError
@@ -24,40 +26,15 @@ from lowenergy.scoring import generation, intervals
 State = dict[str, Tensor]
 
 
-def images(n: int, side: int = 20, channels: int = 3, seed: int = 0) -> Tensor:
-    """Each of its own brightness and grain."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(256, (n, channels, 4, 4), generator=generator).float()
-    fine = torch.randint(-40, 40, (n, channels, side, side), generator=generator)
-    return (F.interpolate(coarse, (side, side)) + fine).clamp(0, 255).byte()
-
-
 @pytest.fixture(scope="module")
 def state() -> State:
-    """Of torchvision's own network, with what feeds its loss, and random weights that let the images through."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.device("meta"):
-        shapes = torchvisions.Inception3(num_classes=1000, init_weights=False).state_dict()
-    found = {}
-    for name, value in shapes.items():
-        if name.endswith(("conv.weight", "fc.weight")):
-            found[name] = torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5
-        elif name.endswith(("bn.weight", "running_var")):
-            found[name] = 0.9 + 0.2 * torch.rand(value.shape, generator=generator)
-        elif name.endswith("num_batches_tracked"):
-            found[name] = torch.tensor(7)
-        else:
-            found[name] = 0.1 * torch.randn(value.shape, generator=generator)
-    return found
+    return inception_fid.random_weights()
 
 
 @pytest.fixture(scope="module")
 def weights(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As torch-fidelity and pytorch-fid name them: no AuxLogits, no counters, eight outputs more."""
     path = tmp_path_factory.mktemp("weights") / "fid.safetensors"
-    kept = {n: v for n, v in state.items() if not n.startswith("AuxLogits") and not n.endswith("num_batches_tracked")}
-    more = {n: torch.cat([kept[n], kept[n][:8]]) for n in ("fc.weight", "fc.bias")}
-    save_file(kept | more, path)
+    save_file(inception_fid.of_fid(state), path)
     return path
 
 
@@ -82,7 +59,7 @@ def reference(state: State, enlarged: Tensor) -> Tensor:
 def test_features_are_those_of_torchvisions_network_with_other_pools(
     state: State, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen = images(4)
+    seen = images(4, 20)
     enlarged = F.interpolate(seen.float() / 255, (299, 299), mode="bilinear", align_corners=False)
     wanted = reference(state, 2 * enlarged - 1)
     assert wanted.std(0).mean() > 0.05 * wanted.abs().mean(), "random weights that tell images apart"
@@ -123,7 +100,7 @@ def test_fid_of_files_and_folders(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    drawn, real = images(3), images(4, side=24, channels=1, seed=1)
+    drawn, real = images(3, 20), images(4, 24, channels=1, seed=1)
     folder = tmp_path / "real"
     folder.mkdir()
     for i, image in enumerate(real):
@@ -147,7 +124,7 @@ def test_fid_of_files_and_folders(
 
 
 def test_images_may_have_any_size(tmp_path: Path) -> None:
-    tall = images(3)[:, :, :, :11]
+    tall = images(3, 20)[:, :, :, :11]
     assert inception.pixels_of(tall, "images") is not None
     for i, image in enumerate(tall):
         Image.fromarray(image.movedim(0, 2)[: 10 + i].numpy()).save(tmp_path / f"{i}.png")
@@ -157,7 +134,7 @@ def test_images_may_have_any_size(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_one_line(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    three = images(3)
+    three = images(3, 20)
     for given, message in (
         ({"inception": weights}, "give the images to compare with"),
         ({"inception": weights, "scorer": "scorer.safetensors", "real": three}, "give one of both"),
@@ -195,7 +172,7 @@ def test_a_file_that_does_not_fit_is_one_line(
     save_file({name: value for name, value in state.items() if value is not None}, path)
     monkeypatch.setattr(inception, "features_of", None)  # nothing is computed
     with pytest.raises(FileError, match=f"bad.safetensors: {message}") as caught:
-        lowenergy.fid(images(3), inception=path, real=images(3))
+        lowenergy.fid(images(3, 20), inception=path, real=images(3, 20))
     assert "\n" not in str(caught.value)
 
 
@@ -224,4 +201,4 @@ def test_weights_that_are_not_finite_are_one_line(weights: Path, tmp_path: Path)
     state["Mixed_7c.branch1x1.bn.running_var"].fill_(-1)
     save_file(state, tmp_path / "odd.safetensors")
     with pytest.raises(FileError, match="features are not finite"):
-        lowenergy.fid(images(2), inception=tmp_path / "odd.safetensors", real=images(2))
+        lowenergy.fid(images(2, 20), inception=tmp_path / "odd.safetensors", real=images(2, 20))

@@ -190,7 +190,8 @@ def pixels_of(images: Images, name: str) -> Pixels:
     pixels = _opened(images)
     where = f"{images}: " if isinstance(images, str | Path) else f"{name}: "
     if len(pixels) < FEWEST:
-        raise DataError(f"{where}{len(pixels)} images; FID needs at least {FEWEST}")
+        directly = " directly in this folder" if isinstance(pixels, Folder) else ""
+        raise DataError(f"{where}{len(pixels)} images{directly}; FID needs at least {FEWEST}")
     if isinstance(pixels, Tensor) and pixels.shape[1] not in CHANNELS:
         raise DataError(f"{where}{pixels.shape[1]} channels; give one, grey, or three, red, green and blue")
     return pixels
