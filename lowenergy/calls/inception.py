@@ -23,7 +23,7 @@ from lowenergy.base.progress import Progress
 from lowenergy.calls.images import Images, read
 from lowenergy.data import DataError, decoding
 from lowenergy.scoring.generation import FEWEST, Generation, score_surely
-from lowenergy.scoring.intervals import around, resampled
+from lowenergy.scoring.intervals import RESAMPLES, around, resampled
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -234,12 +234,13 @@ def distances(real: Tensor, found: Tensor, seed: int) -> list[float]:
     With C1 = R Rᵀ, tr (C1 C2)^½ is the sum of the singular values of X R / (n - 1)^½, X the features less their mean.
     X R is made once. A resample is a weight for each image that is in it; of as many images, or as many features, if
     these are fewer, a symmetric matrix has the singular values' squares. With 2,048 features a resample of 1,000 images
-    takes 0.3 s of one core, of 10,000 images 3 s.
+    takes 0.07 s of one core, of 10,000 images 2.5 s.
     """
     mean = real.mean(0, dtype=torch.float64)
     root = _root(real, mean)
     x, n = found.double() - mean, len(found)
     projected, squares = x @ root, x.square().sum(1)
+    progress = Progress("Inception: interval of the FID", total=1 + RESAMPLES)
 
     def distance(index: Tensor) -> float:
         weight = index.bincount(minlength=n).double()
@@ -249,6 +250,7 @@ def distances(real: Tensor, found: Tensor, seed: int) -> list[float]:
         rows = (projected[there] - shift @ root) * (weight[there] / (n - 1)).sqrt()[:, None]
         gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
         overlap = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().sum()
+        progress(1)
         return float(shift.square().sum() + root.square().sum() + spread - 2 * overlap)
 
     return [distance(torch.arange(n)), *resampled(distance, n, seed=seed)]
