@@ -117,16 +117,24 @@ def _parser() -> argparse.ArgumentParser:
     _limits(score)
     score.set_defaults(run=_score)
 
-    fid = commands.add_parser("fid", help="FID and Inception Score of images in an array, by the pipeline's scorer")
+    fid = commands.add_parser("fid", help="FID and Inception Score of images, by the pipeline's scorer or by Inception")
     fid.add_argument(
         "images", type=Path, help=".npy, or .npz with `images`: uint8, (n, h, w), (n, c, h, w) or (n, h, w, c)"
     )
-    fid.add_argument(
+    through = fid.add_mutually_exclusive_group()
+    through.add_argument(
         "--scorer",
         type=Path,
-        default=Path("models/scorer.safetensors"),
         help="its statistics lie beside it: reference for scorer in the name (default: models/scorer.safetensors)",
     )
+    through.add_argument(
+        "--inception",
+        type=Path,
+        metavar="FILE",
+        help="Inception v3 in its place: the FID weights, or torchvision's, as safetensors; "
+        "images may then also be a folder of image files",
+    )
+    fid.add_argument("--real", type=Path, help="images to compare with, as above; needed with --inception")
     fid.set_defaults(run=_fid)
 
     bench = commands.add_parser("bench", help="milliseconds and memory of models, each way of running them")
@@ -382,7 +390,8 @@ def _fid(args: argparse.Namespace) -> None:
     from lowenergy import params
 
     trust = params.load().trusted if Path("params.yaml").exists() else []
-    figures = lowenergy.fid(args.images, scorer=args.scorer, trust=trust)
+    scorer = args.scorer if args.scorer or args.inception else Path("models/scorer.safetensors")
+    figures = lowenergy.fid(args.images, scorer=scorer, inception=args.inception, real=args.real, trust=trust)
     print(f"{args.images}: {figures.images:,} images")
     for name in ("fid", "inception_score"):
         figure = getattr(figures, name)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lowenergy import data, networks, params
 from lowenergy.base.errors import UserError
 from lowenergy.base.files import FileError
+from lowenergy.calls import inception as through_inception
 from lowenergy.calls.apart import Device, apart
 from lowenergy.calls.arguments import path_of, seed_of
 from lowenergy.calls.images import Images, Values, read
@@ -230,7 +231,8 @@ def _data_of(root: str | Path | None) -> tuple[params.Data, int]:
 def fid(
     images: Images,
     *,
-    scorer: str | Path,
+    scorer: str | Path | None = None,
+    inception: str | Path | None = None,
     real: Images = None,
     seed: int = 0,
     device: Device = None,
@@ -238,13 +240,18 @@ def fid(
 ) -> Generation:
     """FID (Heusel et al. 2017) and Inception Score (Salimans et al. 2016) of images, each with its 95 % interval.
 
-    Both look through a classifier of the same data set, and are comparable only where it is the same.
+    Both look through a classifier of the same data set, and are comparable only where it is the same; or through
+    Inception v3, as papers do.
 
     Args:
-        images: such as lowenergy.sample draws; or an array's file, .npz or .npy. At least two.
+        images: such as lowenergy.sample draws; or an array's file, .npz or .npy; for inception also a folder of image
+            files. At least two.
         scorer: the classifier's file.
-        real: images to compare with; by default those whose statistics lie beside the scorer's file: reference for
-            scorer in its name.
+        inception: in its place, the usual weights as safetensors: the FID weights of 2015-12-05 or a state dict of
+            torchvision's inception_v3. FID is then pytorch-fid's; the Inception Score leaves the bias of the last layer
+            out, as the published one and torch-fidelity do. Images may have any size, and be grey.
+        real: images to compare with, as `images`; by default those whose statistics lie beside the scorer's file:
+            reference for scorer in its name. With inception they must be given.
         seed: of the bootstrap that the intervals are from.
         device: cpu or cuda; by default a GPU where there is one.
         trust: see lowenergy.load.
@@ -258,6 +265,11 @@ def fid(
     """
     seed = seed_of(seed)
     with apart(device):
+        if (scorer is None) == (inception is None):
+            raise UserError("scorer, inception: give one of both, the file of a classifier or the weights of Inception")
+        if inception is not None:
+            return through_inception.measure(inception, images, real, seed)
+        assert scorer is not None
         looked_through = dense_network(opened(scorer, trust=trust).model)
         shape = looked_through.spec.input_shape
         drawn = _drawn_images(images, shape)
