@@ -78,6 +78,10 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
         for bits in (4, 3)
         for way, how in (("uniform", ""), ("sensitivity", " on average"))
     },
+    "4 bits, rounding learned, calibrated only": (
+        ("quantize",),
+        quantize(4, 0, 0.001, rounding="learned", calibration_images=125),
+    ),
     "pq, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9)),
 }
 

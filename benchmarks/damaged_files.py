@@ -35,7 +35,7 @@ from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.runtimes import int8
 from lowenergy.storage import artifact
-from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, Int8, Sparse
+from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, Int8, Range, Sparse
 
 MOST_MEMORY = 2**30
 MOST_SECONDS = 60
@@ -106,7 +106,7 @@ def _models() -> Iterator[tuple[artifact.Model, dict[str, Any]]]:
         for name, value in artifact.weights(network).items()
     }
     places = [f"{layer}{part}" for layer in scales for part in (":in", ":out", ":gradient:in", ":gradient:out")]
-    yield artifact.Model("ebm", energy, weights, dict.fromkeys(places, (0.02, 128))), provenance
+    yield artifact.Model("ebm", energy, weights, dict.fromkeys(places, Range(0.02, 128))), provenance
     elsewhere = networks.Spec(
         "torchvision.models.squeezenet1_1", channels=3, image_size=32, outputs=10, arguments={"num_classes": 10}
     )

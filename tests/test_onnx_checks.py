@@ -19,6 +19,7 @@ from lowenergy.base.files import FileError
 from lowenergy.networks.foreign import Foreign, find_layers
 from lowenergy.runtimes import sampling, to_onnx
 from lowenergy.storage import artifact
+from lowenergy.storage.encodings import Range
 
 HEADER = {"provenance": {"sampler": {"step_size": 0.05, "noise": 0.015, "gradient_clamp": 5.0, "chain_steps": 20}}}
 
@@ -183,7 +184,7 @@ def test_a_wrong_gradient_is_refused_in_files_and_in_sampling(
 
 
 def test_what_a_tie_moves_in_torch_it_may_move_in_onnxruntime() -> None:
-    model = replace(model_of(nn.ReLU()), activations={"first:in": (0.1, 0)})
+    model = replace(model_of(nn.ReLU()), activations={"first:in": Range(0.1, 0)})
     images, _ = to_onnx.looked_at(model.spec.input_shape)
     run, [(logits, _)] = to_onnx._made(replace(model, activations={}), images, gradient=False, kept=False)
     spread = float((logits - logits.mean(0)).norm())

@@ -11,9 +11,11 @@ the int8 weights: with weights W = s q, scale s by output channel, the pullback 
 the gradient and qᵀ is int8 already.
 """
 
+import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +32,7 @@ from lowenergy.base.files import FileError
 from lowenergy.energies import logits_and_gradient
 from lowenergy.energies.gradient import call, gradient_graph
 from lowenergy.storage.artifact import Model
-from lowenergy.storage.encodings import Int8
+from lowenergy.storage.encodings import Int8, Range
 
 aten = torch.ops.aten
 SMALLEST_SCALE = 2.0**-40  # torchao's default, 2^-12, is coarser than a wide layer's weights or an energy's gradients
@@ -41,6 +43,29 @@ MOVES = (  # what a weight is put in another order by
     *(aten.unflatten.int, aten.flatten.using_ints, aten.clone.default),
 )
 IN_CACHE = 2**17  # weights
+SAMPLED = 2**14  # activations of a batch, by which a range of few levels is chosen
+
+
+class LearnedStep(nn.Module):
+    """Rounds activations as a range says, by a step that can be trained (LSQ, Esser et al. 2020, arXiv 1902.08153)."""
+
+    def __init__(self, given: Range) -> None:
+        super().__init__()
+        self.given, self.most = given, 2**given.bits - 1
+        # Relative, for Adam moves all parameters by about as much, and ranges of gradients can be tiny.
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.given.scale
+        # The paper's factor for the gradient of the step itself, (numbers * levels)^-1/2, by the chain rule.
+        moved = (x[0].numel() * self.most) ** -0.5 / start * self.factor
+        step = start * self.factor.detach() + (moved - moved.detach())
+        steps = (x / step).clamp(-self.given.zero, self.most - self.given.zero)
+        return (steps + (steps.round() - steps).detach()) * step
+
+    def range(self) -> Range:
+        scale = self.given.scale * float(self.factor.detach().abs())
+        return self.given._replace(scale=max(scale, SMALLEST_SCALE))
 
 
 class Rounding(FakeQuantize):
@@ -48,9 +73,29 @@ class Rounding(FakeQuantize):
 
     held = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.learned: LearnedStep | None = None  # which then rounds instead
+
     def hold(self, scale: Tensor, zero_point: Tensor) -> None:
         self.scale, self.zero_point, self.held = scale, zero_point, True
         self.disable_observer()
+
+    def hold_range(self, given: Range) -> None:
+        """Of activations."""
+        self.activation_post_process.quant_max = self.quant_max = 2**given.bits - 1
+        device = self.scale.device
+        self.hold(
+            torch.tensor([given.scale], device=device), torch.tensor([given.zero], dtype=torch.int, device=device)
+        )
+
+    def range(self) -> Range:
+        return Range(self.scale.item(), int(self.zero_point.item()), (self.quant_max + 1).bit_length() - 1)
+
+    def forward(self, X: Tensor) -> Tensor:  # noqa: N803 torchao's name
+        if self.learned is not None and self.fake_quant_enabled[0]:
+            return self.learned(X)
+        return super().forward(X)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         if self.held:
@@ -58,14 +103,44 @@ class Rounding(FakeQuantize):
         return super().calculate_qparams()
 
 
-# The whole range seen, not the histogram's best: a clipped activation passes no gradient to train by.
-ACTIVATION = QuantizationSpec(
-    dtype=torch.uint8,
-    quant_min=0,
-    quant_max=255,
-    qscheme=torch.per_tensor_affine,
-    observer_or_fake_quant_ctr=Rounding.with_args(observer=MinMaxObserver, eps=SMALLEST_SCALE),
-)
+class FewLevels(MinMaxObserver):
+    """Of shares of the range seen, that with the least squared rounding error: with few levels, a range for the rare
+    large values leaves too few for the rest."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.some = torch.empty(0)
+
+    def forward(self, x_orig: Tensor) -> Tensor:
+        every = max(1, x_orig.numel() // SAMPLED)
+        if every % 2 == 0:
+            every += 1  # no divisor of the channels, as a power of two would be
+        self.some = torch.cat([self.some, x_orig.detach().flatten()[::every].float().cpu()])
+        return super().forward(x_orig)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        low, high = self.min_val, self.max_val
+        best, least = self._calculate_qparams(low, high), math.inf
+        for share in torch.linspace(0.02, 1.0, 99):
+            scale, zero = self._calculate_qparams(low * share, high * share)
+            wanted = (self.some.to(scale.device) / scale + zero).round_().clamp_(self.quant_min, self.quant_max)
+            error = float(wanted.sub_(zero).mul_(scale).sub_(self.some.to(scale.device)).square_().sum())
+            if error < least:
+                best, least = (scale, zero), error
+        return best
+
+
+def _activation(bits: int) -> QuantizationSpec:
+    return QuantizationSpec(
+        dtype=torch.uint8,
+        quant_min=0,
+        quant_max=2**bits - 1,
+        qscheme=torch.per_tensor_affine,
+        # Of 256 levels the whole range seen: a clipped activation passes no gradient to train by.
+        observer_or_fake_quant_ctr=Rounding.with_args(
+            observer=MinMaxObserver if bits == 8 else FewLevels, eps=SMALLEST_SCALE
+        ),
+    )
 
 
 def _weight(bits: int) -> QuantizationSpec:
@@ -83,8 +158,13 @@ class _Layers(Quantizer):
     """Annotates these layers, in both directions; the outputs of all but `last`, the logits of which an energy is made:
     one of hundreds matters to fractions."""
 
-    def __init__(self, bits: Mapping[str, int], outputs: bool, last: str, *, gradient: bool) -> None:
+    def __init__(
+        self, bits: Mapping[str, int], activation_bits: int, outputs: bool, last: str, *, gradient: bool
+    ) -> None:
         self.bits, self.outputs, self.last, self.gradient = bits, outputs, last, gradient
+        self.inputs, self.of_outputs = _activation(activation_bits), _activation(8)
+        if activation_bits == 8:
+            self.of_outputs = self.inputs  # where an output is an input, both are one
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
@@ -92,8 +172,8 @@ class _Layers(Quantizer):
             if layer in self.bits and (self.gradient or not pulled):
                 weight = _weight(self.bits[layer])
                 node.meta["quantization_annotation"] = QuantizationAnnotation(
-                    input_qspec_map={node.args[0]: ACTIVATION, node.args[1]: weight},
-                    output_qspec=ACTIVATION if self.outputs and _layer(node) != (self.last, False) else None,
+                    input_qspec_map={node.args[0]: self.inputs, node.args[1]: weight},
+                    output_qspec=self.of_outputs if self.outputs and _layer(node) != (self.last, False) else None,
                     _annotated=True,
                 )
         return model
@@ -167,6 +247,7 @@ def prepare(
     scales: Mapping[str, Tensor],
     bits: Mapping[str, int],
     *,
+    activation_bits: int = 8,
     gradient: bool = False,
     outputs: bool = False,
 ) -> GraphModule:
@@ -176,6 +257,7 @@ def prepare(
         scales: of the int8 weights, (out,), by layer; layers not named here are kept float, and so are those that have
             no int8 form, because their weight is changed before it is used.
         bits: of each of these layers' weights.
+        activation_bits: of the layers' inputs; outputs have 8.
         gradient: logits and input gradient of an energy, instead of logits alone.
         outputs: also where onnxruntime rounds.
     Raises:
@@ -200,7 +282,7 @@ def prepare(
         move_scales(graph, scales)
     last = first[f"{networks.output_layer(network)}.weight"].removesuffix(".weight")
     own_bits = {name: bits[name] for name in scales}
-    prepared = prepare_pt2e(graph, _Layers(own_bits, outputs, last, gradient=gradient))
+    prepared = prepare_pt2e(graph, _Layers(own_bits, activation_bits, outputs, last, gradient=gradient))
     allow_exported_model_train_eval(prepared)
     prepared.spec, prepared.gradient = network.spec, gradient
     for place in places(prepared):
@@ -337,30 +419,61 @@ def multiplications(prepared: GraphModule) -> Iterator[tuple[bool, bool, int]]:
             yield _layer(node)[1], is_rounded, each * node.meta["val"][0].numel()
 
 
-def ranges(prepared: GraphModule) -> dict[str, tuple[float, int]]:
-    """Scale and zero point of each activation that is rounded."""
+def ranges(prepared: GraphModule) -> dict[str, Range]:
+    """That of each activation that is rounded."""
+    return {name: rounding.range() for place in places(prepared) for name, rounding in place.activations.items()}
+
+
+def shared(prepared: GraphModule) -> dict[str, str]:
+    """Each activation, and the first of those that are the same numbers: what two layers take in has one range."""
+    first: dict[Rounding, str] = {}
     return {
-        name: (rounding.scale.item(), int(rounding.zero_point.item()))
+        name: first.setdefault(rounding, name)
         for place in places(prepared)
         for name, rounding in place.activations.items()
     }
 
 
-def freeze(prepared: GraphModule, found: Mapping[str, tuple[float, int]] | None = None) -> GraphModule:
+def freeze(prepared: GraphModule, found: Mapping[str, Range] | None = None) -> GraphModule:
     """Stop observing, start rounding, in place.
 
     Args:
-        found: scale and zero point of each activation; None for the observed ones, of which outputs stay float.
+        found: the range of each activation; None for the observed ones, of which outputs stay float.
     """
     for place in places(prepared):
         for name, rounding in place.activations.items():
             if found is None:
-                scale, zero_point = rounding.calculate_qparams()
+                rounding.hold(*rounding.calculate_qparams())
             else:
-                scale, zero_point = torch.tensor([found[name][0]]), torch.tensor([found[name][1]], dtype=torch.int)
-            rounding.hold(scale, zero_point)
+                rounding.hold_range(found[name])
             rounding.enable_fake_quant(found is not None or name.endswith(":in"))
     return prepared
+
+
+def hold_ranges(prepared: GraphModule, given: Mapping[str, Range]) -> None:
+    """Some that are known otherwise."""
+    for place in places(prepared):
+        for name in place.activations.keys() & given.keys():
+            place.activations[name].hold_range(given[name])
+
+
+@contextmanager
+def steps_learned(prepared: GraphModule) -> Iterator[None]:
+    """Within it, the steps of inputs that have few levels are parameters of the graph; then they are its ranges."""
+    learned: dict[Rounding, None] = {}  # once each, in order
+    for place in places(prepared):
+        for name, rounding in place.activations.items():
+            if name.endswith(":in") and rounding.range().bits < 8:
+                learned[rounding] = None
+    for rounding in learned:
+        rounding.learned = LearnedStep(rounding.range())
+    try:
+        yield
+    finally:
+        for rounding in learned:
+            assert rounding.learned is not None
+            rounding.hold_range(rounding.learned.range())
+            rounding.learned = None
 
 
 def round_only(prepared: GraphModule, layers: Collection[str]) -> None:
@@ -386,7 +499,10 @@ def restore(model: Model, *, gradient: bool = False, outputs: bool = False) -> G
     network = model.build()
     coded = {name.removesuffix(".weight"): part for name, part in model.tensors.items() if isinstance(part, Int8)}
     scales, bits = ({name: getattr(part, of) for name, part in coded.items()} for of in ("scale", "bits"))
-    prepared = prepare(network, scales, bits, gradient=gradient, outputs=outputs)
+    of_inputs = [given.bits for name, given in model.activations.items() if name.endswith(":in")]
+    prepared = prepare(
+        network, scales, bits, activation_bits=min(of_inputs, default=8), gradient=gradient, outputs=outputs
+    )
     try:
         return freeze(prepared, model.activations)
     except KeyError as error:
@@ -398,7 +514,21 @@ def convert(prepared: GraphModule) -> GraphModule:
     """A copy with int8 weights between quantize and dequantize operations, for other runtimes."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    return convert_pt2e(networks.duplicate(prepared))
+    graph = convert_pt2e(networks.duplicate(prepared))
+    limit_levels(graph)
+    graph.recompile()
+    return graph
+
+
+def limit_levels(graph: GraphModule) -> None:
+    """In a converted graph, activations of few levels, in place, as bytes that are cut off at the last one: runtimes
+    know the largest byte alone."""
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.quantized_decomposed.quantize_per_tensor.default and 0 < node.args[4] < 255:
+            with graph.graph.inserting_after(node):
+                limited = graph.graph.call_function(aten.clamp.default, (node, 0, node.args[4]))
+            node.replace_all_uses_with(limited, delete_user_cb=lambda user, limited=limited: user is not limited)
+            node.update_arg(4, 255)
 
 
 def compiled(prepared: GraphModule) -> Callable[[Tensor], Any]:

@@ -182,6 +182,7 @@ def _int8_graph(prepared: GraphModule, model: Model) -> GraphModule:
         else:  # weight -> division by the scale -> flips, permutations -> quantize at scale 1: all of it moves integers
             path[-2].replace_all_uses_with(stored[weight])
             node.replace_all_uses_with(path[1])
+    int8.limit_levels(graph)
     graph.graph.eliminate_dead_code()
     used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     for name in {name for name, _ in (*graph.named_parameters(), *graph.named_buffers())} - used:
@@ -335,7 +336,7 @@ def _with_room_for_biases(model: Model) -> Model:
         layer = key.removesuffix(".weight")
         steps = [
             scale
-            for name, (scale, _) in model.activations.items()
+            for name, (scale, _, _) in model.activations.items()
             if name.endswith(":in") and name.split(":")[0] == layer and ":gradient" not in name
         ]
         names = {key, *(name for name, first in model.tied.items() if first == key)}

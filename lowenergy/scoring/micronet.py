@@ -7,6 +7,7 @@ below 16 bits anywhere. Decoding a codeword is a table look-up, without arithmet
 """
 
 import math
+from collections import Counter
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def storage_of(model: Model) -> float:
         if name.endswith((".running_mean", ".running_var")):
             continue
         bits += _bits(model, encoded)
-    bits += len(model.activations) * (32 + 8)  # each range: a scale and a zero point
+    bits += sum(32 + given.bits for given in model.activations.values())  # each range: a scale and a zero point
     return bits / 32
 
 
@@ -106,6 +107,7 @@ class _Counter(TorchDispatchMode):
         self.model, self.total = model, 0.0
         self.float_bits = 32 if _quantized(model) else FREE_BITS
         self.names = {w.data_ptr(): name for name, w in (*network.named_parameters(), *network.named_buffers())}
+        self.calls: Counter[str] = Counter()
         self.made_by: dict[int, str] = {}  # the layer that an output comes from, by its place in memory
         self.outputs: list[Tensor] = []  # kept, so that no place is used twice
 
@@ -143,5 +145,11 @@ class _Counter(TorchDispatchMode):
         self.made_by[out.data_ptr()] = name
         multiplications = int(weight.count_nonzero()) * positions
         # int8 products are summed in 32 bits.
-        bits = 8 if isinstance(self.model.tensors.get(name), Int8) else self.float_bits
+        encoded, bits = self.model.tensors.get(name), self.float_bits
+        if isinstance(encoded, Int8):
+            layer = name.removesuffix(".weight")
+            self.calls[layer] += 1
+            place = layer if self.calls[layer] == 1 else f"{layer}:{self.calls[layer]}"
+            given = self.model.activations.get(f"{place}:in")
+            bits = 8 if given is None else max(given.bits, encoded.bits)
         return multiplications * bits / 32 + multiplications * self.float_bits / 32

@@ -21,7 +21,7 @@ from lowenergy import networks
 from lowenergy.base.errors import UserError, one_line
 from lowenergy.base.files import FileError, read_safetensors, safetensors_bytes, unzstd, write_bytes
 from lowenergy.storage import header as schema
-from lowenergy.storage.encodings import Dense, Encoding, Part, decoded_shape, from_parts
+from lowenergy.storage.encodings import Dense, Encoding, Part, Range, decoded_shape, from_parts
 from lowenergy.storage.header import FORMAT
 from lowenergy.storage.limits import TooLargeError, bounded, limit_of, too_large
 
@@ -52,7 +52,7 @@ class Model:
     target: str
     spec: networks.Spec
     tensors: Mapping[str, Encoding]  # by the network's own names
-    activations: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # static int8: (scale, zero point)
+    activations: Mapping[str, Range] = field(default_factory=dict)  # of static int8
     tied: Mapping[str, str] = field(default_factory=dict)  # further names of tensors -> the first
     original: networks.AnyNetwork | None = None  # that the tensors are of, as they are: what is stored must answer so
     origin: str = ""  # the file that it was read from
@@ -154,7 +154,12 @@ def _read_back(written: Path, model: Model, provenance: Mapping[str, Any], path:
 def _said(model: Model, provenance: Mapping[str, Any]) -> Any:
     """All that a header says of a model, as JSON has it."""
     tied = {name: first for name, first in model.tied.items() if name not in model.tensors}
-    return json.loads(json.dumps([model.target, model.spec.as_header(), model.activations, tied, provenance]))
+    return json.loads(json.dumps([model.target, model.spec.as_header(), _ranges(model), tied, provenance]))
+
+
+def _ranges(model: Model) -> dict[str, list[float]]:
+    """Scale, zero point, and of less than eight bits these: a reader that knows eight alone then refuses the file."""
+    return {name: [*found][: 2 if found.bits == 8 else 3] for name, found in model.activations.items()}
 
 
 def _same(one: Encoding | None, other: Encoding | None) -> bool:
@@ -229,7 +234,7 @@ def to_bytes(model: Model, provenance: Mapping[str, Any]) -> bytes:
         "spec": model.spec.as_header(),
         "encodings": encodings,
         "packed": packed,
-        "activations": model.activations,
+        "activations": _ranges(model),
         "tied": {name: first for name, first in model.tied.items() if name not in model.tensors},
         "provenance": provenance,
     }
@@ -325,7 +330,7 @@ def _decoded(tensors: Mapping[str, Tensor], header: Mapping[str, Any], origin: s
             for part, key in keys.items()
         }
         encoded[name] = from_parts(content, *kinds.get(name, ("dense", {})))
-    activations = {name: (float(scale), zero) for name, (scale, zero) in header.get("activations", {}).items()}
+    activations = {name: Range(float(scale), *rest) for name, (scale, *rest) in header.get("activations", {}).items()}
     tied = header.get("tied", {})
     if strange := {name: first for name, first in tied.items() if first not in encoded or name in encoded}:
         raise ValueError(f"tied.{next(iter(strange))} is {strange[next(iter(strange))]!r}, which is no other tensor")

@@ -8,7 +8,7 @@ of them is checked in two steps: `decoded_shape` compares all sizes before anyth
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -193,6 +193,14 @@ class Int8:
         if self.bits == 8 and not self.is_sparse:
             return {}
         return {"bits": self.bits, "shape": list(self.values.shape)}
+
+
+class Range(NamedTuple):
+    """What rounded activations stand for: the whole number q, of 2^bits from 0 on, for scale * (q - zero)."""
+
+    scale: float
+    zero: int
+    bits: int = 8
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

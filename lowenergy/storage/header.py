@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 
 from lowenergy.params import Architecture, Count, NotNegative, Positive, Sampler, Times
 from lowenergy.storage.encodings import FACTS, Shape
@@ -14,6 +23,7 @@ SHOWN = 80  # characters of a value that is wrong
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Byte = Annotated[int, Field(ge=0, le=255)]
+Bits = Annotated[int, Field(ge=2, le=8)]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
@@ -39,6 +49,28 @@ class Network(Architecture):
         if given and given != [self.channels] * 2:
             raise ValueError(f"mean and std: there are both, with {self.channels} values each, or neither")
         return self
+
+
+def _with_bits(said: Any) -> Any:
+    """Eight are not said."""
+    return [*said, 8] if isinstance(said, list | tuple) and len(said) == 2 else said
+
+
+def _within_bits(said: tuple[float, int, int]) -> tuple[float, int, int]:
+    if said[1] >= 2 ** said[2]:
+        raise ValueError(f"its zero point is none of {2 ** said[2]} levels")
+    return said
+
+
+ActivationRange = Annotated[
+    tuple[Scale, Byte, Bits], Strict(False), BeforeValidator(_with_bits), AfterValidator(_within_bits)
+]
+
+
+def _outputs_of_eight(said: dict[str, tuple[float, int, int]]) -> dict[str, tuple[float, int, int]]:
+    if wrong := next((name for name, found in said.items() if found[2] < 8 and not name.endswith(":in")), None):
+        raise ValueError(f"{wrong} has {said[wrong][2]} bits, where inputs alone have less than 8")
+    return said
 
 
 class Packed(Part):
@@ -67,7 +99,7 @@ class Header(Part):
     spec: Network
     encodings: dict[str, Annotated[tuple[str, dict[str, Any]], Strict(False)]] = {}
     packed: dict[str, Packed] = {}
-    activations: dict[str, Annotated[tuple[Scale, Byte], Strict(False)]] = {}
+    activations: Annotated[dict[str, ActivationRange], AfterValidator(_outputs_of_eight)] = {}
     tied: dict[str, Text] = {}
     provenance: Provenance = Provenance()
 

@@ -1,8 +1,8 @@
-"""Method `quantize`: integer weights per output channel, int8 activations, and the training of both."""
+"""Method `quantize`: integer weights per output channel, integer activations, and the training of both."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from lowenergy.base.later import later
 from lowenergy.params import Count, Finetune, Method, Positive, Retrain
@@ -20,7 +20,11 @@ class Params(Method):
     calibration_images: Count = 500
     """images whose activations set the int8 ranges"""
     weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
-    """of weights; activations always have 8"""
+    """of weights"""
+    activation_bits: Annotated[int, Field(ge=2, le=8)] = 8
+    """of what layers take in, of energies also on the way back"""
+    rounding: Literal["nearest", "learned"] = "nearest"
+    """of weights; learned: up or down, so that each layer's output changes least; without training only"""
     allocation: Literal["uniform", "sensitivity"] = "uniform"
     """uniform: weight_bits in every layer; sensitivity: 2 to 8, more where rounding costs more of the matching loss,
     weight_bits of them on average"""
@@ -32,7 +36,16 @@ class Params(Method):
     finetune: Finetune = Finetune(epochs=0, batch_size=64, lr=0.0002)
     """training of the rounded network (QAT); 0 epochs for none (PTQ)"""
     retrain: Retrain = Retrain(epochs=0, lr=0.3)
-    """then training of the rounded weights and their steps by the target's own loss, activations float"""
+    """then training of the rounded weights and their steps by the target's own loss, activations of 8 bits float"""
+
+    @model_validator(mode="after")
+    def _learns_once(self) -> Self:
+        if self.rounding == "learned" and (self.finetune.epochs or self.retrain.epochs):
+            raise ValueError(
+                "rounding = learned is for networks that are not trained; set finetune.epochs and retrain.epochs to 0, "
+                "or rounding to nearest"
+            )
+        return self
 
     def stored(self) -> dict[str, Any]:
         return {"bits": self.weight_bits}

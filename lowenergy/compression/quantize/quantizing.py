@@ -1,7 +1,8 @@
-"""Static quantization: integer weights per output channel, int8 activations with calibrated ranges; then QAT.
+"""Static quantization: integer weights per output channel, activations with calibrated ranges; then QAT.
 
 Rounded networks are trained towards the teacher, then by the target's own loss. Those with BatchNorm are trained with
-their norms at work and activations float, then folded; others are folded, and the int8 graph is trained.
+their norms at work and activations of 8 bits float, then folded; others are folded, and the int8 graph is trained.
+Activations of fewer bits are rounded in all training, by steps that are learned.
 
 Of energies both directions are rounded, logits and input gradient, so that the int8 network samples by itself.
 """
@@ -25,9 +26,11 @@ from lowenergy.base.errors import UserError
 from lowenergy.base.progress import Progress
 from lowenergy.compression.budget import divide_bits
 from lowenergy.compression.quantize import Params
+from lowenergy.compression.quantize.inputs import of_inputs, rounded_inputs
+from lowenergy.compression.quantize.rounding import IMAGES, learn_rounding
 from lowenergy.runtimes import int8
 from lowenergy.storage.artifact import Model, weights
-from lowenergy.storage.encodings import Dense, Encoding, Int8
+from lowenergy.storage.encodings import Dense, Encoding, Int8, Range
 from lowenergy.training import Objective, Run
 
 FEWEST, MOST = 2, 8  # bits of a weight
@@ -51,13 +54,16 @@ def compress(network: networks.AnyNetwork, target: str, objective: Objective, p:
     much each layer's rounding alone adds to the objective's loss is written to plots/curves/<run>/sensitivity.csv.
     """
     keep_float = _kept_float(network, target, p)
-    # Every n-th: the inputs of an energy come in groups (real, noisy, chains), and each must be among them.
-    every = max(1, len(objective.inputs) // p.calibration_images)
-    index = torch.arange(0, len(objective.inputs), every)
+    index = _every_nth(objective, p.calibration_images)
     images = objective.inputs[index.to(objective.inputs.device)].cpu()
     rounded = _without_training(network, target, objective, index, images, keep_float, p, run)
     train = _train_with_norms if networks.batchnorms(network) else _train_folded
     return _encoded(train(network, rounded, images, objective, p, run), target)
+
+
+def _every_nth(objective: Objective, count: int) -> Tensor:
+    """Of so many inputs: those of an energy come in groups (real, noisy, chains), and each must be among them."""
+    return torch.arange(0, len(objective.inputs), max(1, len(objective.inputs) // count))
 
 
 def _kept_float(network: networks.AnyNetwork, target: str, p: Params) -> set[str]:
@@ -104,7 +110,7 @@ def _without_training(
     if p.allocation == "sensitivity":
         bits |= _allocated(folded, layers.keys() - keep_float, objective, index, p.weight_bits, run)
     scales = {name: int8.best_scale(layer.weight, bits[name]) for name, layer in layers.items()}
-    graph = _calibrated(folded, scales, images, bits)
+    graph = _calibrated(folded, scales, images, bits, p.activation_bits)
     if unfit := scales.keys() - {place.layer for place in int8.places(graph)}:
         run.fabric.print(f"{run.name}: without an int8 form, and float: {', '.join(sorted(unfit))}")
         keep_float = keep_float | unfit
@@ -113,9 +119,13 @@ def _without_training(
     spared = _spared(graph, objective, index, keep_float, p.loss_budget, bits, run)
     if spared:
         scales = {name: scale for name, scale in scales.items() if name not in spared}
-        graph = _calibrated(folded, scales, images, bits)
+        graph = _calibrated(folded, scales, images, bits, p.activation_bits)
     else:
         int8.round_only(graph.cpu(), scales)
+    if p.rounding == "learned":
+        some = _every_nth(objective, IMAGES).to(objective.inputs.device)
+        learn_rounding(folded, scales, bits, of_inputs(int8.ranges(graph)), objective.inputs[some].cpu(), run)
+        graph = _calibrated(folded, scales, images, bits, p.activation_bits)
     run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
     return _Rounded(folded, scales, bits, graph)
 
@@ -123,34 +133,46 @@ def _without_training(
 def _train_with_norms(
     network: networks.AnyNetwork, rounded: _Rounded, images: Tensor, objective: Objective, p: Params, run: Run
 ) -> _Rounded:
-    """Train weights and steps with the norms at work and activations float, then fold."""
+    """Train weights and steps with the norms at work and activations float, unless they have few bits, then fold."""
     if not (p.finetune.epochs or p.retrain.epochs):
         return rounded
     layers, bits = networks.coded_layers(network), rounded.bits
     starts = {name: int8.best_scale(layers[name].weight, bits[name]) for name in rounded.scales}
-    with rounded_weights(network, starts, bits):
+    inputs = _few_levels(rounded.graph)
+    with rounded_inputs(network, inputs, int8.shared(rounded.graph)), rounded_weights(network, starts, bits):
         training.finetune(network, objective, p.finetune, run)
         if p.retrain.epochs:
             objective.retrain(network, p.retrain, run)
     folded, scales = _folded(network, starts, _few(images))
-    return _Rounded(folded, scales, bits, _calibrated(folded, scales, images, bits))
+    graph = _calibrated(folded, scales, images, bits, p.activation_bits)
+    int8.hold_ranges(graph, inputs)
+    return _Rounded(folded, scales, bits, graph)
+
+
+def _few_levels(graph: GraphModule) -> dict[str, Range]:
+    """Ranges of the inputs that are rounded in training, too: of eight bits they need not be."""
+    return {name: found for name, found in of_inputs(int8.ranges(graph)).items() if found.bits < MOST}
 
 
 def _train_folded(
     network: networks.AnyNetwork, rounded: _Rounded, images: Tensor, objective: Objective, p: Params, run: Run
 ) -> _Rounded:
-    """Train the int8 graph towards the teacher; then weights and steps by the target's own loss, activations float."""
+    """Train the int8 graph towards the teacher; then weights and steps by the target's own loss, activations float
+    unless they have few bits."""
     folded, scales, bits, graph = rounded.network, rounded.scales, rounded.bits, rounded.graph
     if p.finetune.epochs:
         training.hold_zeros(graph)
-        training.finetune(graph, objective, p.finetune, run)
+        with int8.steps_learned(graph):
+            training.finetune(graph, objective, p.finetune, run)
         state, new = folded.state_dict(), _trained(graph)
         state.update({name: new[name] for name in state.keys() & new.keys()})  # it keeps the versions of its modules
         folded.load_state_dict(state)
     if p.retrain.epochs:
-        with rounded_weights(folded, scales, bits):
+        inputs = _few_levels(graph)
+        with rounded_inputs(folded, inputs, int8.shared(graph)), rounded_weights(folded, scales, bits):
             objective.retrain(folded, p.retrain, run)
-        graph = _calibrated(folded, scales, images, bits)
+        graph = _calibrated(folded, scales, images, bits, p.activation_bits)
+        int8.hold_ranges(graph, inputs)
     return _Rounded(folded, scales, bits, graph)
 
 
@@ -231,9 +253,14 @@ def _folded(
 
 
 def _calibrated(
-    network: networks.AnyNetwork, scales: dict[str, Tensor], images: Tensor, bits: Mapping[str, int]
+    network: networks.AnyNetwork,
+    scales: dict[str, Tensor],
+    images: Tensor,
+    bits: Mapping[str, int],
+    activation_bits: int,
 ) -> GraphModule:
-    prepared = int8.prepare(network, scales, bits, gradient=network.spec.head is not None, outputs=True)
+    gradient = network.spec.head is not None
+    prepared = int8.prepare(network, scales, bits, activation_bits=activation_bits, gradient=gradient, outputs=True)
     int8.check(prepared, network, _few(images))
     with torch.no_grad():
         for batch in images.split(250):

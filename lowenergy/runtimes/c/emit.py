@@ -185,7 +185,8 @@ class _Writer:
         steps = "".join(f"{inside}{statement.replace('float t', 'const float t')}\n" for statement in op.statements)
         result = op.result
         if out.of.kind != "float":
-            result = f"to_byte({result}, {literal(1 / np.float32(out.of.scale))}, {literal(float(out.of.zero))})"
+            numbers = f"{result}, {literal(1 / np.float32(out.of.scale))}, {literal(float(out.of.zero))}"
+            result = f"to_byte({numbers})" if out.of.most == 255 else f"to_level({numbers}, {out.of.most})"
         body = f"{inside}y[{places[0]}] = {result};\n"
         block = reads + steps + body
         if reads or steps:

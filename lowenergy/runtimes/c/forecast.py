@@ -16,7 +16,7 @@ from lowenergy.params import Architecture, Params, Sampler
 from lowenergy.runtimes.c import directory, emit, integers, operations, trace
 from lowenergy.runtimes.c.memory import NoPlanError
 from lowenergy.storage.artifact import Model, dense
-from lowenergy.storage.encodings import Coded, Int8, Sparse
+from lowenergy.storage.encodings import Coded, Int8, Range, Sparse
 
 SOME_SAMPLER = Sampler(step_size=0.05, noise=0.015, gradient_clamp=5.0)
 
@@ -150,12 +150,12 @@ def within(model: Model, ram: int) -> Forecast:
         return forecast(model, ram=error.smallest)
 
 
-def ranges(program: operations.Program) -> dict[str, tuple[float, int]]:
+def ranges(program: operations.Program) -> dict[str, Range]:
     """Ranges as calibration will find them, wherever a convolution is; the values change no size."""
     convolutions = [operation for operation in program.operations if isinstance(operation, operations.Conv)]
     last = next(op for op in reversed(convolutions) if not op.pulled)
     places = [f"{op.place}:{end}" for op in convolutions for end in ("in", "out") if (op, end) != (last, "out")]
-    return {place: (0.01 * 1.01**number, number % 256) for number, place in enumerate(places)}  # no two alike
+    return {place: Range(0.01 * 1.01**number, number % 256) for number, place in enumerate(places)}  # no two alike
 
 
 def _compiled(code: emit.Code) -> int | None:

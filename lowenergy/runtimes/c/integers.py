@@ -1,7 +1,7 @@
 """Where a model computes with integers: bytes go into its int8 convolutions, and come out of most.
 
 The ranges are those of the model's file (runtimes/int8.py). A byte stands for scale * (byte - zero).
-docs/device-arithmetic.md says all of it exactly.
+Of fewer bits, bytes are as small as their levels. docs/device-arithmetic.md says all of it exactly.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,12 +10,10 @@ from dataclasses import replace
 import torch
 
 from lowenergy.runtimes.c.operations import Buffer, Conv, Map, Operation, Program, View, strides_of
-from lowenergy.storage.encodings import Encoding, Int8
+from lowenergy.storage.encodings import Encoding, Int8, Range
 
 
-def with_integers(
-    program: Program, encodings: Mapping[str, Encoding], activations: Mapping[str, tuple[float, int]]
-) -> Program:
+def with_integers(program: Program, encodings: Mapping[str, Encoding], activations: Mapping[str, Range]) -> Program:
     """The program with int8 convolutions where the file has integers and ranges for one."""
     done: list[Operation] = []
     made: dict[Buffer, Buffer] = {}  # bytes for what was to be floats
@@ -99,28 +97,28 @@ def _joined(first: Map, last: Map) -> Map | None:
     return replace(last, views=tuple(views), statements=first.statements, result=result)
 
 
-def _has_integers(op: Conv, encodings: Mapping[str, Encoding], activations: Mapping[str, tuple[float, int]]) -> bool:
+def _has_integers(op: Conv, encodings: Mapping[str, Encoding], activations: Mapping[str, Range]) -> bool:
     return isinstance(encodings.get(op.weight), Int8) and f"{op.place}:in" in activations
 
 
 def add_conv(
     op: Conv,
     encodings: Mapping[str, Encoding],
-    activations: Mapping[str, tuple[float, int]],
+    activations: Mapping[str, Range],
     add: Callable[[Operation], None],
     made: dict[Buffer, Buffer],
     constants: dict[str, torch.Tensor],
 ) -> None:
     """The convolution on bytes, after what makes bytes of its input."""
     (view,) = op.views
-    scale, zero = activations[f"{op.place}:in"]
+    given = activations[f"{op.place}:in"]
     encoded = encodings[op.weight]
     assert isinstance(encoded, Int8)
     channels = op.channels[0] * op.groups
     pixels = op.size_in[0] * op.size_in[1]
     # The input as the convolution walks through it: pixels of channels.
     walk = op.start_in + torch.arange(pixels)[:, None] * op.step_in + torch.arange(channels)
-    bytes_ = Buffer(pixels * channels, "uint8_t", scale, zero)
+    bytes_ = _bytes(pixels * channels, given)
     out = View(bytes_, torch.arange(pixels * channels).view(pixels, channels))
     source = View(view.of, walk)
     if op.pulled:  # the weights' scales meet the gradient instead
@@ -134,11 +132,15 @@ def add_conv(
     assert isinstance(result.of, Buffer)
     # Gradients stay float until the next layer rounds them: rounded twice, they cost a sampler 0.3 of FID.
     if f"{op.place}:out" in activations and not op.pulled:
-        of_out = Buffer(result.of.size, "uint8_t", *activations[f"{op.place}:out"])
+        of_out = _bytes(result.of.size, activations[f"{op.place}:out"])
         made[result.of] = of_out
         result = View(of_out, result.index)
     read = View(bytes_, torch.arange(pixels * channels))
     add(replace(op, views=(read,), out=result, integers=True, step_in=channels, start_in=0))
+
+
+def _bytes(size: int, given: Range) -> Buffer:
+    return Buffer(size, "uint8_t", given.scale, given.zero, 2**given.bits - 1)
 
 
 def _of_floats(op: Operation, add: Callable[[Operation], None]) -> Operation:

@@ -446,6 +446,14 @@ static uint8_t to_byte(float x, float per_scale, float zero)
     return (uint8_t)smaller(larger(((n + 12582912.0f) - 12582912.0f) + zero, 0.0f), 255.0f);
 }
 
+/* == to_level == */
+/* The same of few levels. */
+static uint8_t to_level(float x, float per_scale, float zero, uint8_t last)
+{
+    const uint8_t byte = to_byte(x, per_scale, zero);
+    return byte < last ? byte : last;
+}
+
 /* == whole == */
 #if MODEL_LANES > 1
 typedef int32_t whole __attribute__((vector_size(4 * MODEL_LANES), aligned(4), may_alias));

@@ -124,7 +124,7 @@ def _scheduled(program: Program, kept: Collection[Buffer]) -> Program:
 
 
 def replace_buffer(buffer: Buffer) -> Buffer:
-    return Buffer(buffer.size, buffer.kind, buffer.scale, buffer.zero)
+    return replace(buffer)
 
 
 def _lifetimes(program: Program, operations: Sequence[Operation]) -> dict[Buffer, tuple[int, int]]:

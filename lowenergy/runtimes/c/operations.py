@@ -31,6 +31,7 @@ class Buffer:
     kind: str = "float"  # or uint8_t, of int8 models
     scale: float = 1.0  # of bytes: value = scale * (byte - zero)
     zero: int = 0
+    most: int = 255  # of few levels the last
 
     @property
     def bytes(self) -> int:

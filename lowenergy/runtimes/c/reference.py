@@ -46,7 +46,7 @@ def _write(memory: dict[Any, Numbers], view: View, values: Numbers) -> None:
     assert isinstance(buffer, Buffer)
     kind = f32 if buffer.kind == "float" else np.uint8
     if buffer.kind != "float" and values.dtype != np.uint8:
-        values = to_byte(values, buffer.scale, buffer.zero)
+        values = np.minimum(to_byte(values, buffer.scale, buffer.zero), np.uint8(buffer.most))
     memory.setdefault(buffer, np.zeros(buffer.size, kind))[view.index.numpy()] = values
 
 

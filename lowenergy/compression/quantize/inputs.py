@@ -1,0 +1,73 @@
+"""Inputs of layers on the steps of their ranges, as int8 graphs round them, in a network that is still one of layers.
+
+The steps can be trained (learned step size, Esser et al. 2020, arXiv 1902.08153); zero points stay.
+"""
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+from torch import nn
+
+from lowenergy import networks
+from lowenergy.runtimes.int8 import LearnedStep
+from lowenergy.storage.encodings import Range
+
+
+def of_inputs(ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Those of the forward pass."""
+    return {name: found for name, found in ranges.items() if name.endswith(":in") and ":gradient" not in name}
+
+
+class RoundedInputs(nn.Module):
+    """What rounds the inputs of a network's layers, by call: a layer that is called twice has two ranges."""
+
+    def __init__(self, ranges: Mapping[str, Range], same: Mapping[str, str]) -> None:
+        super().__init__()
+        first = {name: same.get(name, name) for name in ranges}
+        places = {name: place for place, name in enumerate(dict.fromkeys(first.values()))}
+        self.steps = nn.ModuleList(LearnedStep(ranges[name]) for name in places)
+        self.places = {name: places[first[name]] for name in ranges}  # of their steps
+        self.of_layer: dict[str, list[int]] = {}  # the same, in the order of the calls
+        for name, place in self.places.items():
+            self.of_layer.setdefault(name.split(":")[0], []).append(place)
+        self.calls: dict[str, int] = {}
+
+    def meet(self, layer: str, _: nn.Module, inputs: Any) -> Any:
+        """A forward pre-hook of that layer."""
+        places = self.of_layer[layer]
+        call = self.calls.get(layer, 0)
+        self.calls[layer] = (call + 1) % len(places)  # every forward pass makes all of them
+        return (self.steps[places[call]](inputs[0]), *inputs[1:])
+
+    def ranges(self) -> dict[str, Range]:
+        return {name: cast(LearnedStep, self.steps[place]).range() for name, place in self.places.items()}
+
+
+@contextmanager
+def rounded_inputs(
+    network: networks.AnyNetwork, ranges: MutableMapping[str, Range], same: Mapping[str, str]
+) -> Iterator[RoundedInputs]:
+    """Within it, the inputs of the layers that have ranges are rounded, by steps that can be trained; then `ranges` has
+    the trained ones.
+
+    Args:
+        ranges: see of_inputs.
+        same: see int8.shared.
+    """
+    inputs = RoundedInputs(ranges, same)
+    coded = networks.coded_layers(network)
+    handles = [
+        owner.register_forward_pre_hook(partial(inputs.meet, name))
+        for name in inputs.of_layer
+        for owner, _ in networks.sharing(network, coded[name])
+    ]
+    network.add_module("rounded_inputs", inputs)  # whose parameters are trained with the network's
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+        del network._modules["rounded_inputs"]
+        ranges.update(inputs.ranges())

@@ -1,0 +1,257 @@
+"""Which weights are rounded up and which down, learned layer by layer (AdaRound, Nagel et al. 2020, arXiv 2004.10568).
+
+Rounded to the nearest integer, each weight is off by the least; a layer's output is not. Here each weight of a layer is
+between the two integers next to it, floor(w / s) + h(v), with h the rectified sigmoid, and v minimises
+
+    ‖W x − s (floor(W / s) + h(v)) x̂‖² + λ Σ (1 − |2 h(v) − 1|^β)
+
+x is the layer's input in the float network, x̂ that in the network whose earlier layers are rounded already, as are its
+activations. β falls, so that h ends at 0 or 1.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lowenergy import networks
+from lowenergy.base.progress import Progress
+from lowenergy.compression.quantize.inputs import rounded_inputs
+from lowenergy.networks.layers import Layer
+from lowenergy.runtimes import int8
+from lowenergy.storage.encodings import Range
+from lowenergy.training import Run
+
+IMAGES = 1024  # that the layers see, as in the paper
+POSITIONS = 16  # of each image's outputs, which resemble their neighbours
+BATCH = 512  # positions of a step
+AT_A_TIME = 64  # images
+STEPS, LR = 500, 0.03
+LOW, HIGH = -0.1, 1.1  # of the sigmoid, before it is cut off at 0 and 1
+FIRST_BETA, LAST_BETA, FREE = 20.0, 2.0, 0.2  # the first share of the steps is free of the regulariser
+# λ, where each term is 1 for a layer that is rounded to nearest, or all of whose weights are half way. If inputs are
+# independent, the error of a weight curves by 24, the regulariser at last by 8 λ: below 3, h would end in between.
+REGULARISER = 4.0
+SAME = 1e-4  # of the norm of a layer's output, by which the product of weights and patches may differ from it
+
+
+def learn_rounding(
+    network: networks.AnyNetwork,
+    scales: Mapping[str, Tensor],
+    bits: Mapping[str, int],
+    ranges: MutableMapping[str, Range],
+    images: Tensor,
+    run: Run,
+) -> None:
+    """Put the weights of these layers, in place, on the steps of their integers.
+
+    Layers that are called more than once, share their weight or compute more than a convolution or a product round to
+    nearest, and are named.
+
+    Args:
+        scales: of the integers, (out,), by layer; bits: of these.
+        ranges: of the layers' inputs, see inputs.of_inputs.
+        images: (n, c, h, w).
+    """
+    network.to(run.device).eval()
+    generator = torch.Generator().manual_seed(run.seed)
+    layers = {name: layer for name, layer in networks.coded_layers(network).items() if name in scales}
+    batches = images.to(run.device).split(AT_A_TIME)
+    alone = {name: len(networks.sharing(network, layer)) == 1 for name, layer in layers.items()}
+    wanted = _wanted({name: layer for name, layer in layers.items() if alone[name]}, network, batches, generator)
+    progress = Progress(f"{run.name}: rounding learned", STEPS * sum(layers[name].weight.numel() for name in wanted))
+    shares = []
+    with rounded_inputs(network, ranges, {}) as inputs:
+        for name, layer in layers.items():
+            scale = scales[name].to(run.device).view(-1, *[1] * (layer.weight.ndim - 1))
+            integers = int8.rounded(layer.weight.detach(), scale, bits[name]).float()
+            if name in wanted:
+                seen = []
+                for batch, positions in zip(batches, wanted[name].positions, strict=True):
+                    inputs.calls.clear()
+                    seen.append(_patches_at(layer, _input_of(layer, network, batch), positions))
+                inputs.calls.clear()
+                found, share = learned(
+                    layer, integers, scale, bits[name], torch.cat(seen, 1), wanted[name].outputs, generator, progress
+                )
+                integers = found.view(layer.weight.shape)
+                shares.append(share)
+            with torch.no_grad():
+                layer.weight.copy_(integers * scale)
+    if rest := [name for name in layers if name not in wanted]:
+        run.fabric.print(f"{run.name}: rounded to nearest, for learning does not apply: {', '.join(rest)}")
+    if shares:
+        mean = sum(shares) / len(shares)
+        run.fabric.print(f"{run.name}: learned rounding leaves {mean:.0%} of the squared error of layers' outputs")
+    network.cpu()
+
+
+@dataclass
+class _Wanted:
+    """What a layer puts out in the float network, without its bias."""
+
+    positions: list[Tensor]  # of each batch, counted through it
+    parts: list[Tensor]  # (groups, positions, outputs)
+
+    @property
+    def outputs(self) -> Tensor:
+        return torch.cat(self.parts, 1)
+
+
+def _wanted(
+    layers: Mapping[str, Layer], network: nn.Module, batches: Sequence[Tensor], generator: torch.Generator
+) -> dict[str, _Wanted]:
+    """Of each layer that is called once and is the product of its weights and patches."""
+    found: dict[str, _Wanted] = {name: _Wanted([], []) for name in layers}
+    calls: Counter[str] = Counter()
+
+    def look(name: str, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[name] += 1
+        if name not in found or calls[name] > 1:
+            found.pop(name, None)
+            return
+        try:
+            count = output.numel() // len(layer.weight) // images  # positions of one image
+            some = torch.randint(count, (images, POSITIONS), generator=generator)
+            if count <= POSITIONS:
+                some = torch.arange(count).expand(images, count)
+            positions = (some + count * torch.arange(images)[:, None]).flatten().to(output.device)
+            part = _outputs_at(layer, output, positions)
+            if not found[name].parts:
+                again = _patches_at(layer, inputs[0], positions) @ _as_matrices(layer, layer.weight).mT
+                if again.shape != part.shape or not (again - part).norm() <= SAME * part.norm():
+                    raise ValueError("computes something else")
+        except (RuntimeError, IndexError, ValueError):
+            del found[name]
+            return
+        found[name].positions.append(positions)
+        found[name].parts.append(part)
+
+    handles = [layer.register_forward_hook(partial(look, name)) for name, layer in layers.items()]
+    try:
+        for batch in batches:
+            images = len(batch)
+            calls.clear()
+            with torch.no_grad():
+                network(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: of for name, of in found.items() if of.parts}
+
+
+class _MetError(Exception):
+    """What follows a layer is not needed."""
+
+
+def _input_of(layer: Layer, network: nn.Module, images: Tensor) -> Tensor:
+    met: list[Tensor] = []
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+        met.append(inputs[0])
+        raise _MetError
+
+    with layer.register_forward_hook(stop), suppress(_MetError), torch.no_grad():
+        network(images)
+    return met[0]
+
+
+def _groups(layer: Layer) -> int:
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+def _as_matrices(layer: Layer, weight: Tensor) -> Tensor:
+    """(groups, outputs, weights of each)."""
+    return weight.detach().flatten(1).unflatten(0, (_groups(layer), -1))
+
+
+def _outputs_at(layer: Layer, output: Tensor, positions: Tensor) -> Tensor:
+    if isinstance(layer, nn.Conv2d):
+        output = output.permute(0, 2, 3, 1)
+    flat = output.flatten(0, -2)[positions]
+    if layer.bias is not None:
+        flat = flat - layer.bias.detach()
+    return flat.unflatten(1, (_groups(layer), -1)).transpose(0, 1)
+
+
+def _patches_at(layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
+    """What the outputs at these positions, counted through the batch, are products of."""
+    if isinstance(layer, nn.Linear):
+        return x.flatten(0, -2)[positions][None]
+    padding = layer.padding
+    if layer.padding_mode != "zeros" or isinstance(padding, str):
+        raise ValueError("padded in another way")
+    reach = [layer.dilation[d] * (layer.kernel_size[d] - 1) for d in (0, 1)]
+    size = [(x.shape[2 + d] + 2 * padding[d] - reach[d] - 1) // layer.stride[d] + 1 for d in (0, 1)]
+    image, rest = positions // (size[0] * size[1]), positions % (size[0] * size[1])
+    taps = [torch.arange(layer.kernel_size[d], device=x.device) * layer.dilation[d] for d in (0, 1)]
+    rows = (rest // size[1] * layer.stride[0])[:, None] + taps[0]
+    columns = (rest % size[1] * layer.stride[1])[:, None] + taps[1]
+    down, right = padding
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, right, right, down, down))
+    found = padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]  # (n, kernel, kernel, channels)
+    grouped = found.unflatten(3, (layer.groups, -1)).permute(3, 0, 4, 1, 2)
+    return grouped.reshape(layer.groups, len(positions), -1)
+
+
+def learned(
+    layer: Layer,
+    nearest: Tensor,
+    scale: Tensor,
+    bits: int,
+    patches: Tensor,
+    outputs: Tensor,
+    generator: torch.Generator,
+    progress: Progress,
+) -> tuple[Tensor, float]:
+    """The integers of a layer's weights for which its outputs are off by the least.
+
+    Args:
+        nearest: the weights' nearest integers; scale: of both, (out, 1, ...).
+        patches: (groups, n, weights of an output); outputs: (groups, n, outputs), wanted of their products.
+    Returns:
+        integers (groups, outputs, weights of each), and the share that they leave of the squared error of the nearest.
+    """
+    levels = 2 ** (bits - 1)
+    steps = _as_matrices(layer, layer.weight / scale)
+    factor = scale.flatten().view(len(steps), -1, 1)
+    near = _as_matrices(layer, nearest)
+    below = steps.floor()
+    low = below.clamp(-levels, levels - 1)
+    high = torch.where(steps == below, low, (below + 1).clamp(-levels, levels - 1))  # what was pruned stays zero
+    start, span = low * factor, (high - low) * factor
+    # λ needs no unit if the error is counted in what rounding to nearest alone makes of it.
+    unit = _error(patches, (near - steps) * factor, torch.zeros_like(outputs)).sum().clamp_min(1e-30) / len(outputs[0])
+    rest = ((steps - below - LOW) / (HIGH - LOW)).clamp(0.01, 0.99)
+    v = nn.Parameter(torch.log(rest / (1 - rest)))  # where h is what the weight has beyond the integer below
+    optimizer = torch.optim.Adam([v], lr=LR)
+    for step in range(STEPS):
+        some = torch.randint(patches.shape[1], (BATCH,), generator=generator).to(patches.device)
+        x = patches[:, some]
+        with torch.no_grad():  # the gradient, written out: half the time of autograd's
+            share = v.sigmoid()
+            h = (share * (HIGH - LOW) + LOW).clamp_(0, 1)
+            off = x @ (start + h * span).mT - outputs[:, some]
+            slope = (off.mT @ x).mul_(span).mul_(2 / BATCH / unit)
+            done = (step / STEPS - FREE) / (1 - FREE)
+            if done > 0:
+                beta = FIRST_BETA + (LAST_BETA - FIRST_BETA) * done
+                away = 2 * h - 1
+                slope -= away.sign() * away.abs().pow_(beta - 1).mul_(2 * beta * REGULARISER / away.numel())
+            v.grad = slope.mul_(share * (1 - share) * (HIGH - LOW)).mul_((h > 0) & (h < 1))
+        optimizer.step()
+        progress(layer.weight.numel())
+    found = torch.where(v.detach().sigmoid() * (HIGH - LOW) + LOW >= 0.5, high, low)
+    before, after = (_error(patches, integers * factor, outputs) for integers in (near, found))
+    found = torch.where((after < before)[:, :, None], found, near)  # by output
+    return found, float(torch.minimum(before, after).sum() / before.sum().clamp_min(1e-30))
+
+
+def _error(patches: Tensor, values: Tensor, outputs: Tensor) -> Tensor:
+    """Summed squares by output, (groups, outputs)."""
+    return (patches @ values.mT - outputs).square_().sum(1)

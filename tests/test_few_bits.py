@@ -1,0 +1,330 @@
+"""Activations of fewer than eight bits, in torch, ONNX and C, their learned steps; and learned rounding of weights."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, with_changes
+from hypothesis import given
+from hypothesis import strategies as st
+from test_compression import compress, teacher  # noqa: F401 fixtures
+from test_deploy import HEADER, session_of
+from test_device_int8 import images_for, is_the_reference
+from torch import nn
+
+from lowenergy import data, networks, params
+from lowenergy.base.progress import Progress
+from lowenergy.compression.quantize import rounding
+from lowenergy.compression.quantize.inputs import of_inputs, rounded_inputs
+from lowenergy.energies import ExplicitEnergy, energy_gradient, energy_of
+from lowenergy.networks.foreign import find_layers
+from lowenergy.params import ParamsError
+from lowenergy.runtimes import int8, to_onnx
+from lowenergy.runtimes.loading import energy_in, network_of
+from lowenergy.scoring import micronet
+from lowenergy.storage import Model, artifact
+from lowenergy.storage.encodings import Int8, Range
+from lowenergy.training import Run
+
+UNTRAINED = {"quantize.finetune.epochs": 0}
+
+
+def steps_seen(prepared: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The whole numbers that each rounded input has, by its name."""
+    seen: dict[str, torch.Tensor] = {}
+    handles = []
+    for place in int8.places(prepared):
+        for name, module in place.activations.items():
+
+            def look(module: Any, _: Any, out: torch.Tensor, name: str = name) -> None:
+                seen[name] = (out / module.scale + module.zero_point).round().unique()
+
+            handles.append(module.register_forward_hook(look))
+    with torch.no_grad():
+        prepared(images)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize(("target", "bits"), [("classifier", 3), ("ebm", 4), ("jem", 2)])
+def test_activations_have_as_many_levels_as_bits_allow(
+    compress: Any,  # noqa: F811
+    target: str,
+    bits: int,
+    tmp_path: Path,
+) -> None:
+    artifact.save(compress("quantize", target, {"quantize.activation_bits": bits}), tmp_path / "m.safetensors", {})
+    model, header = artifact.read(tmp_path / "m.safetensors")
+    assert {len(found) for name, found in header["activations"].items() if name.endswith(":in")} == {3}
+    assert {len(found) for name, found in header["activations"].items() if name.endswith(":out")} == {2}
+    seen = steps_seen(int8.restore(model, gradient=target != "classifier"), images_for(model))
+    wanted = {name for name in model.activations if name.endswith(":in")}
+    assert wanted <= seen.keys() and any(":gradient" in name for name in wanted) == (target != "classifier")
+    for name in wanted:
+        assert model.activations[name].bits == bits
+        assert seen[name].min() >= 0 and seen[name].max() <= 2**bits - 1, name
+    assert max(len(seen[name]) for name in wanted) == 2**bits  # all of them are used somewhere
+
+
+@pytest.mark.parametrize(("target", "bits"), [("classifier", 3), ("ebm", 4)])
+def test_onnx_and_c_have_these_levels(
+    compress: Any,  # noqa: F811
+    target: str,
+    bits: int,
+    tmp_path: Path,
+) -> None:
+    model = compress("quantize", target, {"quantize.activation_bits": bits, **UNTRAINED})
+    images = 1.5 * images_for(model)  # beyond the ranges
+    network = int8.restore(model, outputs=True)
+    to_onnx.export(model, HEADER, tmp_path / "m.onnx", sampler=target != "classifier")
+    session = session_of(tmp_path / "m.onnx", int8_kernels=False)
+    given = {"images": images.numpy()}
+    with torch.no_grad():
+        logits = network(images)
+    if target == "classifier":
+        np.testing.assert_allclose(session.run(None, given)[0], logits, rtol=1e-3, atol=1e-3 * float(logits.std()))
+    else:
+        noise = torch.zeros_like(images)
+        found = session.run(["energy", "next"], {**given, "noise": noise.numpy()})
+        of_images = ExplicitEnergy(network, int8.restore(model, gradient=True, outputs=True), model.spec.head)
+        energies, gradient = energy_gradient(of_images, images)
+        np.testing.assert_allclose(found[0], energies.detach(), rtol=1e-3, atol=1e-3)
+        wanted = (images - 0.05 * gradient.clamp(-5, 5)).clamp(-1, 1)
+        np.testing.assert_allclose(found[1], wanted.detach(), rtol=0, atol=2e-3)
+    made = is_the_reference(model, tmp_path / "c", steps=True)
+    if target == "classifier":
+        with torch.no_grad():
+            logits = network(images_for(model))
+        found = [made.logits(image) for image in images_for(model)]
+        # A tie that falls to the other side moves a value by a level.
+        np.testing.assert_allclose(found, logits, atol=0.1 * float(logits.abs().max()))
+    assert "to_level(" in (tmp_path / "c" / "model.c").read_text()
+
+
+def test_files_without_bits_have_eight() -> None:
+    model, header = artifact.read(ROOT / "pretrained" / "mnist-ebm-tiny.safetensors")
+    assert {given.bits for given in model.activations.values()} == {8}
+    assert artifact._ranges(model) == header["activations"]  # and are written as they were
+
+
+def test_the_score_counts_bits_of_activations() -> None:
+    network = networks.build(networks.Spec("cnn", 8, "3x3", "relu", "none", 1, 8, 10), seed=0).eval()
+    plain = artifact.dense(network, "classifier")
+    weight = Int8(torch.ones(plain.tensors["fc.weight"].shape).char(), torch.ones(10), bits=3)
+    eight = replace(plain, tensors={**plain.tensors, "fc.weight": weight}, activations={"fc:in": Range(0.1, 0)})
+    four, two = (replace(eight, activations={"fc:in": Range(0.1, 0, bits)}) for bits in (4, 2))
+    n = weight.values.numel()
+    operations = [micronet.operations_of(model) for model in (eight, four, two)]
+    assert operations[0] - operations[1] == pytest.approx(n * (8 - 4) / 32)
+    assert operations[1] - operations[2] == pytest.approx(n * (4 - 3) / 32)  # the wider operand counts
+    assert micronet.storage_of(eight) - micronet.storage_of(four) == 4 / 32  # a zero point is as wide
+
+
+@given(bits=st.integers(2, 7), seed=st.integers(0, 50))
+def test_learned_steps_round_as_files_say(bits: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(4, 50, generator=generator).requires_grad_()
+    given = Range(0.21, int(torch.randint(2**bits, (1,), generator=generator)), bits)
+    step = int8.LearnedStep(given)
+    wanted = torch.fake_quantize_per_tensor_affine(x.detach(), given.scale, given.zero, 0, 2**bits - 1)
+    torch.testing.assert_close(step(x), wanted)
+    step(x).sum().backward()
+    steps = x.detach() / given.scale
+    low, high = -given.zero, 2**bits - 1 - given.zero
+    inside = (steps > low) & (steps < high)
+    assert x.grad is not None and torch.equal(x.grad, inside.float())
+    of_step = torch.where(inside, steps.round() - steps, steps.clamp(low, high)).sum()  # the paper's equation 3
+    caution = (50 * (2**bits - 1)) ** -0.5
+    assert step.factor.grad is not None
+    torch.testing.assert_close(step.factor.grad, caution / given.scale * of_step, rtol=1e-3, atol=1e-3)
+    assert step.range() == given
+
+
+class Twice(nn.Module):
+    """Calls a layer two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.again(self.first(x).relu()).relu()
+        logits: torch.Tensor = self.last(self.again(x).relu().mean((2, 3)))
+        return logits
+
+
+def twice() -> Any:
+    torch.manual_seed(0)
+    network = networks.Foreign(networks.Spec("own.py:Net", channels=1, image_size=8, outputs=10), Twice()).eval()
+    find_layers(network)
+    return network
+
+
+def test_each_call_has_its_range() -> None:
+    network = twice()
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    layers = networks.coded_layers(network)
+    scales = {name: int8.best_scale(layer.weight, 8) for name, layer in layers.items()}
+    graph = int8.prepare(network, scales, dict.fromkeys(scales, 8), activation_bits=3)
+    with torch.no_grad():
+        graph(images)
+        ranges = of_inputs(int8.ranges(int8.freeze(graph)))
+        assert len(ranges) == 4 and sum(":2:in" in name for name in ranges) == 1
+        for place in int8.places(graph):
+            place.weight.disable_fake_quant()
+        with rounded_inputs(network, ranges, int8.shared(graph)):
+            for _ in range(2):
+                torch.testing.assert_close(network(images), graph(images), rtol=1e-4, atol=1e-4)
+    assert not hasattr(network, "rounded_inputs")
+
+
+@pytest.mark.parametrize("target", ["classifier", "ebm"])
+def test_trained_steps_bring_it_nearer_to_the_teacher(
+    compress: Any,  # noqa: F811
+    target: str,
+    small: params.Params,
+    splits: data.Splits,
+) -> None:
+    """A classifier with its norms at work, an energy's graph in both directions."""
+    images, exact = data.to_float(splits.test.images), teacher(target, small)
+    networks.refresh_batchnorm(exact, data.to_float(splits.train.images))
+
+    def made(epochs: int) -> tuple[float, Model]:
+        changes = {"quantize.activation_bits": 3, "quantize.finetune.epochs": epochs, "quantize.finetune.lr": 0.0005}
+        model = compress("quantize", target, {**changes, "classifier.matching.label_weight": 0.0}, copy.deepcopy(exact))
+        network = network_of(model)
+        if target == "classifier":
+            return float((network(images).log_softmax(1) - exact(images).log_softmax(1)).square().mean()), model
+        of_exact = energy_of(exact, exact.spec.head or "")
+        with torch.no_grad():
+            return float((energy_in(model, network)(images) - of_exact(images)).square().mean()), model
+
+    (before, untrained), (after, trained) = made(0), made(12)
+    assert after < 0.8 * before
+    for name, found in trained.activations.items():
+        moved = found.scale != untrained.activations[name].scale
+        assert found.zero == untrained.activations[name].zero if name.endswith(":in") else True
+        assert moved or not name.endswith(":in"), name
+
+
+def test_layers_that_take_in_the_same_learn_one_step() -> None:
+    network = networks.build(networks.Spec("resnet8", 8, "3x3", "relu", "none", 1, 8, 10), seed=0).eval()
+    scales = {name: int8.best_scale(layer.weight, 8) for name, layer in networks.coded_layers(network).items()}
+    graph = int8.prepare(network, scales, dict.fromkeys(scales, 8), activation_bits=4)
+    with torch.no_grad():
+        graph(torch.rand(8, 1, 8, 8))
+    ranges, same = of_inputs(int8.ranges(int8.freeze(graph))), int8.shared(graph)
+    twins = [name for name, first in same.items() if name != first]
+    assert twins  # the shortcuts
+    with rounded_inputs(network, ranges, same) as inputs:
+        assert len(inputs.steps) == len(ranges) - len(twins)
+        for step in inputs.steps:
+            step.get_parameter("factor").data.mul_(1.5)
+    assert all(ranges[name] == ranges[same[name]] for name in twins)
+    int8.hold_ranges(graph, ranges)
+    held = int8.ranges(graph)
+    assert all(held[name].scale == pytest.approx(found.scale) for name, found in ranges.items())
+
+
+def test_few_levels_are_not_spent_on_rare_values() -> None:
+    values = torch.randn(20000, generator=torch.Generator().manual_seed(0))
+    values[0] = 40.0
+    few = int8.FewLevels(dtype=torch.uint8, quant_min=0, quant_max=15, qscheme=torch.per_tensor_affine)
+    few(values)
+    scale, zero = few.calculate_qparams()
+    rounded = torch.fake_quantize_per_tensor_affine(values, float(scale), int(zero), 0, 15)
+    whole = torch.fake_quantize_per_tensor_affine(values, 44 / 15, 1, 0, 15)
+    assert (rounded - values)[1:].square().mean() < 0.3 * (whole - values)[1:].square().mean()
+
+
+# -- learned rounding -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_learned_rounding_is_better_for_outputs_and_next_to_nearest(groups: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Conv2d(8, 6, 3, stride=2, padding=1, groups=groups)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+    # Inputs that go together, as those of layers do: else nearest is best.
+    mixed = torch.randn(8, 3, generator=generator) @ torch.randn(3, 64 * 8 * 8, generator=generator)
+    x = mixed.view(8, 64, 8, 8).transpose(0, 1) + 0.1 * torch.randn(64, 8, 8, 8, generator=generator)
+    scale = int8.best_scale(layer.weight, 3).view(-1, 1, 1, 1)
+    nearest = int8.rounded(layer.weight.detach(), scale, 3).float()
+    positions = torch.arange(64 * 16)
+    with torch.no_grad():
+        patches, outputs = rounding._patches_at(layer, x, positions), rounding._outputs_at(layer, layer(x), positions)
+        torch.testing.assert_close(patches @ rounding._as_matrices(layer, layer.weight).mT, outputs)
+
+    def found() -> tuple[torch.Tensor, float]:
+        fixed = torch.Generator().manual_seed(1)
+        return rounding.learned(layer, nearest, scale, 3, patches, outputs, fixed, Progress("", 10**9))
+
+    integers, share = found()
+    integers = integers.reshape(nearest.shape)
+    assert (integers - nearest).abs().max() == 1  # here and there
+    assert (integers - layer.weight / scale).abs()[nearest.abs() < 3].max() < 1  # up or down
+    assert integers.min() >= -4 and integers.max() <= 3
+    again = nn.functional.conv2d(x, integers * scale, layer.bias, 2, 1, 1, groups)
+    before = nn.functional.conv2d(x, nearest * scale, layer.bias, 2, 1, 1, groups)
+    with torch.no_grad():
+        error = float((again - layer(x)).square().sum() / (before - layer(x)).square().sum())
+    assert error == pytest.approx(share, rel=1e-3) and error < 0.8
+    assert torch.equal(found()[0].reshape(nearest.shape), integers)  # by its seed
+
+
+@pytest.mark.parametrize("target", ["classifier", "ebm"])
+def test_learned_rounding_makes_files_of_as_many_bits(
+    compress: Any,  # noqa: F811
+    target: str,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rounding, "STEPS", 50)
+    changes = {"quantize.weight_bits": 3, **UNTRAINED}
+    nearest = compress("quantize", target, changes)
+    learned = compress("quantize", target, {**changes, "quantize.rounding": "learned"})
+    said = capsys.readouterr().out
+    assert "learned rounding leaves" in said and "does not apply" not in said
+    moved = 0
+    for name, one in nearest.tensors.items():
+        other = learned.tensors[name]
+        if isinstance(one, Int8):
+            assert isinstance(other, Int8) and other.bits == 3 and torch.equal(one.scale, other.scale)
+            off = (one.values.int() - other.values.int()).abs()
+            assert off.max() <= 1
+            moved += int(off.sum())
+    assert moved
+
+
+def test_layers_that_are_called_twice_round_to_nearest(tmp_path: Path, capsys: Any) -> None:
+    network = twice()
+    layers = networks.coded_layers(network)
+    scales = {name: int8.best_scale(layer.weight, 3) for name, layer in layers.items()}
+    before = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    names = [*scales]
+    ranges = {f"{name}:in": Range(0.02, 100) for name in names}
+    again = next(name for name in names if "again" in name)
+    ranges[f"{again}:2:in"] = Range(0.02, 100)
+    rounding.learn_rounding(
+        network, scales, dict.fromkeys(scales, 3), ranges, images, Run("twice", 0, [], root=tmp_path, watched=False)
+    )
+    assert f"rounded to nearest, for learning does not apply: {again}\n" in capsys.readouterr().out
+    moved = 0
+    for name, layer in networks.coded_layers(network).items():
+        scale = scales[name].view(-1, *[1] * (layer.weight.ndim - 1))
+        off = ((layer.weight / scale).round() - int8.rounded(before[name], scales[name], 3)).abs()
+        assert off.max() <= (0 if name == again else 1)
+        moved += int(off.sum())
+    assert moved
+
+
+def test_rounding_is_learned_without_training(small_values: Any) -> None:
+    with pytest.raises(ParamsError, match=r"rounding = learned is for networks that are not trained; set finetune"):
+        params.check(with_changes(small_values, {"quantize.rounding": "learned"}))
