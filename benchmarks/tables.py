@@ -123,8 +123,6 @@ def cifar100_classifiers() -> Table:
         "2-bit weights, ten epochs": (trained, "2 bits", "quantize"),
         "4-bit weights, untrained": (rounded, "4 bits, calibrated only", "quantize"),
         "4 bits by layer, untrained": (rounded, "4 bits on average, calibrated only", "quantize"),
-        "3-bit weights, untrained": (rounded, "3 bits, calibrated only", "quantize"),
-        "3 bits by layer, untrained": (rounded, "3 bits on average, calibrated only", "quantize"),
         "pruned to a tenth of the weights": (trained, "a tenth of the weights", "prune"),
         "pruned to a quarter of the MACs": (trained, "a quarter of the MACs", "prune"),
         "pruned to half of the MACs": (trained, HALF, "prune"),
@@ -256,7 +254,7 @@ def chain_lengths() -> Table:
     shown = {"compact of width 16": "MNIST's student, int8", "residual of width 24": "CIFAR-100's EBM of width 24"}
     made = []
     for network, name in shown.items():
-        for step_size in (0.05, 0.1, 0.2):
+        for step_size in (0.05, 0.1):
             found = (row("chain_lengths", network=network, step_size=step_size, steps=n) for n in (50, 100, 200))
             made.append([name, f"{step_size}", *(f"{r.fid:.2f}" for r in found)])
             name = ""
