@@ -422,4 +422,5 @@ def report(pipelines: Sequence[Pipeline]) -> None:
             log = (pipeline.root / LOGS / f"{name}.log").relative_to(Path.cwd())
             print(f"\n{pipeline.label}{name} failed:\n{why}\n(all of it: {log})", file=sys.stderr)
     if failed := [p.label + name for p in pipelines for name in p.failed]:
-        raise RunError(f"failed: {', '.join(failed)}; all that was done before is kept")
+        more = "; --keep-going runs what does not need it" if any(p.ready for p in pipelines) else ""
+        raise RunError(f"failed: {', '.join(failed)}; all that was done before is kept{more}")
