@@ -20,7 +20,11 @@ LARGEST = (
     64  # of its own accord: classes of photographs seldom need more, and energies take four times as long for each
 )
 MARGIN = 1.15  # what machines are slower than they were while a few steps were measured
-STAGE = 5.0  # seconds of a stage beside its work: Python, torch, the files
+STAGE = 10.0  # seconds of a stage beside its work: Python, torch, the files
+# Beside the steps themselves: images on their way, averages of weights, validation, checkpoints, the other stage.
+STEPS = 1.2
+# Seconds of a method beside its steps, on two cores without AVX-512: graphs are traced and compared, layers scanned.
+METHOD = {"distill": 0.0, "prune": 60.0, "quantize": 50.0, "pq": 110.0}
 SAMPLES = 500  # drawn for the test figures, and as many for those of validation
 PROBES, CHAINS = 1400, 300  # real images, and chains, where energies are matched
 STATES = 5  # of each chain, see probe_images
@@ -196,8 +200,8 @@ def _planned(
     def epochs(updates: int, count: int) -> int:
         return max(1, round(updates * BATCH / count))
 
-    def add(name: str, seconds: float, memory: int, *needs: str) -> None:
-        stages.append(Stage(name, STAGE + seconds, memory, list(needs)))
+    def add(name: str, seconds: float, memory: int, *needs: str, beside: float = 0.0) -> None:
+        stages.append(Stage(name, STAGE + beside + STEPS * seconds, memory, list(needs)))
 
     def trained(name: str, updates: Updates) -> tuple[int, float]:
         """Epochs over the training images, and seconds of that many updates by the own loss."""
@@ -255,7 +259,8 @@ def _planned(
             else:
                 seconds += CALIBRATED * of.asked
             values["branches"][branch] = entry
-            add(f"compress@{branch}", seconds, of.memory, f"compress@{start}" if start != kind else f"teacher@{kind}")
+            needed = f"compress@{start}" if start != kind else f"teacher@{kind}"
+            add(f"compress@{branch}", seconds, of.memory, needed, beside=METHOD[by])
             add(f"evaluate@{branch}", _evaluated(of, energy, evaluated), of.memory, f"compress@{branch}", "scorer")
     add("report", 0.0, 2**28, *[stage.name for stage in stages])
     return Plan(size, teachers, effort, values, stages, _makespan(stages, machine.jobs))
