@@ -187,9 +187,9 @@ def test_sample_from_every_model(inside: Clone, tmp_path: Path, name: str) -> No
 def test_errors_are_one_line_and_exit_2(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:
     for command, message in (
         (["sample", "models/classifier-pq.safetensors"], "has no energy to sample from"),
-        (["sample", "models/ebm-pq.safetensors", "--n", "-1"], "n=-1, steps="),
+        (["sample", "models/ebm-pq.safetensors", "--n", "-1"], "n=-1: give at least 1"),
         (["sample", "models/ebm-pq.safetensors", "--steps", "0"], "steps=0: give at least 1"),
-        (["sample", "models/ebm-pq.safetensors", "--step-size", "nan"], "step size nan: give a number above 0"),
+        (["sample", "models/ebm-pq.safetensors", "--step-size", "nan"], "step_size=nan: give a number above 0"),
         (["score", "models/ebm-pq.safetensors"], "an ebm does not classify"),
         (["show", "models/none.safetensors"], "no such file"),
         (["export", "models/none.safetensors"], "no such file"),

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -143,7 +144,22 @@ def record(repo: Any, names: Collection[str]) -> list[str]:
             if not queued and begun <= others:
                 break
             in_vain = in_vain + 1 if left == before else 0
+    if not others:
+        worker_ended(repo)
     return sorted(set(names) - revisions(repo, names).keys())
+
+
+def worker_ended(repo: Any, patience: float = 120.0) -> bool:
+    """Whether DVC's own worker has ended, within so many seconds; it does some ten seconds after its last experiment.
+
+    What is queued before that it begins by itself, a stage after the other and unseen by us.
+    """
+    until = time.monotonic() + patience
+    while repo.experiments.celery_queue.worker_status():
+        if time.monotonic() > until:
+            return False
+        time.sleep(1.0)
+    return True
 
 
 def unfinished(repo: Any) -> tuple[set[str], set[str]]:

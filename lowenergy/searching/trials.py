@@ -54,9 +54,12 @@ def run(
     """
     recorded = experiments.revisions(repo, wanted.keys())
     queued = {experiments.name_of(entry) for entry in experiments.waiting(repo)}
-    for name, entries in wanted.items():
-        if name not in recorded and name not in queued:
-            _queue(repo, name, entries, list(entries)[0 if whole else -1 :])
+    new = [name for name in wanted if name not in recorded and name not in queued]
+    if new and not experiments.worker_ended(repo):
+        raise RunError("DVC's own worker runs experiments: wait for it, or stop it with `dvc queue stop`")
+    for name in new:
+        entries = wanted[name]
+        _queue(repo, name, entries, list(entries)[0 if whole else -1 :])
     cards: dict[str, dict[str, Any] | Failed] = {}
     with experiments.ours(repo):
         waiting = [entry for entry in experiments.waiting(repo) if experiments.name_of(entry) in wanted]
@@ -67,9 +70,11 @@ def run(
                     name = pipeline.experiment
                     cards[name] = Failed("; ".join(map(_last_line, pipeline.failed.values())))
                     _dvc(repo, "queue", "remove", name)
-            if lost := experiments.record(repo, wanted.keys() - cards.keys()):
-                raise RunError(experiments.NOT_RECORDED.format(", ".join(lost)))
-        for name, commit in experiments.revisions(repo, wanted.keys() - cards.keys()).items():
+            experiments.record(repo, wanted.keys() - cards.keys())
+        found = experiments.revisions(repo, wanted.keys() - cards.keys())
+        if lost := sorted(wanted.keys() - cards.keys() - found.keys()):
+            raise RunError(experiments.NOT_RECORDED.format(", ".join(lost)))
+        for name, commit in found.items():
             model = list(wanted[name])[-1]
             card = card_of(repo, commit, model)
             if latency or device is not False:
