@@ -22,7 +22,7 @@ from rich.table import Table
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor, nn
 
-from lowenergy import data, networks
+from lowenergy import data
 from lowenergy.compression.pq.codebooks import Metric, Moments, blocks_of, input_moments, learn
 from lowenergy.runtimes.loading import load
 
@@ -92,7 +92,7 @@ def made_up_layer() -> tuple[nn.Conv2d, Tensor]:
 def real_layer(model: str, name: str) -> tuple[nn.Conv2d, Tensor]:
     """A layer of a model file, and what reaches it from the training images."""
     network, images = load(model), data.load("data/splits.safetensors").train.images[:256]
-    layer = networks.coded_layers(network)[name]
+    layer = network.get_submodule(name)
     assert isinstance(layer, nn.Conv2d)
     found: list[Tensor] = []
     layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))

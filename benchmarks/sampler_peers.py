@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
 
-    def network() -> networks.AnyNetwork:
+    def network() -> networks.Network:
         if args.model:
             return loading.dense_network(artifact.read(args.model)[0])
         return networks.build(SPEC, seed=0).eval()

@@ -85,7 +85,8 @@ def commands() -> str:
         usage = re.sub(r"\s+", " ", parser.format_usage().removeprefix("usage: ")).strip()
         text += f"\n## {name}\n\n{help_[:1].upper()}{help_[1:]}.\n\n```text\n{usage}\n```\n"
         rows = [
-            f"| `{', '.join(action.option_strings) or action.dest}` | {_cell(_expanded(action, parser))} |"
+            f"| `{', '.join(action.option_strings) or action.metavar or action.dest}` "
+            f"| {_cell(_expanded(action, parser))} |"
             for action in parser._actions
             if not isinstance(action, argparse._HelpAction)
         ]

@@ -16,7 +16,6 @@ from lowenergy import data, networks, params, targets, training
 from lowenergy.base.errors import UserError
 from lowenergy.compression import prune
 from lowenergy.compression.prune import channels, pruning
-from lowenergy.networks import foreign
 from lowenergy.scoring import report_card
 from lowenergy.storage import artifact
 from lowenergy.training import Run
@@ -28,7 +27,7 @@ AMOUNTS = (0.05, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99)
 
 
 @cache
-def _network(name: str) -> networks.AnyNetwork:
+def _network(name: str) -> networks.Network:
     spec = networks.Spec(f"{ROOT}/tests/own_networks.py:{name}", channels=1, image_size=8, outputs=10, arguments={})
     if name == "resnet8":
         spec = networks.Spec("resnet8", 16, "3x3", "relu", "batch", 1, 8, 10)
@@ -40,12 +39,12 @@ def _network(name: str) -> networks.AnyNetwork:
             for values in (module.running_var, module.weight.data):
                 values.uniform_(0.5, 1.5, generator=generator)
     if isinstance(made, networks.Foreign):
-        foreign.find_layers(made)
+        made.find_layers()
         pruning.unbearable(made)
     return made
 
 
-def network(name: str) -> networks.AnyNetwork:
+def network(name: str) -> networks.Network:
     """One of own_networks.py, or the zoo's resnet8, with norms that have statistics of their own."""
     return copy.deepcopy(_network(name))
 
@@ -66,7 +65,7 @@ def section(small_values: Any) -> Callable[[dict[str, Any]], prune.Params]:
 def pruned(small: params.Params, section: Any, splits: data.Splits, tmp_path: Path) -> Any:
     """(name, changes) -> the network that the file holds, and what its header says of pruning."""
 
-    def make(name: str, changes: dict[str, Any]) -> tuple[networks.AnyNetwork, dict[str, Any]]:
+    def make(name: str, changes: dict[str, Any]) -> tuple[networks.Network, dict[str, Any]]:
         source, run = network(name), Run("classifier-prune", 0, [], root=tmp_path)
         objective = targets.get("classifier").objective(copy.deepcopy(source), splits, small.classifier, run)
         model = prune.compress(source, "classifier", objective, section(changes), run)

@@ -35,7 +35,7 @@ TRAINED = {"finetune.epochs": 2, "finetune.lr": 0.02, "retrain.epochs": 1, "allo
 def coded(small_values: Any, splits: data.Splits, tmp_path: Path) -> Callable[..., Path]:
     """(network or its name, changes) -> the file, as the stage writes it."""
 
-    def make(of: str | networks.AnyNetwork, changes: dict[str, Any]) -> Path:
+    def make(of: str | networks.Network, changes: dict[str, Any]) -> Path:
         p = params.check(with_changes(small_values, {f"pq.{key}": value for key, value in changes.items()}))
         run = Run("classifier-pq", 0, [], root=tmp_path)
         run.provenance |= PROVENANCE
@@ -71,7 +71,7 @@ def test_codes_are_chosen_again_where_training_has_made_the_file_too_large(
             network, target, p.model_copy(update={"budget_bytes": round(1.05 * p.budget_bytes)}), run
         ))  # fmt: skip
 
-        def keep_and_look(net: networks.AnyNetwork, *rest: Any) -> None:
+        def keep_and_look(net: networks.Network, *rest: Any) -> None:
             codes = [code.codes.clone() for *_, code in coded_weights(net)]
             with torch.no_grad():
                 answers.append(net(images()))
@@ -168,7 +168,7 @@ def test_a_layer_that_is_called_twice_is_watched_at_both_calls() -> None:
     torch.testing.assert_close(found.squares, wanted[0].squares + wanted[1].squares)
 
 
-def weight_of(net: networks.AnyNetwork) -> torch.Tensor:
+def weight_of(net: networks.Network) -> torch.Tensor:
     return list(networks.coded_layers(net).values())[1].weight.detach()
 
 

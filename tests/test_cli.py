@@ -1,12 +1,15 @@
 """The `lowenergy` command, and the README's commands."""
 
+import argparse
 import errno
+import inspect
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,20 @@ from lowenergy.timing import bench
 def inside(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
     monkeypatch.chdir(clone.path)
     return clone
+
+
+def test_each_command_has_the_arguments_of_its_function() -> None:
+    (commands,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for name, parser in commands.choices.items():
+        module, _, function = parser.get_default("command").partition(":")
+        signature = inspect.signature(getattr(import_module(f"lowenergy.{module}"), function))
+        options = {action.dest: action for action in parser._actions if action.dest != "help"}
+        assert options.keys() == signature.parameters.keys(), name
+        for key, parameter in signature.parameters.items():
+            if parameter.default is not parameter.empty and module == "commands":
+                given = options[key].default
+                given = tuple(given) if isinstance(given, list) else given
+                assert given == parameter.default or not (given or parameter.default), (name, key)
 
 
 def test_table(inside: Clone, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ from lowenergy.training import Run, mean_loss
 METHODS = {"prune": prune, "quantize": quantize, "distill": distill, "pq": pq}
 
 
-def teacher(target: str, small: params.Params) -> networks.Network:
+def teacher(target: str, small: params.Params) -> networks.Backbone:
     """Untrained: compression must not depend on luck in training."""
     section = getattr(small, target)
     head = {"ebm": "mean", "jem": "logsumexp"}.get(target)
@@ -42,7 +42,7 @@ def teacher(target: str, small: params.Params) -> networks.Network:
 @pytest.fixture
 def compress(small_values: Any, splits: data.Splits, tmp_path: Path) -> Any:
     def run_method(
-        method: str, target: str, changes: dict[str, Any] | None = None, network: networks.Network | None = None
+        method: str, target: str, changes: dict[str, Any] | None = None, network: networks.Backbone | None = None
     ) -> artifact.Model:
         p = params.check(with_changes(small_values, changes or {}))
         run = Run(f"{target}-{method}", 0, [], root=tmp_path)

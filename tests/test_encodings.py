@@ -138,7 +138,7 @@ def test_uneven_codes_take_about_their_entropy_on_disk(tmp_path: Path) -> None:
     assert torch.equal(artifact.read(tmp_path / "m")[0].tensors["x"].decode(), coded.decode())
 
 
-def network(seed: int = 0) -> networks.Network:
+def network(seed: int = 0) -> networks.Backbone:
     """With weights, and norm statistics, that differ from their initial values."""
     net = networks.build(SPEC, seed=seed)
     generator = torch.Generator().manual_seed(seed)

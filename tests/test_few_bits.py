@@ -21,7 +21,6 @@ from lowenergy.base.progress import Progress
 from lowenergy.compression.quantize import rounding
 from lowenergy.compression.quantize.inputs import of_inputs, rounded_inputs
 from lowenergy.energies import ExplicitEnergy, energy_gradient, energy_of
-from lowenergy.networks.foreign import find_layers
 from lowenergy.params import ParamsError
 from lowenergy.runtimes import int8, to_onnx
 from lowenergy.runtimes.loading import energy_in, network_of
@@ -161,7 +160,7 @@ class Twice(nn.Module):
 def twice() -> Any:
     torch.manual_seed(0)
     network = networks.Foreign(networks.Spec("own.py:Net", channels=1, image_size=8, outputs=10), Twice()).eval()
-    find_layers(network)
+    network.find_layers()
     return network
 
 

@@ -47,7 +47,7 @@ def taken_in(body: nn.Module, channels: int = 1, head: str | None = None) -> For
             if module.affine:
                 module.weight.data, module.bias.data = (random(module.num_features, seed=seed + s) + 1 for s in (1, 2))
     network = Foreign(Spec("own.py:Net", channels=channels, image_size=8, outputs=4, head=head), body).eval()
-    networks.foreign.find_layers(network)
+    network.find_layers()
     return network
 
 
@@ -676,7 +676,7 @@ def solved(splits: data.Splits) -> Linear:
 def in_the_house(body: nn.Module, head: str | None = None) -> Foreign:
     spec = Spec("nets/own.py:Linear", channels=1, image_size=8, outputs=10, head=head, arguments={})
     network = Foreign(spec, body).eval()
-    networks.foreign.find_layers(network)
+    network.find_layers()
     return network
 
 

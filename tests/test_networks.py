@@ -427,7 +427,7 @@ def test_folding_keeps_the_function(name: str) -> None:
     with torch.no_grad():
         network(images)  # statistics that are not 0 and 1
     network.eval()
-    networks.foreign.find_layers(network)
+    network.find_layers()
     folded = networks.fold_batchnorm(network)
 
     def norms(of: nn.Module) -> int:

@@ -16,7 +16,7 @@ import lowenergy
 from lowenergy import networks
 from lowenergy.base.errors import UserError
 from lowenergy.base.files import FileError
-from lowenergy.networks.foreign import Foreign, find_layers
+from lowenergy.networks.foreign import Foreign
 from lowenergy.runtimes import sampling, to_onnx
 from lowenergy.storage import artifact
 from lowenergy.storage.encodings import Range
@@ -54,7 +54,7 @@ def model_of(*layers: nn.Module, head: str | None = None) -> artifact.Model:
     body = Between(*layers).eval()
     spec = networks.Spec("nets/own.py:Net", channels=1, image_size=8, outputs=3, head=head, arguments={})
     network = Foreign(spec, body).eval()
-    find_layers(network)
+    network.find_layers()
     model = artifact.dense(network, "jem" if head else "classifier")
     return replace(model, spec=replace(model.spec, given=networks.Given(network)), origin="m.safetensors")
 

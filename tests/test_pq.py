@@ -130,7 +130,7 @@ def test_blocks_are_row_major_and_within_an_output_channel(out: int, positions: 
 # -- networks ---------------------------------------------------------------------------------------------------------
 
 
-def network(norm: str = "batch") -> networks.Network:
+def network(norm: str = "batch") -> networks.Backbone:
     """Untrained, but with norms that have seen the digits and affine parts that are not all the same."""
     net = networks.build(networks.Spec("resnet8", 16, "3x3", "relu", norm, 1, 8, 10), seed=0)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from lowenergy import cli, networks
 from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.base.files import FileError
-from lowenergy.networks.foreign import Foreign, find_layers
+from lowenergy.networks.foreign import Foreign
 from lowenergy.storage import artifact
 from lowenergy.storage.encodings import Coded, Constant, Dense, Int8, Part, Sparse, decoded_shape
 from lowenergy.storage.limits import TooLargeError
@@ -43,7 +43,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Foreign:
     Path("own.py").write_text(f"import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n{body}")
     spec = networks.Spec("own.py:Net", channels=1, image_size=8, outputs=3, arguments={})
     network = networks.build(spec, seed=7)
-    find_layers(network)
+    network.find_layers()
     return network
 
 

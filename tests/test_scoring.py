@@ -31,11 +31,11 @@ SPEC = networks.Spec("cnn", 8, "3x3", "relu", "batch", channels=1, image_size=8,
 
 
 @pytest.fixture(scope="module")
-def scorer() -> networks.Network:
+def scorer() -> networks.Backbone:
     return networks.build(SPEC, seed=0).eval()
 
 
-def test_fid_is_the_formula(scorer: networks.Network, splits: data.Splits, tmp_path: Path) -> None:
+def test_fid_is_the_formula(scorer: networks.Backbone, splits: data.Splits, tmp_path: Path) -> None:
     real, fake = splits.train.images, splits.test.images
     generation.write_reference(scorer, {"train": real}, tmp_path / "reference")
     measured = generation.measure(scorer, tmp_path / "reference", data.to_float(fake), seed=0)
@@ -46,7 +46,7 @@ def test_fid_is_the_formula(scorer: networks.Network, splits: data.Splits, tmp_p
     assert measured["fid"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_both_figures_are_torchmetrics(scorer: networks.Network, splits: data.Splits, tmp_path: Path) -> None:
+def test_both_figures_are_torchmetrics(scorer: networks.Backbone, splits: data.Splits, tmp_path: Path) -> None:
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.inception import InceptionScore
 
@@ -65,7 +65,7 @@ def test_both_figures_are_torchmetrics(scorer: networks.Network, splits: data.Sp
 
 
 def test_fid_of_the_reference_itself_is_zero_and_noise_is_far(
-    scorer: networks.Network, splits: data.Splits, tmp_path: Path
+    scorer: networks.Backbone, splits: data.Splits, tmp_path: Path
 ) -> None:
     generation.write_reference(scorer, {"train": splits.train.images}, tmp_path / "reference")
 

@@ -101,7 +101,7 @@ def test_a_dead_student_is_not_silent(
     small = params.check(small_values)
     spec = networks.Spec.of(small.ebm.architecture, splits.input_shape, 10, "mean", None)
     teacher, student = (networks.build(spec, seed=seed).eval() for seed in (0, 1))
-    assert isinstance(student, networks.Network)
+    assert isinstance(student, networks.Backbone)
     nn.init.zeros_(student.fc.weight)
     student.fc.weight.requires_grad_(False)
     run = Run("ebm-distill", 0, [], root=tmp_path)

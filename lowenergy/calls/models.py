@@ -65,7 +65,7 @@ def opened(
             model, header["provenance"], Path(source).stem, artifact.sha256(source), Path(source).stat().st_size
         )
     if isinstance(source, nn.Module):
-        if not isinstance(source, networks.AnyNetwork):
+        if not isinstance(source, networks.Network):
             kind = "an int8 graph" if hasattr(source, "spec") else type(source).__name__
             raise UserError(f"{kind} is no network that lowenergy has built; give the file, or what a call has made")
         return stored(

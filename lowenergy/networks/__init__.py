@@ -1,7 +1,9 @@
 """Networks: a `Spec` says which, the zoo or an import path builds it; what compression may ask of one."""
 
+from lowenergy.networks.backbone import Backbone
+from lowenergy.networks.building import build, build_with, stored_state
 from lowenergy.networks.copies import duplicate
-from lowenergy.networks.foreign import Foreign, check_trust, sharing, tied_names
+from lowenergy.networks.foreign import Foreign, check_trust, sharing
 from lowenergy.networks.graphs import MOST, SAME, check_same, sensitivity, traced
 from lowenergy.networks.importing import NetworkError
 from lowenergy.networks.intake import TRIED, batchnorm_warning, of_params, settled
@@ -16,7 +18,7 @@ from lowenergy.networks.layers import (
     own_tensors,
     training_format,
 )
-from lowenergy.networks.network import AnyNetwork, Network, build, build_with, stored_state
+from lowenergy.networks.network import Network
 from lowenergy.networks.norms import batchnorms, fold_batchnorm, refresh_batchnorm, settle_norms
 from lowenergy.networks.plain import plain_weights
 from lowenergy.networks.spec import Given, Spec, spec_of
@@ -25,7 +27,7 @@ __all__ = [
     "MOST",
     "SAME",
     "TRIED",
-    "AnyNetwork",
+    "Backbone",
     "Foreign",
     "Given",
     "Network",
@@ -56,7 +58,6 @@ __all__ = [
     "sharing",
     "spec_of",
     "stored_state",
-    "tied_names",
     "traced",
     "training_format",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lowenergy.networks.copies import duplicate
 from lowenergy.networks.importing import NetworkError, first_line, imported
+from lowenergy.networks.network import Network, black, tied
 from lowenergy.networks.spec import Spec
 
 # Of constructors: weights come with the model file, or by architecture.weights.
@@ -21,22 +22,17 @@ BRINGS_WEIGHTS = ("weights", "weights_backbone", "pretrained")
 LAYERS = nn.Conv2d, nn.Linear
 
 
-class Foreign(nn.Module):
-    """A module as every other network here: images in [-1, 1], (batch, c, h, w), to logits or energies, (batch, n)."""
+class Foreign(Network):
+    """A module as every other network here."""
 
     def __init__(self, spec: Spec, body: nn.Module) -> None:
-        super().__init__()
-        self.spec, self.body = spec, body
-        self.scale: Tensor | None
-        self.shift: Tensor | None
-        scale, shift = normalisation(spec)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("shift", shift, persistent=False)
-        self.layers: tuple[str, ...] = ()  # those compression can work on, in the order in which they are called
-        self.last = ""  # the layer that is called last
-        self.tied: dict[str, str] = {}  # tensors that are one under two names: later name -> first
+        super().__init__(spec)
+        self.body = body
         self.came_as: str | None = None  # the type of its parameters, where that was not float32
-        self.unbearable: dict[str, str] | None = None  # layers whose channels all stay, and why; None: not yet known
+
+    @property
+    def module(self) -> nn.Module:
+        return self.body
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outputs(x)[0]
@@ -55,9 +51,32 @@ class Foreign(nn.Module):
 
     def answer(self, x: Tensor) -> Any:
         """What the module itself returns."""
-        if self.scale is not None and self.shift is not None:
-            x = x * self.scale + self.shift
-        return self.body(x)
+        return self.body(self.normalised(x))
+
+    def find_layers(self) -> None:
+        """Layers of one weight go by the name of the first, and stand last if one of them is called last; a layer
+        without a weight of its own, since other code sets it, is none."""
+        self.tied = tied(self)
+        weights = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        modules = dict(self.named_modules(remove_duplicate=False))
+        owners: dict[str, str] = {}
+        calls: list[str] = []
+        handles = []
+        for name, module in self.named_modules():
+            weight = f"{name}.weight"
+            owner = self.tied.get(weight, weight).removesuffix(".weight")
+            if weight in weights and isinstance(module, LAYERS) and isinstance(modules.get(owner), LAYERS):
+                owners[name] = owner
+                handles.append(module.register_forward_hook(lambda *_, name=name: calls.append(name)))
+        try:
+            super().find_layers()
+        finally:
+            for handle in handles:
+                handle.remove()
+        if calls:
+            self.last = calls[-1]
+            order = dict.fromkeys(owners[name] for name in calls if owners[name] != owners[self.last])
+            self.layers = (*order, owners[self.last])
 
 
 def described(given: Any) -> str:
@@ -72,14 +91,6 @@ def described(given: Any) -> str:
     return kind
 
 
-def normalisation(spec: Spec) -> tuple[Tensor | None, Tensor | None]:
-    """x in [-1, 1] -> ((x + 1) / 2 - mean) / std is scale * x + shift; (c, 1, 1) each, or None for none."""
-    if spec.normalisation is None:
-        return None, None
-    mean, std = (torch.tensor(values)[:, None, None] for values in spec.normalisation)
-    return 0.5 / std, (0.5 - mean) / std
-
-
 def construct(spec: Spec, *, pretrained: bool = False) -> Foreign:
     """Import and call.
 
@@ -90,7 +101,7 @@ def construct(spec: Spec, *, pretrained: bool = False) -> Foreign:
     """
     if spec.given is not None:
         given = spec.given.module
-        return adopted(spec, copied(given.body if isinstance(given, Foreign) else given, spec.name))
+        return adopted(spec, copied(given.module if isinstance(given, Network) else given, spec.name))
     arguments = dict(spec.arguments or {})
     if not pretrained:
         arguments = {key: value for key, value in arguments.items() if key not in BRINGS_WEIGHTS}
@@ -173,53 +184,6 @@ def _to_float32(body: nn.Module) -> str | None:
         if tensor.dtype in other:
             tensor.data = tensor.data.float()
     return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in other)) or None
-
-
-def black(spec: Spec) -> Tensor:
-    """Two black images."""
-    return torch.full((2, *spec.input_shape), -1.0)
-
-
-def find_layers(network: Foreign) -> None:
-    """Remember which layers a network in evaluation mode calls, and which of its tensors are one under two names.
-
-    Layers of one weight go by the name of the first, and stand last if one of them is called last; a layer without a
-    weight of its own, since other code sets it, is none.
-    """
-    network.tied = tied(network)
-    weights = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    modules = dict(network.named_modules(remove_duplicate=False))
-    owners: dict[str, str] = {}
-    calls: list[str] = []
-    handles = []
-    for name, module in network.named_modules():
-        weight = f"{name}.weight"
-        owner = network.tied.get(weight, weight).removesuffix(".weight")
-        if weight in weights and isinstance(module, LAYERS) and isinstance(modules.get(owner), LAYERS):
-            owners[name] = owner
-            handles.append(module.register_forward_hook(lambda *_, name=name: calls.append(name)))
-    try:
-        with torch.no_grad():
-            network(black(network.spec))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if calls:
-        network.last = calls[-1]
-        order = dict.fromkeys(owners[name] for name in calls if owners[name] != owners[network.last])
-        network.layers = (*order, owners[network.last])
-
-
-def tied(network: nn.Module) -> dict[str, str]:
-    """Names of tensors that the network has under an earlier name as well -> that name."""
-    first: dict[int, str] = {}
-    state = {name: w for name, w in network.state_dict(keep_vars=True).items() if isinstance(w, Tensor)}
-    return {name: first[id(w)] for name, w in state.items() if first.setdefault(id(w), name) != name}
-
-
-def tied_names(network: nn.Module) -> dict[str, str]:
-    """tied, as find_layers saw it, under the names of plain weights."""
-    return network.tied if isinstance(network, Foreign) else {}
 
 
 def same(one: Tensor, other: Tensor) -> bool:

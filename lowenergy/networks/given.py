@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lowenergy.base.files import FileError
-from lowenergy.networks.foreign import Foreign, same, tied
+from lowenergy.networks.foreign import same
 from lowenergy.networks.importing import first_line
-from lowenergy.networks.network import AnyNetwork
+from lowenergy.networks.network import Network, tied
 
 State = dict[str, Tensor]
 
@@ -37,7 +37,7 @@ WRAPPERS = "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module." 
 COUNTER = "n_averaged"  # that torch.optim.swa_utils keeps beside the weights
 
 
-def take_weights(network: AnyNetwork, path: str, where: str) -> None:
+def take_weights(network: Network, path: str, where: str) -> None:
     """Weights from a safetensors file, or from a file that torch.save wrote (read without unpickling code).
 
     A checkpoint's one state dict that fits is taken, without the prefixes that wrappers have given to all of its names;
@@ -47,7 +47,7 @@ def take_weights(network: AnyNetwork, path: str, where: str) -> None:
         FileError: missing, of no such format, with no state dict that fits or with several.
     """
     origin = f"{where}.weights {path}"
-    body = network.body if isinstance(network, Foreign) else network
+    body = network.module
     content = _read(path, origin)
     found = {key: _named_as(state, body) for key, state in _states(content)}
     if not found:

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowenergy.networks.building import build, build_with, stored_state
 from lowenergy.networks.copies import duplicate
 from lowenergy.networks.foreign import (
     Foreign,
     described,
     does_not_take,
-    find_layers,
     outputs_argument,
     same,
 )
 from lowenergy.networks.given import take_weights
 from lowenergy.networks.importing import NetworkError, first_line, run_anew
-from lowenergy.networks.network import AnyNetwork, build, build_with, stored_state
+from lowenergy.networks.network import Network
 from lowenergy.networks.plain import plain_weights
 from lowenergy.networks.spec import Spec
 from lowenergy.params import Architecture, is_import_path
@@ -52,7 +52,7 @@ def of_params(
     images: Tensor | None = None,
     batch_size: int = 0,
     smaller: Sequence[Tensor] = (),
-) -> AnyNetwork:
+) -> Network:
     """The network of a params file, fresh or with the weights that it names, after it has been tried.
 
     Args:
@@ -81,7 +81,7 @@ def of_params(
     return network.train()
 
 
-def settled(network: AnyNetwork, images: Tensor, where: str) -> AnyNetwork:
+def settled(network: Network, images: Tensor, where: str) -> Network:
     """A trained network as all stages to come meet it, in evaluation mode: without the auxiliary classifiers that only
     training needs, each computed weight made plain, and tried again.
 
@@ -94,19 +94,17 @@ def settled(network: AnyNetwork, images: Tensor, where: str) -> AnyNetwork:
     images = images[:TRIED].float().cpu()
     network = network.cpu().eval()
     with torch.random.fork_rng(devices=[]):
-        if isinstance(network, Foreign):
-            if plain := plain_weights(network, images):
-                print(f"{where}: now plain weights: {', '.join(map(_own, plain))}", flush=True)
-            network = _without_auxiliary(network, images)
-            find_layers(network)
+        if plain := plain_weights(network, images):
+            print(f"{where}: now plain weights: {', '.join(map(_own, plain))}", flush=True)
+        network = _without_auxiliary(network, images)
+        network.find_layers()
         check_tensors(network, f"{where}: after training")
         check_answers(network, images, f"{where}: after training {network.spec.name}")
-        if isinstance(network, Foreign):
-            _check_rebuilt(network, images, f"{where}: after training {network.spec.name}")
+        _check_rebuilt(network, images, f"{where}: after training {network.spec.name}")
     return network.eval()
 
 
-def warn_of_batchnorm(network: AnyNetwork, where: str) -> None:
+def warn_of_batchnorm(network: Network, where: str) -> None:
     """Say so if an energy has BatchNorm."""
     norms = [name for name, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if network.spec.head is not None and norms:
@@ -183,7 +181,7 @@ def _own(name: str) -> str:
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
-def check_answers(network: AnyNetwork, images: Tensor, what: str) -> None:
+def check_answers(network: Network, images: Tensor, what: str) -> None:
     """See that in evaluation mode each image's outputs are finite and its own, whatever it comes with and however
     often it is asked, and that asking changes neither the network nor the images.
 
@@ -328,7 +326,7 @@ def _check_foreign(
     except NetworkError as error:
         raise NetworkError(f"{what}: {error}") from None
     _check_copies(twin, images, what)
-    find_layers(twin)
+    twin.find_layers()
     if not twin.layers:
         raise NetworkError(f"{what} calls no convolution or fully connected layer: nothing to compress")
     network.layers, network.last, network.tied = twin.layers, twin.last, twin.tied
@@ -341,7 +339,7 @@ def _check_foreign(
     _check_rebuilt(twin, images, what)
 
 
-def _check_rebuilt(network: Foreign, images: Tensor, what: str) -> None:
+def _check_rebuilt(network: Network, images: Tensor, what: str) -> None:
     """See that its tensors, as a file holds them, make the network again."""
     try:
         again = build_with(network.spec, stored_state(network))
@@ -352,7 +350,7 @@ def _check_rebuilt(network: Foreign, images: Tensor, what: str) -> None:
             raise NetworkError(f"{what}: made again from its tensors, it gives other outputs{RANDOM}")
 
 
-def _check_copies(network: Foreign, images: Tensor, what: str) -> None:
+def _check_copies(network: Network, images: Tensor, what: str) -> None:
     """See that it can be copied after a step of training, as compression does."""
     try:
         tried = duplicate(network)
@@ -364,11 +362,10 @@ def _check_copies(network: Foreign, images: Tensor, what: str) -> None:
         ) from None
 
 
-def _twin(network: Foreign, seed: int, what: str) -> Foreign:
+def _twin(network: Network, seed: int, what: str) -> Network:
     """Built again, as a reader of its file does, from another seed, and given its weights."""
     with run_anew():
         twin = build(network.spec, seed=seed + 1)
-    assert isinstance(twin, Foreign)
     try:
         twin.load_state_dict(network.state_dict())
     except Exception as error:
@@ -380,7 +377,7 @@ def _twin(network: Foreign, seed: int, what: str) -> Foreign:
     return twin
 
 
-def _check_training(network: Foreign, images: Tensor, smaller: Sequence[Tensor], batch_size: int, what: str) -> None:
+def _check_training(network: Network, images: Tensor, smaller: Sequence[Tensor], batch_size: int, what: str) -> None:
     """See that training mode gives the same shapes, for three images and one.
 
     Raises:
@@ -438,7 +435,7 @@ def _gradients(outputs: Tensor, of: Sequence[Tensor], what: str) -> tuple[Tensor
         raise NetworkError(f"{what}: its gradient cannot be computed: {said}") from None
 
 
-def _check_trainable(network: Foreign, images: Tensor, what: str) -> None:
+def _check_trainable(network: Network, images: Tensor, what: str) -> None:
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     out = network(images)
     if not trained or not out.requires_grad or not any(slope is not None for slope in _gradients(out, trained, what)):
@@ -448,7 +445,7 @@ def _check_trainable(network: Foreign, images: Tensor, what: str) -> None:
         )
 
 
-def _without_auxiliary(network: Foreign, images: Tensor) -> Foreign:
+def _without_auxiliary(network: Network, images: Tensor) -> Network:
     """Without its auxiliary classifiers, where the constructor can leave them out: aux_logits, as torchvision says."""
     spec = network.spec
     if (spec.arguments or {}).get("aux_logits") is False or len(_training_outputs(network, images)) == 1:
@@ -459,7 +456,7 @@ def _without_auxiliary(network: Foreign, images: Tensor) -> Foreign:
         return network
     plain_weights(lean, images)
     state, kept = network.state_dict(), lean.state_dict()
-    if not isinstance(lean, Foreign) or not kept.keys() < state.keys():
+    if not kept.keys() < state.keys():
         return network
     versions = kept._metadata  # type: ignore[attr-defined]
     kept = OrderedDict((name, state[name]) for name in kept)
@@ -469,7 +466,7 @@ def _without_auxiliary(network: Foreign, images: Tensor) -> Foreign:
         return lean if _difference(lean.eval()(images), network.eval()(images)) <= EQUAL else network
 
 
-def _training_outputs(network: Foreign, images: Tensor) -> list[Tensor]:
+def _training_outputs(network: Network, images: Tensor) -> list[Tensor]:
     """In training mode; the network stays as it is."""
     tried = duplicate(network).train()
     with torch.no_grad():

@@ -1,27 +1,23 @@
 """What compression asks of any network: its layers, and its arithmetic."""
 
-from weakref import WeakKeyDictionary
-
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowenergy.networks.copies import duplicate
-from lowenergy.networks.foreign import Foreign
+from lowenergy.networks.network import Network
 from lowenergy.networks.spec import spec_of
 
 Layer = nn.Conv2d | nn.Linear
 
 
-def coded_layers(network: nn.Module) -> dict[str, Layer]:
+def coded_layers(network: Network) -> dict[str, Layer]:
     """The layers that hold the weights worth compressing, in the order in which they are called; of layers that share
     a weight only the one by whose name the weight is known.
 
     Of a network from elsewhere only those that it calls as layers: a weight that a function uses by itself, as
     nn.MultiheadAttention does, cannot be watched.
     """
-    if not isinstance(network, Foreign):
-        return {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     return {name: network.get_submodule(name) for name in network.layers}  # type: ignore[misc]
 
 
@@ -50,24 +46,23 @@ def own_tensors(network: nn.Module) -> dict[str, str]:
     return {name: first[name] for name in names if name in first}
 
 
-def output_layer(network: nn.Module) -> str:
+def output_layer(network: Network) -> str:
     """The layer that makes the logits: the last one."""
-    return network.layers[-1] if isinstance(network, Foreign) else "fc"
+    return network.layers[-1]
 
 
 def features_and_logits(network: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor]:
     """What the last layer sees, and the logits; int8 graphs call no layers, and so tell of no features."""
-    seen: list[Tensor] = []
-    try:
-        last = network.get_submodule(network.last if isinstance(network, Foreign) else output_layer(network))
-    except AttributeError:
+    if not isinstance(network, Network):
         return None, network(images)
+    seen: list[Tensor] = []
+    last = network.get_submodule(network.last)
     with last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
         logits = network(images)
     return (seen[-1].flatten(1) if seen else None), logits
 
 
-def left_out(network: nn.Module) -> list[str]:
+def left_out(network: Network) -> list[str]:
     """Weights of two dimensions or more that belong to no layer of coded_layers: they stay as they are."""
     layers = {f"{name}.weight" for name in coded_layers(network)}
     return [
@@ -78,15 +73,14 @@ def left_out(network: nn.Module) -> list[str]:
 def memory_format(network: nn.Module) -> torch.memory_format:
     """How tensors should lie in memory: channels last, which is faster, but not where a network from elsewhere takes
     x.view(len(x), -1) of them."""
-    if network not in _bears:
-        _bears[network] = not isinstance(network, Foreign) or _bears_channels_last(network)
-    return torch.channels_last if _bears[network] else torch.contiguous_format
+    if not isinstance(network, Network):
+        return torch.channels_last  # an int8 graph
+    if network.bears_channels_last is None:
+        network.bears_channels_last = _bears_channels_last(network)
+    return torch.channels_last if network.bears_channels_last else torch.contiguous_format
 
 
-_bears: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-def _bears_channels_last(network: Foreign) -> bool:
+def _bears_channels_last(network: Network) -> bool:
     images = torch.zeros(2, *network.spec.input_shape, device=next(network.parameters()).device)
     try:
         with torch.no_grad():
@@ -97,7 +91,7 @@ def _bears_channels_last(network: Foreign) -> bool:
     return True
 
 
-def training_format(network: nn.Module) -> torch.memory_format:
+def training_format(network: Network) -> torch.memory_format:
     """The same in training: not with the odd numbers of channels that structured pruning leaves, either. There oneDNN's
     backward pass ends the process (torch 2.15, one thread, no AVX-512)."""
     channels = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]

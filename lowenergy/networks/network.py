@@ -1,173 +1,69 @@
-"""One backbone each for classifiers, EBMs and JEMs, built from a small `Spec`.
-
-    >>> spec = Spec("cnn", width=16, stem="3x3", activation="swish", norm="none", channels=1, image_size=8, outputs=10)
-    >>> build(spec, seed=0)(torch.zeros(2, 1, 8, 8)).shape
-    torch.Size([2, 10])
-
-A network maps images in [-1, 1], (batch, channels, size, size), to logits, (batch, outputs). What the logits mean is
-the target's business: class scores, or an energy through one of the heads of lowenergy/energies.
-"""
-
-import math
-from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+"""What every stage works on: a network, of the zoo (backbone.py) or from elsewhere (foreign.py)."""
 
 import torch
 from torch import Tensor, nn
 
-from lowenergy.networks import zoo
-from lowenergy.networks.foreign import Foreign, black, construct, find_layers, normalisation, same, tied
-from lowenergy.networks.plain import are_sources, plain_weights
 from lowenergy.networks.spec import Spec
 
 
 class Network(nn.Module):
-    """features: images -> (batch, features), what FID looks at in the scorer; fc: features -> logits.
+    """Images in [-1, 1], (batch, c, h, w), to logits or energies, (batch, n).
 
-    Some features come with a term that all logits share (zoo/unet.py), (batch, 1): an energy more than a class.
+    It knows what compression asks of it, so that nobody else asks where it comes from.
     """
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
-        self.features = zoo.features(spec)
-        with torch.no_grad():
-            self.features.eval()
-            width = _apart(self.features(torch.zeros(1, *spec.input_shape)))[0].shape[1]
-            self.features.train()
-        self.fc = nn.Linear(width, spec.outputs)
         self.scale: Tensor | None
         self.shift: Tensor | None
-        scale, shift = normalisation(spec)
+        scale, shift = _normalisation(spec)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
+        self.layers: tuple[str, ...] = ()  # those that can be compressed; of layers that share a weight, the first
+        self.last = ""  # the layer that is called last
+        self.tied: dict[str, str] = {}  # tensors that are one under two names: later name -> first
+        self.unbearable: dict[str, str] | None = None  # layers whose channels all stay, and why; None: not yet known
+        self.bears_channels_last: bool | None = None  # None: not yet known
+
+    @property
+    def module(self) -> nn.Module:
+        """What has the tensors by the names that they have in the user's own files."""
+        return self
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Images as the network was trained to see them, by the data's mean and standard deviation."""
+        return x if self.scale is None or self.shift is None else x * self.scale + self.shift
 
     def outputs(self, x: Tensor) -> list[Tensor]:
-        """The logits; networks from elsewhere may have auxiliary ones."""
+        """The logits or energies, and in training mode those of auxiliary classifiers, where there are any."""
         return [self(x)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.scale is not None and self.shift is not None:
-            x = x * self.scale + self.shift
-        features, shared = _apart(self.features(x))
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):  # in bfloat16 energies of hundreds are whole numbers
-                logits = self.fc(features.float())
-        else:  # an exported graph would keep a part of its own for the lines above, out of a quantizer's sight
-            logits = self.fc(features)
-        return logits if shared is None else logits + shared
+    def find_layers(self) -> None:
+        """Run it in evaluation mode, and remember which layers it calls and which of its tensors are one.
+
+        Raises:
+            RuntimeError, ValueError, TypeError, AssertionError: its tensors do not fit together.
+        """
+        with torch.no_grad():
+            self(black(self.spec))
 
 
-def _apart(features: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Features, and the term that all logits share, where there is one."""
-    return features if isinstance(features, tuple) else (features, None)
+def black(spec: Spec) -> Tensor:
+    """Two black images."""
+    return torch.full((2, *spec.input_shape), -1.0)
 
 
-AnyNetwork = Network | Foreign
+def tied(network: nn.Module) -> dict[str, str]:
+    """Names of tensors that the network has under an earlier name as well -> that name."""
+    first: dict[int, str] = {}
+    state = {name: w for name, w in network.state_dict(keep_vars=True).items() if isinstance(w, Tensor)}
+    return {name: first[id(w)] for name, w in state.items() if first.setdefault(id(w), name) != name}
 
 
-def build(spec: Spec, *, seed: int, pretrained: bool = False) -> AnyNetwork:
-    """A freshly initialised network; the same seed gives the same weights and leaves the global generator alone.
-
-    Args:
-        pretrained: let a constructor from elsewhere fetch the weights that its arguments name.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return construct(spec, pretrained=pretrained) if spec.is_foreign else Network(spec)
-
-
-def stored_state(network: nn.Module) -> dict[str, Tensor]:
-    """The state that a file holds: without BatchNorm's step counters, and each tensor under its first name only."""
-    again = tied(network)
-    return {
-        name: value.detach().cpu()
-        for name, value in network.state_dict().items()
-        if name not in again and not name.endswith("num_batches_tracked")
-    }
-
-
-def build_with(spec: Spec, state: Mapping[str, Tensor]) -> AnyNetwork:
-    """The network of `spec` holding these weights, in evaluation mode.
-
-    A structurally pruned network has fewer channels than its spec says, so the tensors' shapes decide; one whose
-    BatchNorms were folded has no tensors of them.
-
-    Raises:
-        ValueError: tensors are missing, unknown, or do not fit together.
-    """
-    network = build(spec, seed=0)
-    state = dict(state)
-    names = stored_state(network).keys()
-    if isinstance(network, Foreign) and not (names <= state.keys() and are_sources(names)):
-        plain_weights(network, black(spec))  # as in the file, unless it is of a training that was cut short
-    first = {module: name for name, module in network.named_modules()}  # of a module that has several names
-    for name, module in list(network.named_modules(remove_duplicate=False)):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{first[module]}.running_mean" not in state:
-            if module.track_running_stats:
-                owner, _, attribute = name.rpartition(".")
-                setattr(network.get_submodule(owner), attribute, nn.Identity())
-        else:
-            _reshape(
-                module, {key.removeprefix(f"{name}."): v for key, v in state.items() if key.startswith(f"{name}.")}
-            )
-    _reshape(network, state)
-    try:
-        _load(network, state)
-        network.eval()
-        if isinstance(network, Foreign):
-            find_layers(network)
-        else:
-            network(torch.zeros(1, *spec.input_shape))
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise ValueError(f"the tensors do not fit architecture {spec.name}: {error}") from None
-    return network
-
-
-def _load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what stored_state gave; what the network holds is then what the state says, or there is an error."""
-    own = network.state_dict()
-    again = tied(network)
-    whole: OrderedDict[str, Any] = OrderedDict(state)
-    whole |= {name: state[first] for name, first in again.items() if name not in state and first in state}
-    whole |= {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
-    whole._metadata = own._metadata  # type: ignore[attr-defined] # the version of each module, which some insist on
-    network.load_state_dict(whole)
-    loaded = network.state_dict()
-    for name, value in state.items():
-        if not same(loaded[name], value.to(loaded[name].dtype)):
-            raise ValueError(f"{name} shares its memory with another tensor, and the two are not equal")
-
-
-def _reshape(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a module's own tensors the shapes of these, and let it know."""
-    for key, old in [*module._parameters.items(), *module._buffers.items()]:
-        new = state.get(key)
-        if new is None or (old is not None and old.shape == new.shape):
-            continue
-        is_parameter = key in module._parameters
-        empty = torch.empty_like(new, dtype=new.dtype if old is None else old.dtype)
-        if old is None and not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):  # a folded norm's shift
-            continue
-        setattr(module, key, nn.Parameter(empty) if is_parameter else empty)
-        if key == "weight":
-            _tell_size(module, old, new)
-
-
-def _tell_size(module: nn.Module, old: Tensor | None, new: Tensor) -> None:
-    if isinstance(module, nn.ConvTranspose2d):
-        module.in_channels, module.out_channels = new.shape[0], new.shape[1] * module.groups
-    elif isinstance(module, nn.Conv2d):
-        assert old is not None
-        if module.groups == old.shape[0]:  # depthwise: a group goes with its channel
-            module.groups = new.shape[0]
-        module.out_channels, module.in_channels = new.shape[0], new.shape[1] * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = new.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        module.num_features = len(new)
-    elif isinstance(module, nn.LayerNorm):
-        module.normalized_shape = tuple(new.shape)
-    elif isinstance(module, nn.GroupNorm):
-        module.num_channels = math.prod(new.shape)
+def _normalisation(spec: Spec) -> tuple[Tensor | None, Tensor | None]:
+    """x in [-1, 1] -> ((x + 1) / 2 - mean) / std is scale * x + shift; (c, 1, 1) each, or None for none."""
+    if spec.normalisation is None:
+        return None, None
+    mean, std = (torch.tensor(values)[:, None, None] for values in spec.normalisation)
+    return 0.5 / std, (0.5 - mean) / std

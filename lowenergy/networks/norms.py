@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lowenergy.base.errors import UserError
+from lowenergy.networks.backbone import Backbone
+from lowenergy.networks.building import build_with
 from lowenergy.networks.copies import duplicate
-from lowenergy.networks.foreign import Foreign, find_layers
 from lowenergy.networks.graphs import exported
-from lowenergy.networks.network import AnyNetwork, Network, build_with
+from lowenergy.networks.network import Network
 from lowenergy.networks.zoo.blocks import ConvNorm
 
 aten = torch.ops.aten
@@ -37,7 +38,7 @@ def batchnorms(network: nn.Module) -> dict[str, Any]:
 # -- folding ----------------------------------------------------------------------------------------------------------
 
 
-def fold_batchnorm(network: AnyNetwork, images: Tensor | None = None) -> AnyNetwork:
+def fold_batchnorm(network: Network, images: Tensor | None = None) -> Network:
     """The same function with fewer BatchNorms: the scale and shift of each moved into the layer before it.
 
     A folded network of the zoo is simply one of norm "none", one from elsewhere has no tensors of these norms, so both
@@ -57,15 +58,15 @@ def fold_batchnorm(network: AnyNetwork, images: Tensor | None = None) -> AnyNetw
         with torch.no_grad():
             return float((folded(images) - wanted).norm()) <= SAME * float(wanted.norm())  # false of what is not finite
 
-    if isinstance(network, Foreign):
-        _fold_all(network, _foldable(network), lambda: is_same(network))
-        find_layers(network)  # its tensors are others now
-        return network
-    folded = _without_norms(network)
-    return folded if is_same(folded) else network
+    if isinstance(network, Backbone):
+        folded = _without_norms(network)
+        return folded if is_same(folded) else network
+    _fold_all(network, _foldable(network), lambda: is_same(network))
+    network.find_layers()  # its tensors are others now
+    return network
 
 
-def _without_norms(network: Network) -> AnyNetwork:
+def _without_norms(network: Backbone) -> Network:
     state = {}
     for name, module in network.named_modules():
         if isinstance(module, ConvNorm):
@@ -121,7 +122,7 @@ def _fold(network: nn.Module, layer: Any, norm: nn.Module) -> Callable[[], None]
     return lambda: put(*before)
 
 
-def _foldable(network: Foreign) -> list[Pair]:
+def _foldable(network: Network) -> list[Pair]:
     """Each norm that alone uses the output of a layer, where neither is called twice nor shares a tensor."""
     if not any(type(module) in FOLDED for module in network.modules()):
         return []
@@ -230,5 +231,5 @@ def settle_norms(network: nn.Module, steps: int, images: Callable[[int], Tensor]
         images: as many images as it is asked for, float32, on the CPU.
     """
     momenta = [norm.momentum for norm in batchnorms(network).values() if norm.momentum]
-    if isinstance(network, Foreign) and momenta and steps < SETTLED / min(momenta):
+    if not isinstance(network, Backbone) and momenta and steps < SETTLED / min(momenta):
         refresh_batchnorm(network, images(STATISTICS))

@@ -312,7 +312,7 @@ def _key(stage: Any) -> str | None:
 
 
 def run(
-    targets: list[str],
+    targets: Sequence[str],
     *,
     jobs: int | None,
     address: str | None = None,

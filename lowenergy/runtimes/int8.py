@@ -243,7 +243,7 @@ def _best_scale(weight: Tensor, levels: int) -> Tensor:
 
 
 def prepare(
-    network: networks.AnyNetwork,
+    network: networks.Network,
     scales: Mapping[str, Tensor],
     bits: Mapping[str, int],
     *,
@@ -293,7 +293,7 @@ def prepare(
     return prepared
 
 
-def check(prepared: GraphModule, network: networks.AnyNetwork, images: Tensor) -> None:
+def check(prepared: GraphModule, network: networks.Network, images: Tensor) -> None:
     """See that a prepared graph, with rounding off, is the network.
 
     Compared are outputs and their gradients by images and weights; of an energy, logits and input gradients.

@@ -16,12 +16,12 @@ from lowenergy.storage.coded import CodedWeight, attach
 from lowenergy.storage.encodings import Coded
 
 
-def dense_network(model: Model) -> networks.AnyNetwork:
+def dense_network(model: Model) -> networks.Network:
     """Every tensor decoded to float32 in the network of the model's spec; activations are not rounded."""
     return model.build()
 
 
-def coded_network(model: Model) -> networks.AnyNetwork:
+def coded_network(model: Model) -> networks.Network:
     """The network with its product-quantized weights still coded: each layer decodes its own whenever it is used."""
     network = dense_network(model)
     for name, layer in networks.coded_layers(network).items():

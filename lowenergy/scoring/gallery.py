@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from lowenergy.base import figures, files
 from lowenergy.data import at_a_time, to_float, write_grid
 from lowenergy.energies import Energy, langevin_chain, uniform_noise
-from lowenergy.networks import AnyNetwork
+from lowenergy.networks import Network
 from lowenergy.params import Sampler
 
 BINS = 50  # of a histogram
@@ -66,7 +66,7 @@ def write_neighbours(samples: Tensor, training: Tensor, path: Path, columns: int
     write_grid(torch.cat(rows), path, columns)
 
 
-def write_classes(scorer: AnyNetwork, samples: Tensor, classes: Sequence[str], path: Path) -> None:
+def write_classes(scorer: Network, samples: Tensor, classes: Sequence[str], path: Path) -> None:
     """The share of each class among the samples, by the scorer: a missing bar is a mode that is never drawn."""
     with torch.inference_mode():
         predicted = torch.cat([scorer(part).argmax(1) for part in samples.split(1000)])

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from lowenergy.base import UserError, files
 from lowenergy.base.device import measured
 from lowenergy.data import at_a_time, to_bytes, to_float
-from lowenergy.networks import AnyNetwork, features_and_logits
+from lowenergy.networks import Network, features_and_logits
 from lowenergy.scoring.intervals import Interval, around, bootstrap, resampled
 
 SPLITS = 10  # of the Inception Score, as published
@@ -44,7 +44,7 @@ class Generation:
         return f"FID {self.fid}, Inception Score {self.inception_score}, {self.images:,} images"
 
 
-def _seen(scorer: AnyNetwork, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _seen(scorer: Network, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Features, (batch, width), and logits, (batch, classes), of images uint8 (n, c, h, w), on the CPU."""
     with measured(scorer) as device, torch.inference_mode():
         for batch in images.split(at_a_time(images, BATCH)):
@@ -53,7 +53,7 @@ def _seen(scorer: AnyNetwork, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]
             yield features.cpu(), logits.cpu()
 
 
-def _looked_at(scorer: AnyNetwork, images: Tensor) -> tuple[Moments, Tensor]:
+def _looked_at(scorer: Network, images: Tensor) -> tuple[Moments, Tensor]:
     """Moments of the features, and the logits, (n, classes), of images uint8 (n, c, h, w)."""
     totals: Moments = {}
     logits = []
@@ -63,7 +63,7 @@ def _looked_at(scorer: AnyNetwork, images: Tensor) -> tuple[Moments, Tensor]:
     return totals, torch.cat(logits)
 
 
-def looked_at(scorer: AnyNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+def looked_at(scorer: Network, images: Tensor) -> tuple[Tensor, Tensor]:
     """Features, (n, width), and logits, (n, classes), of images (n, c, h, w), uint8 or in [-1, 1].
 
     Raises:
@@ -76,12 +76,12 @@ def looked_at(scorer: AnyNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
     return features, logits
 
 
-def moments_of(scorer: AnyNetwork, images: Tensor) -> Moments:
+def moments_of(scorer: Network, images: Tensor) -> Moments:
     """What images, uint8 (n, c, h, w), are to FID."""
     return _looked_at(scorer, images)[0]
 
 
-def write_reference(scorer: AnyNetwork, images: Mapping[str, Tensor], path: str | Path) -> None:
+def write_reference(scorer: Network, images: Mapping[str, Tensor], path: str | Path) -> None:
     """The moments of the scorer's features over real images: every FID is measured against these.
 
     Args:
@@ -107,7 +107,7 @@ def read_reference(path: str | Path, split: str) -> Moments:
 
 
 def measure(
-    scorer: AnyNetwork, reference: str | Path, images: Tensor, seed: int, split: str = "train"
+    scorer: Network, reference: str | Path, images: Tensor, seed: int, split: str = "train"
 ) -> dict[str, float]:
     """FID against the reference and Inception Score (mean over 10 splits) of images (n, c, h, w), uint8 or in [-1, 1].
 
@@ -130,7 +130,7 @@ def measure(
     }
 
 
-def measure_surely(scorer: AnyNetwork, real: Moments, images: Tensor, seed: int) -> Generation:
+def measure_surely(scorer: Network, real: Moments, images: Tensor, seed: int) -> Generation:
     """The figures of `measure`, each with the interval that a bootstrap of the images gives it.
 
     Args:

@@ -23,7 +23,7 @@ from lowenergy.base.device import fastest
 from lowenergy.base.progress import Progress
 from lowenergy.data import Splits, at_a_time, handful, to_float
 from lowenergy.energies import sample, steps_in
-from lowenergy.networks import AnyNetwork
+from lowenergy.networks import Network
 from lowenergy.params import ClassifierEvaluation, EnergyEvaluation, Sampler
 from lowenergy.runtimes import loading, sampling
 from lowenergy.scoring import accuracy, answers, gallery, generation, micronet, ood, size
@@ -159,7 +159,7 @@ def _changed(logits: Tensor, theirs: Tensor | None, splits: Splits, plots: Path)
 def _draw_and_detect(
     model: artifact.Model,
     network: nn.Module,
-    scorer: AnyNetwork,
+    scorer: Network,
     splits: Splits,
     constants: Sampler,
     p: EnergyEvaluation,

@@ -54,11 +54,11 @@ class Model:
     tensors: Mapping[str, Encoding]  # by the network's own names
     activations: Mapping[str, Range] = field(default_factory=dict)  # of static int8
     tied: Mapping[str, str] = field(default_factory=dict)  # further names of tensors -> the first
-    original: networks.AnyNetwork | None = None  # that the tensors are of, as they are: what is stored must answer so
+    original: networks.Network | None = None  # that the tensors are of, as they are: what is stored must answer so
     origin: str = ""  # the file that it was read from
     limit: int | None = None  # bytes that its network may take, for it is a stranger's
 
-    def build(self) -> networks.AnyNetwork:
+    def build(self) -> networks.Network:
         """The network, with every tensor decoded to float32.
 
         Raises:
@@ -78,10 +78,10 @@ class Model:
             raise FileError(f"{where}: its network cannot be built: {name}{one_line(error)}") from None
 
 
-def dense(network: networks.AnyNetwork, target: str) -> Model:
+def dense(network: networks.Network, target: str) -> Model:
     """A network stored as it is, float32."""
     tensors = {name: Dense(value) for name, value in weights(network).items()}
-    return Model(target, network.spec, tensors, tied=networks.tied_names(network), original=network)
+    return Model(target, network.spec, tensors, tied=network.tied, original=network)
 
 
 weights = networks.stored_state
@@ -176,7 +176,7 @@ def _same(one: Encoding | None, other: Encoding | None) -> bool:
     return True
 
 
-def _difference(network: nn.Module, original: networks.AnyNetwork) -> str | None:
+def _difference(network: nn.Module, original: networks.Network) -> str | None:
     """What a network just built gives, in words, that another does not; that one is left as it is."""
     device = next((parameter.device for parameter in original.parameters()), torch.device("cpu"))
     training = {module: module.training for module in original.modules()}

@@ -38,7 +38,7 @@ def attach(network: nn.Module, layer: nn.Module, codebook: Tensor, weight: Coded
         parametrize.register_parametrization(owner, key, weight, unsafe=True)  # unsafe: the shape changes
 
 
-def coded_weights(network: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter, CodedWeight]]:
+def coded_weights(network: networks.Network) -> Iterator[tuple[str, nn.Module, nn.Parameter, CodedWeight]]:
     """Name, layer, codebook and coded weight of each layer that `attach` was called on, in forward order."""
     for name, layer in networks.coded_layers(network).items():
         if parametrize.is_parametrized(layer, "weight"):

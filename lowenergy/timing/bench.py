@@ -105,7 +105,7 @@ def step(path: Path, way: str, threads: int, trust: Collection[str] = ()) -> Run
     return lambda images: next(energies.langevin_chain(of_images, images, 1, CONSTANTS, generator))
 
 
-def _laid_out(network: networks.AnyNetwork) -> networks.AnyNetwork:
+def _laid_out(network: networks.Network) -> networks.Network:
     return network.to(memory_format=networks.memory_format(network))
 
 

@@ -28,7 +28,7 @@ from lowenergy.energies import (
     silent_flow,
     uniform_noise,
 )
-from lowenergy.networks import AnyNetwork, spec_of, training_format
+from lowenergy.networks import Network, spec_of, training_format
 from lowenergy.params import EnergyKind, EnergyTraining, Retrain, StudentRetrain
 from lowenergy.storage import dense, save
 from lowenergy.training.graphs import RecordedEnergy
@@ -60,7 +60,7 @@ class _Course:
     fresh: bool  # begins knowing little
 
 
-def fit_energy(network: AnyNetwork, data: Split, p: EnergyTraining, run: Run, also: Also | None = None) -> None:
+def fit_energy(network: Network, data: Split, p: EnergyTraining, run: Run, also: Also | None = None) -> None:
     """Train a new energy in place by flow regression, persistent contrastive divergence, or both.
 
     Where chains take part, each step advances some from the replay buffer by p.chain_steps Langevin steps, then lowers
@@ -80,14 +80,14 @@ def fit_energy(network: AnyNetwork, data: Split, p: EnergyTraining, run: Run, al
 
 
 def mend_energy(
-    network: AnyNetwork, data: Split, p: EnergyTraining, run: Run, retrain: Retrain, also: Also | None = None
+    network: Network, data: Split, p: EnergyTraining, run: Run, retrain: Retrain, also: Also | None = None
 ) -> None:
     """The same of a trained energy that was changed: chains join in at once, the rate falls to 0. See fit_energy."""
     _fit(network, data, p, run, also, _Course("retrain", retrain.epochs, _falling(retrain), 0.0, p.precision, False))
 
 
 def fit_student_energy(
-    network: AnyNetwork, data: Split, p: EnergyTraining, run: Run, retrain: StudentRetrain, also: Also | None = None
+    network: Network, data: Split, p: EnergyTraining, run: Run, retrain: StudentRetrain, also: Also | None = None
 ) -> None:
     """The same of an energy that was trained towards another, and may know little yet. See fit_energy."""
     late, precision = retrain.contrastive_from, retrain.precision
@@ -98,7 +98,7 @@ def _falling(retrain: Retrain) -> Callable[[int, int], float]:
     return lambda step, steps: retrain.lr * (1 - step / steps)
 
 
-def _fit(network: AnyNetwork, data: Split, p: EnergyTraining, run: Run, also: Also | None, course: _Course) -> None:
+def _fit(network: Network, data: Split, p: EnergyTraining, run: Run, also: Also | None, course: _Course) -> None:
     network.to(run.device).to(memory_format=training_format(network))
     data = data.to(run.device)
     head = network.spec.head
@@ -222,7 +222,7 @@ class EnergyObjective:
 
         p = self.p.matching
         of_chains = sampling.fastest(
-            dense(cast(AnyNetwork, self.teacher), ""), self.teacher, images=p.chains * p.chain_steps
+            dense(cast(Network, self.teacher), ""), self.teacher, images=p.chains * p.chain_steps
         )
         progress = Progress(f"{self.name}: the teacher's chains", p.chain_steps)
         return probe_images(of_chains, self.splits.train.images, p, self.p.train.sampler, self.generator, progress)
@@ -245,7 +245,7 @@ class EnergyObjective:
         _, loss, logs = self.matched(network, index)
         return loss, logs
 
-    def own_loss(self, network: AnyNetwork, run: Run) -> Tensor:
+    def own_loss(self, network: Network, run: Run) -> Tensor:
         """The flow's, also of an energy trained without flow: it says which weights the slopes need."""
         split = self.splits.train
         index = torch.randint(len(split), (128,), generator=run.generator, device=run.device)
@@ -254,7 +254,7 @@ class EnergyObjective:
         flow = flow_loss(energy_of(network, self.head), images, run.generator, rest=self.p.train.flow_rest)
         return flow if self.also is None else flow + self.also(network(images), batch.labels, 1.0)[0]
 
-    def retrain(self, network: AnyNetwork, p: Retrain, run: Run) -> None:
+    def retrain(self, network: Network, p: Retrain, run: Run) -> None:
         split, own = self.splits.train, self.p.train
         if isinstance(p, StudentRetrain):
             fit_student_energy(network, split, own, run, p, self.also)

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy.base.precision import Precision
 from lowenergy.data import Batches, Floats
-from lowenergy.networks import AnyNetwork, settle_norms
+from lowenergy.networks import Network, settle_norms
 from lowenergy.params import Finetune, Retrain
 from lowenergy.training.loop import NOTHING_LEARNT, Logs, Stateful, fit
 from lowenergy.training.run import Run
@@ -38,10 +38,10 @@ class Objective(Protocol):
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         """How far `network` is from the teacher at the inputs with these indices."""
 
-    def own_loss(self, network: AnyNetwork, run: Run) -> Tensor:
+    def own_loss(self, network: Network, run: Run) -> Tensor:
         """The target's own loss on a random batch of training images."""
 
-    def retrain(self, network: AnyNetwork, p: Retrain, run: Run) -> None:
+    def retrain(self, network: Network, p: Retrain, run: Run) -> None:
         """Train `network` in place by the target's own loss, without the teacher."""
 
 

@@ -14,7 +14,7 @@ from lowenergy.training import Objective, Run
 
 
 def compress(
-    network: networks.AnyNetwork,
+    network: networks.Network,
     target: str,
     objective: Objective,
     p: Params,
@@ -40,13 +40,13 @@ def compress(
     training.finetune(small, objective, p.train, run)
     if p.retrain.epochs:
         objective.retrain(small, p.retrain, run)
-    if small.spec.head == "mean" and isinstance(small, networks.Network):
+    if small.spec.head == "mean" and isinstance(small, networks.Backbone):
         small = merge_outputs(small)
     small = networks.settled(small, objective.inputs[: networks.TRIED].cpu(), run.name)
     return dense(small, target)
 
 
-def merge_outputs(network: networks.Network) -> networks.AnyNetwork:
+def merge_outputs(network: networks.Backbone) -> networks.Network:
     """The same energy with one output: the mean of linear outputs is itself linear."""
     state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     state |= {f"fc.{part}": state[f"fc.{part}"].mean(0, keepdim=True) for part in ("weight", "bias")}

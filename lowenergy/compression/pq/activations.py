@@ -73,7 +73,7 @@ def _calls(network: nn.Module, names: Iterable[str], image: Tensor) -> Counter[s
     return calls
 
 
-def output_weights(network: nn.Module, images: Tensor, generator: Generator) -> dict[str, Tensor]:
+def output_weights(network: networks.Network, images: Tensor, generator: Generator) -> dict[str, Tensor]:
     """What an error of each layer's output channels does to the logits: E Σ (∂(rᵀ logits) / ∂y)² over the pixels of an
     image, r ~ N(0, I), the diagonal of the Gauss-Newton matrix. (o,) by layer.
 

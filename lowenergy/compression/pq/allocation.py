@@ -28,7 +28,7 @@ TRIED_ON = 200  # inputs
 
 
 def shapes_of(
-    network: networks.AnyNetwork,
+    network: networks.Network,
     objective: Objective,
     images: Tensor,
     weights: dict[str, Tensor] | None,

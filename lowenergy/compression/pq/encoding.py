@@ -13,7 +13,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 FAITHFUL = 1e-3  # relative error of float16; what is beyond its range stays float32
 
 
-def encoded(network: networks.AnyNetwork, target: str) -> Model:
+def encoded(network: networks.Network, target: str) -> Model:
     """The network as it is stored: indices and codewords, everything else float16, BatchNorm as scale and shift."""
     tensors: dict[str, Encoding] = {}
     for name, _, codebook, code in coded_weights(network):
@@ -31,7 +31,7 @@ def encoded(network: networks.AnyNetwork, target: str) -> Model:
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = Dense(_narrow(scale)), Dense(_narrow(shift))
             tensors[f"{name}.running_mean"] = Constant(0.0, tuple(shift.shape))
             tensors[f"{name}.running_var"] = Constant(1 - norm.eps, tuple(shift.shape))
-    return Model(target, network.spec, tensors, tied=networks.tied_names(network))
+    return Model(target, network.spec, tensors, tied=network.tied)
 
 
 def _narrow(value: Tensor) -> Tensor:

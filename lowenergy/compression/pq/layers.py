@@ -23,7 +23,7 @@ Shape = tuple[int, int]  # block length and codewords
 SETTLING = 3  # times that codes are chosen by the bits that the choice before gave them
 
 
-def layers_to_code(network: nn.Module, p: Params) -> dict[str, Layer]:
+def layers_to_code(network: networks.Network, p: Params) -> dict[str, Layer]:
     """The layers whose weights become codewords; of those that share theirs, the first.
 
     Raises:
@@ -127,7 +127,7 @@ class PricedCode(CodedWeight):
         self.first = self.codes.clone()
 
 
-def priced_codes(network: nn.Module) -> list[tuple[Tensor, PricedCode]]:
+def priced_codes(network: networks.Network) -> list[tuple[Tensor, PricedCode]]:
     """Codebook and codes, once of layers that share them."""
     codes = {id(code): (codebook, code) for _, _, codebook, code in coded_weights(network)}
     return [(codebook, code) for codebook, code in codes.values() if isinstance(code, PricedCode)]

@@ -41,7 +41,7 @@ from lowenergy.training import Objective, Run
 NORMS = 500  # images that statistics of norms are averaged over, at least
 
 
-def compress(network: networks.AnyNetwork, target: str, objective: Objective, p: Params, run: Run) -> Model:
+def compress(network: networks.Network, target: str, objective: Objective, p: Params, run: Run) -> Model:
     """Code every layer, finetune, encode.
 
     The file of the model that comes back, with run.provenance, has at most pq.budget_bytes.
@@ -74,7 +74,7 @@ def some(objective: Objective, count: int) -> Tensor:
 
 
 def code_layers(
-    network: nn.Module,
+    network: networks.Network,
     objective: Objective,
     images: Tensor,
     weights: dict[str, Tensor] | None,
@@ -130,7 +130,7 @@ def correct_bias(layer: Layer, error: Tensor, moments: Moments) -> None:
         layer.bias.data += lost.unflatten(0, (groups, -1)).sum(1).flatten()
 
 
-def _finetune_layer(network: nn.Module, layer: nn.Module, objective: Objective, p: Params, run: Run) -> str:
+def _finetune_layer(network: networks.Network, layer: nn.Module, objective: Objective, p: Params, run: Run) -> str:
     """Move this layer's codewords by the mean gradient of their blocks, as published."""
     if not p.layer_finetune.steps:
         return ""
@@ -155,7 +155,7 @@ def _finetune_layer(network: nn.Module, layer: nn.Module, objective: Objective, 
     return f", loss {values[0]:.4g} -> {values[-1]:.4g}"
 
 
-def _keep(network: nn.Module, done: int, generator: Generator, run: Run) -> None:
+def _keep(network: networks.Network, done: int, generator: Generator, run: Run) -> None:
     metrics = {name: code.metric for name, _, _, code in coded_weights(network) if isinstance(code, PricedCode)}
     content = {
         "done": done,
@@ -168,7 +168,7 @@ def _keep(network: nn.Module, done: int, generator: Generator, run: Run) -> None
     training.keep(run, "layers", content)
 
 
-def _resume(network: nn.Module, layers: dict[str, Layer], generator: Generator, rate: float, run: Run) -> int:
+def _resume(network: networks.Network, layers: dict[str, Layer], generator: Generator, rate: float, run: Run) -> int:
     """Take up the layers that a killed run has coded; how many."""
     content = training.kept(run, "layers")
     if content is None:

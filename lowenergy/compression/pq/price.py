@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowenergy import networks, training
 from lowenergy.base.errors import UserError
@@ -35,7 +35,7 @@ SAMPLE = 2**13  # blocks a layer that are enough to find the price of a bit
 FILL = 0.99, 0.997  # of the budget, before training, which may cost a few bytes
 
 
-def check(network: networks.AnyNetwork, target: str, p: Params, run: Run) -> None:
+def check(network: networks.Network, target: str, p: Params, run: Run) -> None:
     """See that the weights can be coded, and that there is a file of at most p.budget_bytes.
 
     Raises:
@@ -73,7 +73,7 @@ def _too_small(p: Params, smallest: int) -> UserError:
 
 
 def price_of_bits(
-    network: nn.Module,
+    network: networks.Network,
     images: Tensor,
     weights: dict[str, Tensor] | None,
     shapes: dict[str, Shape],
@@ -122,7 +122,7 @@ def price_of_bits(
     return math.exp((low + high) / 2)
 
 
-def fit_budget(network: networks.AnyNetwork, target: str, p: Params, run: Run) -> None:
+def fit_budget(network: networks.Network, target: str, p: Params, run: Run) -> None:
     """Choose all codes anew at the price of a bit that brings the file just below the budget: bracket it, then bisect.
 
     Bytes need not fall with every step of the price: of the files that fit the largest is kept. Where one fits whose
@@ -167,7 +167,7 @@ def fit_budget(network: networks.AnyNetwork, target: str, p: Params, run: Run) -
         code.codes.copy_(codes)
 
 
-def keep_budget(network: networks.AnyNetwork, target: str, p: Params, run: Run) -> None:
+def keep_budget(network: networks.Network, target: str, p: Params, run: Run) -> None:
     """Where training has made the file larger than the budget, give blocks that hardly mind another codeword, one of
     those that cost few bits.
 
@@ -193,14 +193,14 @@ def keep_budget(network: networks.AnyNetwork, target: str, p: Params, run: Run) 
 
 
 def _priced(
-    network: networks.AnyNetwork, target: str, coded: list[tuple[Tensor, PricedCode]], price: float, run: Run
+    network: networks.Network, target: str, coded: list[tuple[Tensor, PricedCode]], price: float, run: Run
 ) -> int:
     for codebook, code in coded:
         code.assign(codebook, price)
     return _size(network, target, run)
 
 
-def _size(network: networks.AnyNetwork, target: str, run: Run, *, reserved: bool = False) -> int:
+def _size(network: networks.Network, target: str, run: Run, *, reserved: bool = False) -> int:
     """Bytes of the file, header and all; with room for what training may yet have to say there."""
     return len(artifact.to_bytes(encoded(network, target), _with_room(run) if reserved else run.provenance))
 

@@ -77,7 +77,7 @@ class ChannelGraph:
         UserError: the network cannot be traced.
     """
 
-    def __init__(self, network: networks.AnyNetwork) -> None:
+    def __init__(self, network: networks.Network) -> None:
         self.network = network.eval()
         self.modules = dict(network.named_modules())
         self.names = {module: name for name, module in self.modules.items()}
@@ -387,7 +387,7 @@ def _first_line(error: Exception) -> str:
 # -- which can go -----------------------------------------------------------------------------------------------------
 
 
-def stuck(network: networks.Foreign) -> dict[str, str]:
+def stuck(network: networks.Network) -> dict[str, str]:
     """Groups of a network from elsewhere whose channels all have to stay: by root, why."""
     original = networks.duplicate(network).cpu().eval()
     groups, found = ChannelGraph(networks.duplicate(original)).groups(stay={networks.output_layer(network)})
@@ -409,7 +409,7 @@ def stuck(network: networks.Foreign) -> dict[str, str]:
     return {name: found[name] for name, _ in network.named_modules() if name in found}
 
 
-def _wrong_without(original: networks.Foreign, roots: Sequence[str]) -> str | None:
+def _wrong_without(original: networks.Network, roots: Sequence[str]) -> str | None:
     """What goes wrong where channels of these groups go that nothing needs; None for nothing."""
     generator = torch.Generator().manual_seed(0)
     network = networks.duplicate(original)

@@ -39,7 +39,7 @@ SHORT = 0.9  # of the amount asked for: what reaches less is explained
 WORDS = {"weights": "weights", "channels": "channels", "macs": "multiply-accumulates"}
 
 
-def compress(network: networks.AnyNetwork, target: str, objective: Objective, p: Params, run: Run) -> Model:
+def compress(network: networks.Network, target: str, objective: Objective, p: Params, run: Run) -> Model:
     """Params, pull to the source behind `objective`, train on, encode.
 
     Where p.scan_images is set, how much pruning each layer alone adds to the objective's loss is written to
@@ -81,7 +81,7 @@ def compress(network: networks.AnyNetwork, target: str, objective: Objective, p:
         left = Sizes.of(again, p)
     else:
         tensors = {name: _sparse(value) for name, value in weights(network).items()}
-        model = Model(target, network.spec, tensors, tied=networks.tied_names(network))
+        model = Model(target, network.spec, tensors, tied=network.tied)
         left = source.without_zeros(model)
         if grown := [name for name, count in nonzero.items() if left.weights[f"{name}.weight"] > count]:
             raise UserError(
@@ -96,7 +96,7 @@ def _sparse(value: Tensor) -> Sparse | Dense:
     return Sparse(value) if value.dtype == torch.float32 and (value == 0).float().mean() > 1 / 32 else Dense(value)
 
 
-def check(network: networks.AnyNetwork, p: Params) -> None:
+def check(network: networks.Network, p: Params) -> None:
     """See that there is something to prune.
 
     Raises:
@@ -124,7 +124,7 @@ def check(network: networks.AnyNetwork, p: Params) -> None:
         raise UserError(f"{first}: no layer of {name} has a multiple of four inputs; give unstructured")
 
 
-def cut(network: networks.AnyNetwork, share: float | Shares, p: Params, source: "Sizes", done: int = 1) -> None:
+def cut(network: networks.Network, share: float | Shares, p: Params, source: "Sizes", done: int = 1) -> None:
     """Params to where round `done` of p.rounds should end; what is left shrinks by the same factor in every round.
 
     Args:
@@ -148,7 +148,7 @@ def _share(share: float | Shares, progress: float) -> float | Shares:
     return 1 - (1 - share) ** progress
 
 
-def layers(network: networks.AnyNetwork, p: Params) -> Layers:
+def layers(network: networks.Network, p: Params) -> Layers:
     """The layers that lose single weights; of those that share theirs, the first."""
     found = {id(layer.weight): name for name, layer in reversed(networks.coded_layers(network).items())}
     return {
@@ -158,7 +158,7 @@ def layers(network: networks.AnyNetwork, p: Params) -> Layers:
     }
 
 
-def prunable(network: networks.AnyNetwork, p: Params) -> dict[str, int]:
+def prunable(network: networks.Network, p: Params) -> dict[str, int]:
     """How many weights the layers have that lose some; or outputs of layers, by the first of those that go together."""
     if p.kind == "structured":
         return {group.root: sum(group.costs) for group in can_go(ChannelGraph(network), p)[0]}
@@ -176,7 +176,7 @@ class Sizes:
     macs: int
 
     @classmethod
-    def of(cls, network: networks.AnyNetwork, p: Params) -> "Sizes":
+    def of(cls, network: networks.Network, p: Params) -> "Sizes":
         if p.kind == "structured":
             sizes = {name: w.numel() for name, w in network.named_parameters() if w.ndim > 1}
             return cls(sizes, ChannelGraph(network).sizes(), networks.macs(network))
@@ -196,7 +196,7 @@ def asked_of(p: Params) -> str:
     return "weights" if p.kind != "structured" else "macs" if p.amount_of == "macs" else "channels"
 
 
-def tell(network: networks.AnyNetwork, source: Sizes, left: Sizes, p: Params, run: Run) -> None:
+def tell(network: networks.Network, source: Sizes, left: Sizes, p: Params, run: Run) -> None:
     """Print what was asked for and what was reached, and where that is short, why; the file says it as well."""
     spared = _spared(network, p)
 
@@ -217,7 +217,7 @@ def tell(network: networks.AnyNetwork, source: Sizes, left: Sizes, p: Params, ru
         run.fabric.print(f"{run.name}: that is short, because of {_by_reason(_short(network, source, left, p))}")
 
 
-def _short(network: networks.AnyNetwork, source: Sizes, left: Sizes, p: Params) -> dict[str, str]:
+def _short(network: networks.Network, source: Sizes, left: Sizes, p: Params) -> dict[str, str]:
     """By layer, why less than was asked for has gone."""
     if p.kind != "structured":
         why = dict.fromkeys(networks.left_out(network), "of no layer that is called by itself")
@@ -305,17 +305,15 @@ def can_go(graph: ChannelGraph, p: Params, importance: str = "group") -> tuple[l
     return groups, {name: why for name, why in {**stuck, **stay}.items() if name not in spared}
 
 
-def _spared(network: networks.AnyNetwork, p: Params) -> set[str]:
+def _spared(network: networks.Network, p: Params) -> set[str]:
     """Layers whose outputs are not asked for."""
     of_scope = {name for name, m in network.named_modules() if isinstance(m, nn.Linear) and p.scope == "conv"}
     return {networks.output_layer(network)} | of_scope
 
 
-def unbearable(network: networks.AnyNetwork) -> dict[str, str]:
+def unbearable(network: networks.Network) -> dict[str, str]:
     """Layers of a network from elsewhere whose channels all stay, because it would not answer, or not the same, without
     one of them: those that attention splits into heads, or whose number its code takes for granted. By layer, why."""
-    if not isinstance(network, networks.Foreign):
-        return {}  # the zoo bears all
     if network.unbearable is None:
         network.unbearable = channels.stuck(network)
         if network.unbearable:
@@ -331,7 +329,7 @@ def _by_reason(of: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(found)}: {why}" for why, found in names.items())
 
 
-def loads_again(network: networks.AnyNetwork, target: str) -> tuple[Model, networks.AnyNetwork]:
+def loads_again(network: networks.Network, target: str) -> tuple[Model, networks.Network]:
     """The network as it is stored, and as it is made again from its shapes alone.
 
     Raises:
@@ -353,9 +351,7 @@ def loads_again(network: networks.AnyNetwork, target: str) -> tuple[Model, netwo
     return model, again
 
 
-def remove_channels(
-    network: networks.AnyNetwork, share: float | Shares, p: Params, whole: Mapping[Holder, int]
-) -> None:
+def remove_channels(network: networks.Network, share: float | Shares, p: Params, whole: Mapping[Holder, int]) -> None:
     """Remove channels, those of least importance, and all weights that go with them, until this share has gone.
 
     Args:
@@ -386,7 +382,7 @@ def _take(graph: ChannelGraph, groups: list[Group], whole: Mapping[Holder, int],
     return sum(group.costs[i] for group in groups for i in chosen[group.root])
 
 
-def remove_macs(network: networks.AnyNetwork, goal: float, p: Params, whole: Mapping[Holder, int]) -> None:
+def remove_macs(network: networks.Network, goal: float, p: Params, whole: Mapping[Holder, int]) -> None:
     """Remove the least important channels, a few at a time, until no more than `goal` multiply-accumulates are left."""
     graph = ChannelGraph(network)
     step = 0.0
@@ -398,7 +394,7 @@ def remove_macs(network: networks.AnyNetwork, goal: float, p: Params, whole: Map
             return
 
 
-def leave_slopes(network: networks.AnyNetwork, objective: Objective, run: Run) -> None:
+def leave_slopes(network: networks.Network, objective: Objective, run: Run) -> None:
     """Leave in each parameter's .grad the root mean square, over batches, of the slope of the target's own loss.
 
     |w · slope| is then how much losing w changes that loss, to first order (Molchanov et al. 2019, arXiv 1906.10771).
@@ -417,7 +413,7 @@ def leave_slopes(network: networks.AnyNetwork, objective: Objective, run: Run) -
 # -- how much each layer bears ----------------------------------------------------------------------------------------
 
 
-def scan(network: networks.AnyNetwork, objective: Objective, p: Params, run: Run) -> Added:
+def scan(network: networks.Network, objective: Objective, p: Params, run: Run) -> Added:
     """What pruning each layer alone, by each of SCANNED, adds to the matching loss; written to sensitivity.csv."""
     every = max(1, len(objective.inputs) // p.scan_images)
     index = torch.arange(0, len(objective.inputs), every, device=run.device)

@@ -47,7 +47,7 @@ class RoundedInputs(nn.Module):
 
 @contextmanager
 def rounded_inputs(
-    network: networks.AnyNetwork, ranges: MutableMapping[str, Range], same: Mapping[str, str]
+    network: networks.Network, ranges: MutableMapping[str, Range], same: Mapping[str, str]
 ) -> Iterator[RoundedInputs]:
     """Within it, the inputs of the layers that have ranges are rounded, by steps that can be trained; then `ranges` has
     the trained ones.

@@ -41,13 +41,13 @@ CHECKED = 8  # images on which folded networks and graphs are compared with what
 class _Rounded:
     """A network that is ready to be stored."""
 
-    network: networks.AnyNetwork  # whose norms are folded
+    network: networks.Network  # whose norms are folded
     scales: dict[str, Tensor]  # (out,) by layer: of those that are rounded
     bits: Mapping[str, int]  # by layer
     graph: GraphModule  # its int8 form, with the ranges of activations
 
 
-def compress(network: networks.AnyNetwork, target: str, objective: Objective, p: Params, run: Run) -> Model:
+def compress(network: networks.Network, target: str, objective: Objective, p: Params, run: Run) -> Model:
     """Fold BatchNorm, find which layers bear rounding, watch activations on the objective's inputs, round, finetune.
 
     The inputs of an energy's objective include noise and chains, where a range seen on clean data alone would clip. How
@@ -66,7 +66,7 @@ def _every_nth(objective: Objective, count: int) -> Tensor:
     return torch.arange(0, len(objective.inputs), max(1, len(objective.inputs) // count))
 
 
-def _kept_float(network: networks.AnyNetwork, target: str, p: Params) -> set[str]:
+def _kept_float(network: networks.Network, target: str, p: Params) -> set[str]:
     """The layers that the params name for this target.
 
     Raises:
@@ -83,7 +83,7 @@ def _kept_float(network: networks.AnyNetwork, target: str, p: Params) -> set[str
 
 
 def _without_training(
-    network: networks.AnyNetwork,
+    network: networks.Network,
     target: str,
     objective: Objective,
     index: Tensor,
@@ -131,7 +131,7 @@ def _without_training(
 
 
 def _train_with_norms(
-    network: networks.AnyNetwork, rounded: _Rounded, images: Tensor, objective: Objective, p: Params, run: Run
+    network: networks.Network, rounded: _Rounded, images: Tensor, objective: Objective, p: Params, run: Run
 ) -> _Rounded:
     """Train weights and steps with the norms at work and activations float, unless they have few bits, then fold."""
     if not (p.finetune.epochs or p.retrain.epochs):
@@ -155,7 +155,7 @@ def _few_levels(graph: GraphModule) -> dict[str, Range]:
 
 
 def _train_folded(
-    network: networks.AnyNetwork, rounded: _Rounded, images: Tensor, objective: Objective, p: Params, run: Run
+    network: networks.Network, rounded: _Rounded, images: Tensor, objective: Objective, p: Params, run: Run
 ) -> _Rounded:
     """Train the int8 graph towards the teacher; then weights and steps by the target's own loss, activations float
     unless they have few bits."""
@@ -186,7 +186,7 @@ def _encoded(rounded: _Rounded, target: str) -> Model:
         else:
             scale, bits = rounded.scales[layer], rounded.bits[layer]
             tensors[name] = Int8(int8.rounded(value, scale, bits), scale, bits)
-    spec, tied = rounded.network.spec, networks.tied_names(rounded.network)
+    spec, tied = rounded.network.spec, rounded.network.tied
     return Model(target, spec, tensors, int8.ranges(rounded.graph), tied=tied)
 
 
@@ -220,7 +220,7 @@ class RoundedWeight(nn.Module):
 
 
 @contextmanager
-def rounded_weights(network: networks.AnyNetwork, scales: dict[str, Tensor], bits: Mapping[str, int]) -> Iterator[None]:
+def rounded_weights(network: networks.Network, scales: dict[str, Tensor], bits: Mapping[str, int]) -> Iterator[None]:
     """Within it, the weights of these layers are rounded and can be trained; then `scales`, (out,) by layer, are those
     to round them with."""
     coded = networks.coded_layers(network)
@@ -239,8 +239,8 @@ def rounded_weights(network: networks.AnyNetwork, scales: dict[str, Tensor], bit
 
 
 def _folded(
-    network: networks.AnyNetwork, scales: Mapping[str, Tensor], images: Tensor
-) -> tuple[networks.AnyNetwork, dict[str, Tensor]]:
+    network: networks.Network, scales: Mapping[str, Tensor], images: Tensor
+) -> tuple[networks.Network, dict[str, Tensor]]:
     """Without norms, and the scales by which its weights round to the integers that they were: a norm's factor is one
     of each output channel, like a scale's."""
     folded = networks.fold_batchnorm(network.cpu().eval(), images)
@@ -253,7 +253,7 @@ def _folded(
 
 
 def _calibrated(
-    network: networks.AnyNetwork,
+    network: networks.Network,
     scales: dict[str, Tensor],
     images: Tensor,
     bits: Mapping[str, int],
@@ -269,7 +269,7 @@ def _calibrated(
 
 
 def _allocated(
-    network: networks.AnyNetwork, names: Collection[str], objective: Objective, index: Tensor, mean: int, run: Run
+    network: networks.Network, names: Collection[str], objective: Objective, index: Tensor, mean: int, run: Run
 ) -> dict[str, int]:
     """Bits of each layer's weights, at most `mean` of them on average, where they lower the objective's loss most.
 

@@ -41,7 +41,7 @@ SAME = 1e-4  # of the norm of a layer's output, by which the product of weights 
 
 
 def learn_rounding(
-    network: networks.AnyNetwork,
+    network: networks.Network,
     scales: Mapping[str, Tensor],
     bits: Mapping[str, int],
     ranges: MutableMapping[str, Range],

@@ -12,8 +12,8 @@ from lowenergy.base.precision import Precision
 from lowenergy.data import Batches, Floats, Split, Splits, at_a_time, augment, shrink, to_float
 from lowenergy.networks import (
     TRIED,
-    AnyNetwork,
     Given,
+    Network,
     Spec,
     features_and_logits,
     memory_format,
@@ -39,7 +39,7 @@ def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
     return float(sum(hits)) / len(split)
 
 
-def train(splits: Splits, p: Params | Scorer, run: Run, given: Given | None = None) -> AnyNetwork:
+def train(splits: Splits, p: Params | Scorer, run: Run, given: Given | None = None) -> Network:
     """SGD with Nesterov momentum and a one-cycle learning rate, augmented batches, label smoothing.
 
     Small images first (progressive resizing, Howard 2018): a convolutional network learns most of what it learns at a
@@ -66,7 +66,7 @@ def train(splits: Splits, p: Params | Scorer, run: Run, given: Given | None = No
 
 
 def _fit(
-    network: AnyNetwork,
+    network: Network,
     splits: Splits,
     t: ClassifierTraining | ScorerTraining,
     run: Run,
@@ -86,7 +86,7 @@ def _fit(
         images = augment(to_float(batch.images), t.crop_padding, t.flip, run.generator)
         images = shrink(images, scales[step * len(scales) // steps])
         with run.autocast(precision):
-            parts = cast(AnyNetwork, network).outputs(run.team.own_rows(images))
+            parts = cast(Network, network).outputs(run.team.own_rows(images))
         logits, *auxiliary = (run.team.gather(part.float(), len(images)) for part in parts)
         value, *others = (
             F.cross_entropy(part, batch.labels, label_smoothing=t.label_smoothing) for part in (logits, *auxiliary)
@@ -156,11 +156,11 @@ class LabelObjective:
         all_features = None if features is None else run.team.gather(features, len(images))
         return all_features, run.team.gather(logits, len(images))
 
-    def own_loss(self, network: AnyNetwork, run: Run) -> Tensor:
+    def own_loss(self, network: Network, run: Run) -> Tensor:
         index = torch.randint(len(self.inputs), (128,), generator=run.generator, device=run.device)
         return F.cross_entropy(network(self.inputs[index]), self.labels[index])
 
-    def retrain(self, network: AnyNetwork, p: Retrain, run: Run) -> None:
+    def retrain(self, network: Network, p: Retrain, run: Run) -> None:
         _fit(network, self.splits, self.p.train, run, retrain=p)
 
 

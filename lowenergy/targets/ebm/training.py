@@ -1,7 +1,7 @@
 """Target `ebm`: an energy trained by flow and chains; compressed ones match energies and scores."""
 
 from lowenergy.data import Splits, to_float
-from lowenergy.networks import TRIED, AnyNetwork, Given, Spec, of_params, settled
+from lowenergy.networks import TRIED, Given, Network, Spec, of_params, settled
 from lowenergy.targets.ebm import Params
 from lowenergy.training import Run
 from lowenergy.training.energies import EnergyObjective, fit_energy
@@ -9,7 +9,7 @@ from lowenergy.training.energies import EnergyObjective, fit_energy
 objective = EnergyObjective
 
 
-def train(splits: Splits, p: Params, run: Run, given: Given | None = None) -> AnyNetwork:
+def train(splits: Splits, p: Params, run: Run, given: Given | None = None) -> Network:
     a = p.architecture
     spec = Spec.of(a, splits.input_shape, a.logits or 0, a.head, splits.normalisation, given)
     some = to_float(splits.train.images[:TRIED])

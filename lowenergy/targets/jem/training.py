@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowenergy.data import Splits, to_float
-from lowenergy.networks import TRIED, AnyNetwork, Given, Spec, of_params, settled
+from lowenergy.networks import TRIED, Given, Network, Spec, of_params, settled
 from lowenergy.targets.jem import JemTraining, Params
 from lowenergy.training import Logs, Run, silent_divergence
 from lowenergy.training.energies import EnergyObjective, fit_energy
@@ -16,7 +16,7 @@ from lowenergy.training.energies import EnergyObjective, fit_energy
 TEMPERATURE = 1.0
 
 
-def train(splits: Splits, p: Params, run: Run, given: Given | None = None) -> AnyNetwork:
+def train(splits: Splits, p: Params, run: Run, given: Given | None = None) -> Network:
     classes, normalisation = len(splits.classes), splits.normalisation
     spec = Spec.of(p.architecture, splits.input_shape, classes, "logsumexp", normalisation, given)
     some = to_float(splits.train.images[:TRIED])
