@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from lowenergy import data, networks, params, targets, training
 from lowenergy.energies import flow_loss, silent_flow
-from lowenergy.training import Run, loop, silent_cross_entropy, silent_divergence
+from lowenergy.training import Run, loop, silent_cross_entropy
+from lowenergy.training.silence import silent_divergence
 
 
 class Weight(nn.Module):
@@ -74,6 +75,19 @@ def test_what_never_learns_says_so_in_its_card(tmp_path: Path, capsys: pytest.Ca
 def test_what_learns_is_left_alone(tmp_path: Path) -> None:
     run = Run("toy", 0, [], root=tmp_path)
     fitted(0.1, run)
+    assert run.retries == 0 and not warnings(run)
+
+
+def test_what_has_yet_to_learn_one_thing_is_left_alone_while_it_learns_another(tmp_path: Path) -> None:
+    """As a student does whose rate still rises: at 12 % of the steps it has learnt energies, and nothing of slopes."""
+    run, network = Run("toy-distill", 0, [], root=tmp_path), Weight()
+    optimizer = torch.optim.SGD(network.parameters(), 0.01)
+    schedule = LambdaLR(optimizer, lambda step: 1.0)
+
+    def loss(network: nn.Module, step: int) -> tuple[Tensor, Any]:
+        return (network.value**2).sum(), {"slopes": 1.0 if step < 200 else 0.1}
+
+    training.fit(network, loss, steps=1000, optimizer=optimizer, schedule=schedule, run=run, silent={"slopes": 1.0})
     assert run.retries == 0 and not warnings(run)
 
 

@@ -26,11 +26,13 @@ def images(**changes: Any) -> Images:
         "section": {"source": "folder", "folder": "photos"},
         "train": 2000,
         "test": None,
+        "validation": None,
         "classes": {str(i): 200 for i in range(10)},
         "side": 100,
         "smallest": 100,
         "channels": 3,
         "equal": 0,
+        "reading": 1e-3,
     }
     return Images(**{**known, **changes})
 
@@ -79,6 +81,28 @@ def test_grey_photographs_are_grey(tmp_path: Path) -> None:
     assert look.images(str(tmp_path), "data/raw").channels == 1
 
 
+def test_an_archives_one_folder_is_looked_into(photographs: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "archive"
+    (outer / "inner").mkdir(parents=True)
+    photographs.rename(outer / "inner" / "photos")
+    assert look.images(str(outer), "data/raw").classes == {"cats": 25, "dogs": 4}
+
+
+def test_what_prepare_would_refuse_is_refused_at_once(photographs: Path) -> None:
+    for i in range(2):
+        (photographs / "dogs" / f"{i}.png").unlink()
+    with pytest.raises(UserError, match="class dogs has 2 images; each needs at least 3"):
+        look.images(str(photographs), "data/raw")
+
+
+def test_a_picture_that_breaks_off_is_named(photographs: Path) -> None:
+    for name in ("cats/3.png", "dogs/1.png"):
+        whole = (photographs / name).read_bytes()
+        (photographs / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"3\.png: not a readable image .*\(1 more files are like it\)"):
+        look.images(str(photographs), "data/raw")
+
+
 @pytest.mark.parametrize("place", ["nowhere/photos", "torchvision.datasets.Nothing", "gan"])
 def test_what_is_not_there_is_one_line(place: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
@@ -119,6 +143,32 @@ def test_more_time_is_used() -> None:
     assert alone.size < quick.size or len(alone.teachers) < len(quick.teachers)
 
 
+def test_of_very_many_images_some_are_taken() -> None:
+    seen = images(train=400_000, side=64, classes={str(i): 40_000 for i in range(10)})
+    plan = choose.plan(seen, TWO_CORES, 3600, costs(2.0))
+    assert plan.values["data"]["limit"] == choose.LIMIT and plan.teachers == ["classifier", "ebm", "jem"]
+    assert plan.size >= choose.SMALLEST
+    assert "48,000 images to train on" in " ".join(plan.lines(seen))
+    assert "limit" not in choose.plan(images(), TWO_CORES, 3600, costs(2.0)).values["data"]
+
+
+def test_teachers_go_before_images_become_too_small() -> None:
+    plan = choose.plan(images(side=100), TWO_CORES, 600, costs(4.0))
+    assert plan.size >= choose.SMALLEST and len(plan.teachers) < 3
+
+
+def test_images_are_counted_as_they_are_split(tmp_path: Path) -> None:
+    of_three = images(train=300, classes={str(i): 3 for i in range(100)})
+    assert choose._counts(of_three) == (100, [100, 100])
+    of_parts = images(train=40, test=7, validation=9, classes={"a": 20, "b": 20})
+    assert choose._counts(of_parts) == (40, [7, 9])
+
+
+def test_no_branch_that_guesses_ends_the_run() -> None:
+    plan = choose.plan(images(), TWO_CORES, 7200, costs(2.0))
+    assert all(entry["accept_chance"] for entry in plan.values["branches"].values())
+
+
 def test_two_stages_at_a_time_take_as_long_as_the_longer_half() -> None:
     of = choose.Stage
     stages = [of("a", 3, 0), of("b", 2, 0), of("c", 2, 0, ["b"]), of("end", 1, 0, ["a", "c"])]
@@ -139,8 +189,10 @@ def test_the_file_is_written_and_nothing_of_the_users_is_lost(
     values = YAML(typ="safe").load(Path("params.yaml"))
     values["seed"] = 7
     YAML().dump(values, Path("params.yaml"))
-    with pytest.raises(UserError, match="values of your own.*seed"):
-        starting.start(str(photographs), 7200, size=16, root="data/raw", force=False)
+    with pytest.raises(UserError, match="values of your own.*more"):  # before anything is looked at or measured
+        starting.start("nowhere", 7200, size=16, root="data/raw", force=False)
+    with pytest.raises(UserError, match="--size 600: give 8 to 512 pixels"):
+        starting.start(str(photographs), 7200, size=600, root="data/raw", force=True)
     assert params.load().seed == 7
     starting.start(str(photographs), 7200, size=16, root="data/raw", force=True)
     assert params.load().seed == 0

@@ -22,10 +22,8 @@ def prepare(p: Data, seed: int) -> Prepared:
         DataError: the source is missing, truncated, of the wrong format, or too small to split.
     """
     generator = torch.Generator().manual_seed(seed)
-    source = _named(sources.read(p), p)
-    train, test, classes, validation = source
+    train, test, classes, validation = checked(p)
     official = test is not None
-    _check(source, 1 + (test is None) + (validation is None), p)
     if test is None:
         test, train = _split_off(train, p.test, generator)
     if p.limit is not None:
@@ -45,6 +43,17 @@ def prepare(p: Data, seed: int) -> Prepared:
         named=p.classes is not None or p.source == "folder",
         official=official,
     )
+
+
+def checked(p: Data) -> Source:
+    """The source as it is read, if it can be split.
+
+    Raises:
+        DataError: see prepare.
+    """
+    source = _named(sources.read(p), p)
+    _check(source, 1 + (source.test is None) + (source.validation is None), p)
+    return source
 
 
 def _named(source: Source, p: Data) -> Source:

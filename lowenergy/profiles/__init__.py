@@ -22,6 +22,7 @@ from lowenergy.params import ParamsError
 
 FOLDER, PARAMS, DEFAULT = Path(__file__).parent, Path("params.yaml"), "default"
 ENTRIES = ("teachers", "branches")
+SAID = 6  # values of a user's own that a message names
 
 
 def names() -> list[str]:
@@ -120,21 +121,44 @@ def write(whole: dict[str, Any], command: str, *, force: bool = False) -> list[s
     Raises:
         ParamsError: there are such values; nothing is written.
     """
-    new = _flat(whole)
+    new, old = _flat(whole), _old()
+    if not force:
+        _refuse([place for place in _differences(old, new) if place in _own(old)], old, command)
+    files.write_bytes(PARAMS, text(whole).encode())
+    return [f"{place}: {old.get(place, 'none')} -> {new.get(place, 'none')}" for place in _differences(old, new)]
+
+
+def check_free(command: str) -> None:
+    """See that params.yaml can be written, and has no values of the user's own.
+
+    Raises:
+        ParamsError, FileError: it cannot, or has.
+    """
+    files.check_place(PARAMS)
+    old = _old()
+    _refuse(_own(old), old, command)
+
+
+def _old() -> dict[str, Any]:
     try:
-        old = _flat(YAML(typ="safe").load(PARAMS)) if PARAMS.exists() else {}
+        return _flat(YAML(typ="safe").load(PARAMS)) if PARAMS.exists() else {}
     except (YAMLError, AttributeError):
         raise ParamsError(f"{PARAMS}: not valid YAML; mend or delete it") from None
-    closest = min((_differences(old, _flat(composed(each))) for each in names()), key=len)
-    own = [place for place in _differences(old, new) if place in closest] if old else []
-    if own and not force:
-        said = ", ".join(f"{place}: {old.get(place, 'left out')}" for place in own)
+
+
+def _own(old: dict[str, Any]) -> list[str]:
+    """Places of values that the closest profile does not have."""
+    return min((_differences(old, _flat(composed(each))) for each in names()), key=len) if old else []
+
+
+def _refuse(own: list[str], old: dict[str, Any], command: str) -> None:
+    if own:
+        said = ", ".join(f"{place}: {old.get(place, 'left out')}" for place in own[:SAID])
+        said += f" and {len(own) - SAID} more" * (len(own) > SAID)
         raise ParamsError(
             f"{PARAMS} has values of your own, which would be overwritten: {said}; commit or copy them, "
             f"then `{command} --force`"
         )
-    files.write_bytes(PARAMS, text(whole).encode())
-    return [f"{place}: {old.get(place, 'none')} -> {new.get(place, 'none')}" for place in _differences(old, new)]
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

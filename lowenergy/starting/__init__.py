@@ -1,6 +1,7 @@
 """From a folder of images to a params.yaml that suits them and the machine: look, choose, measure, write."""
 
 from lowenergy import params, profiles
+from lowenergy.base.errors import UserError
 from lowenergy.starting import choose, look, measure
 
 
@@ -13,8 +14,14 @@ def start(place: str, budget: float, *, size: int | None, root: str, force: bool
         size: of the images; None to choose one.
         force: overwrite values of the user's own in params.yaml.
     Raises:
-        UserError: the images cannot be used, or the budget is too small; nothing is written.
+        UserError: params.yaml has values of the user's own, the images cannot be used, or the budget is too small;
+            nothing is written.
     """
+    command = f"lowenergy start {place}"
+    if size is not None and not 8 <= size <= 512:
+        raise UserError(f"--size {size}: give 8 to 512 pixels")
+    if not force:
+        profiles.check_free(command)
     images, machine = look.images(place, root), look.machine()
     print(*images.lines(), machine.line(), sep="\n", flush=True)
     print("measuring a few steps of each network", flush=True)
@@ -23,5 +30,5 @@ def start(place: str, budget: float, *, size: int | None, root: str, force: bool
     )
     whole = profiles.over(plan.values, profiles.composed(profiles.DEFAULT))
     params.check(whole)
-    profiles.write(whole, f"lowenergy start {place}", force=force)
+    profiles.write(whole, command, force=True)
     print(*plan.lines(images), sep="\n")

@@ -1,13 +1,14 @@
 """Values for params.yaml that suit the images and the machine, and the time that each stage will take.
 
 Every training is given a number of updates between a least that is worth it and a most that still helps. The largest
-images are taken at whose least the pipeline fits into the budget, then as many updates as fill it. What does not fit at
-all is left out: first the JEM, then the EBM.
+images are taken at whose least the pipeline fits into the budget, if need be fewer of them than there are, then as many
+updates as fill it. What does not fit at all is left out: first the JEM, then the EBM.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lowenergy.base.errors import UserError
@@ -25,6 +26,8 @@ STAGE = 10.0  # seconds of a stage beside its work: Python, torch, the files
 STEPS = 1.2
 # Seconds of a method beside its steps, on two cores without AVX-512: graphs are traced and compared, layers scanned.
 METHOD = {"distill": 0.0, "prune": 60.0, "quantize": 50.0, "pq": 110.0}
+SMALLEST = 16  # pixels, of photographs: of fewer one sees nothing, and teachers go first
+LIMIT = 48_000  # images, of which one pass is about the least number of updates of an energy
 SAMPLES = 500  # drawn for the test figures, and as many for those of validation
 PROBES, CHAINS = 1400, 300  # real images, and chains, where energies are matched
 STATES = 5  # of each chain, see probe_images
@@ -72,8 +75,10 @@ class Plan:
         """What was chosen, and why; what each stage will take."""
         left = [kind for kind in TEACHER if kind not in self.teachers]
         smaller = self.size < min(images.side, LARGEST)
+        limit = self.values["data"].get("limit")
         lines = [
             f"params.yaml: images of {self.size} pixels" + (", as many as the budget allows" if smaller else ""),
+            *([f"{limit:,} images to train on: one pass over all of them takes too long"] if limit else []),
             f"teachers {', '.join(self.teachers)}" + (f"; no time for {', '.join(left)}" if left else ""),
             *(
                 f"{kind}: {a['name']} of width {a['width']}, {self.values[kind]['train']['epochs']} epochs"
@@ -91,7 +96,7 @@ def sizes(images: Images, wanted: int | None) -> list[int]:
     if wanted is not None:
         return [wanted]
     most = min(images.side, LARGEST)
-    return [size for size in SIZES if size <= most] or [8]
+    return [size for size in SIZES if SMALLEST <= size <= most] or [8]
 
 
 def specs(images: Images, size: int) -> dict[str, Spec]:
@@ -132,7 +137,7 @@ def plan(
         UserError: not even a classifier of the smallest images fits.
     """
     within = budget / MARGIN
-    tried: dict[str, float] = {}
+    tried: list[float] = []
     for teachers in (["classifier", "ebm", "jem"], ["classifier", "ebm"], ["classifier"]):
         before: tuple[int, float] | None = None  # side, and the least seconds that it takes
         for side in sizes(images, size):
@@ -141,19 +146,40 @@ def plan(
             networks = specs(images, side)
             networks = {name: spec for name, spec in networks.items() if name.split("-")[0] in ("scorer", *teachers)}
             costs = measured(list(networks.values()))
-            fits = _Fit(images, machine, side, teachers, networks, {n: costs[spec] for n, spec in networks.items()})
-            found = fits.at(0.0)
-            if found.seconds <= within:
-                return fits.fullest(within)
-            before, tried[", ".join(teachers)] = (side, found.seconds), found.seconds
-    least = min(tried.values()) * MARGIN / 60
+            for some in _fewer(images):
+                fits = _Fit(some, machine, side, teachers, networks, {n: costs[spec] for n, spec in networks.items()})
+                least = fits.at(0.0).seconds
+                if least <= within:
+                    return fits.fullest(within)
+            before = side, least
+            tried.append(least)
+    fewest = math.ceil(min(tried) * MARGIN / 60)
     raise UserError(
-        f"--budget: {budget / 60:.0f} minutes are too few here: the least that is worth it takes {least:.0f}; give "
+        f"--budget: {budget / 60:.0f} minutes are too few here: the least that is worth it takes {fewest}; give "
         "more, or fewer images"
     )
 
 
 HOPELESS = 1.5  # times the budget
+
+
+def _fewer(images: Images) -> list[Images]:
+    """All images, and as few as one pass has time for."""
+    if images.train * (1.0 if images.test is not None else 1 - TEST) <= LIMIT:
+        return [images]
+    train = LIMIT if images.test is not None else round(LIMIT / (1 - TEST))
+    share = train / images.train
+    return [
+        images,
+        replace(
+            images,
+            section={**images.section, "limit": LIMIT},
+            train=train,
+            test=images.test and min(images.test, LIMIT),
+            validation=images.validation and min(images.validation, LIMIT),
+            classes={name: max(1, round(share * count)) for name, count in images.classes.items()},
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -190,15 +216,14 @@ def _planned(
     networks: Mapping[str, Spec],
     effort: float,
 ) -> Plan:
-    n = round(images.train * 0.9 * (0.8 if images.test is None else 1.0))
+    n, evaluated = _counts(images)
     probes = 2 * min(PROBES, n) + STATES * CHAINS
-    evaluated = [images.test or round(0.2 * images.train), n // 9]
-    stages = [Stage("prepare", STAGE + images.train * 1e-3, 2**29)]
+    stages = [Stage("prepare", STAGE + (n + sum(evaluated)) * images.reading, 2**29)]
     values: Overlay = {"data": {**images.section, "image_size": size, "channels": images.channels}}
     values |= {"teachers": {kind: {"kind": kind} for kind in teachers}, "branches": {}}
 
     def epochs(updates: int, count: int) -> int:
-        return max(1, round(updates * BATCH / count))
+        return max(1, round(updates / max(1, count // BATCH)))
 
     def add(name: str, seconds: float, memory: int, *needs: str, beside: float = 0.0) -> None:
         stages.append(Stage(name, STAGE + beside + STEPS * seconds, memory, list(needs)))
@@ -234,7 +259,7 @@ def _planned(
         drawn = CHAINS * LIFE / BATCH * cost[kind].asked if energy else 0.0
         for branch, (start, by) in BRANCHES[kind].items():
             of = cost[f"{kind}-distill"] if "distill" in branch else cost[kind]
-            entry: Overlay = {"target": kind, "start": start, "by": by}
+            entry: Overlay = {"target": kind, "start": start, "by": by, "accept_chance": True}
             seconds = drawn
             if by == "distill":
                 entry["student"] = _architecture(networks[branch])
@@ -266,6 +291,7 @@ def _planned(
     return Plan(size, teachers, effort, values, stages, _makespan(stages, machine.jobs))
 
 
+TEST, VALIDATION = 0.2, 0.1  # shares that are split off where there are none, as the defaults of params.yaml have it
 SCANNED, CALIBRATED = 400, 60  # batches that pruning and pq look at, layer by layer; and rounding
 BRANCHES: dict[str, dict[str, tuple[str, str]]] = {  # name: what it starts from, and the method
     kind: {
@@ -277,6 +303,16 @@ BRANCHES: dict[str, dict[str, tuple[str, str]]] = {  # name: what it starts from
     }
     for kind, last in (("classifier", "pq"), ("ebm", "quantize"), ("jem", "quantize"))
 }
+
+
+def _counts(images: Images) -> tuple[int, list[int]]:
+    """Images to train on, and to test and validate on, as `prepare` splits them: of each class its share."""
+    left, evaluated = [*images.classes.values()], []
+    for own, share in ((images.test, TEST), (images.validation, VALIDATION)):
+        taken = [0 if own is not None else max(1, round(share * count)) for count in left]
+        left = [count - part for count, part in zip(left, taken, strict=True)]
+        evaluated.append(sum(taken) if own is None else own)
+    return max(1, sum(left)), evaluated
 
 
 def _evaluated(cost: Cost, energy: bool, images: Sequence[int]) -> float:

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -10,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from lowenergy.data import DataError, decoding, sources
+from lowenergy.data import DataError, decoding, preparing
 from lowenergy.data.images import Files, Part
 from lowenergy.params import Data
 
@@ -26,11 +28,13 @@ class Images:
     section: dict[str, Any]  # the values of section data that name it
     train: int
     test: int | None  # of its own; None: some are split off
+    validation: int | None  # the same
     classes: dict[str, int]
     side: int  # median of the shorter sides, in pixels
     smallest: int
     channels: Literal[1, 3]
     equal: int  # images that are the same as another one
+    reading: float  # seconds for one of them
 
     def lines(self) -> list[str]:
         counts = sorted(self.classes.values())
@@ -44,7 +48,7 @@ class Images:
             rare = min(self.classes, key=self.classes.__getitem__)
             lines.append(f"unbalanced: {rare} has {counts[0]}; accuracy will say little about it")
         if self.equal:
-            lines.append(f"{self.equal:,} images are copies of others: a copy may be trained and tested on at once")
+            lines.append(f"{self.equal:,} images are copies of others: what was trained on may be tested on, too")
         return lines
 
 
@@ -58,7 +62,7 @@ class Machine:
     @property
     def jobs(self) -> int:
         """Stages at a time, as `lowenergy run` starts them."""
-        return 1 if self.gpu else min(2, self.cores)
+        return 1 if self.gpu else min(max(2, self.cores // 2), self.cores)
 
     @property
     def threads(self) -> int:
@@ -93,46 +97,61 @@ def images(place: str, root: str) -> Images:
         p = Data.model_validate({**given, **section, "image_size": None if named else 32})
     except ValueError:
         raise DataError(f"{place}: no such folder, and no data set; see `lowenergy params data.source`") from None
-    source = sources.read(p)
-    train, test = source.train, source.test
-    labels = torch.bincount(train.labels, minlength=len(source.classes)).tolist()
-    sides = _sides(train)
+    train, test, classes, validation = preparing.checked(p)
+    labels = torch.bincount(train.labels, minlength=len(classes)).tolist()
+    parts = [part for part in (train, test, validation) if part is not None]
+    sides = [_sides(part) for part in parts]
+    in_colour, reading = _in_colour(train)
     return Images(
         section,
-        len(train),
-        len(test) if test is not None else None,
-        dict(zip(source.classes, labels, strict=True)),
-        round(median(sides)),
-        min(sides),
-        3 if _in_colour(train) else 1,
-        _equal(train),
+        train=len(train),
+        test=len(test) if test is not None else None,
+        validation=len(validation) if validation is not None else None,
+        classes=dict(zip(classes, labels, strict=True)),
+        side=round(median(sides[0])),
+        smallest=min(sides[0]),
+        channels=3 if in_colour else 1,
+        equal=_equal(parts),
+        reading=reading,
     )
 
 
 def _sides(part: Part) -> list[int]:
     if not isinstance(part, Files):
         return [min(part.images.shape[2:])]
-    sides = []
+    sides, damaged = [], []
     for path in part.paths:
-        with decoding.opened(path) as image:
-            sides.append(min(image.size))
+        try:
+            with decoding.opened(path) as image:
+                sides.append(min(image.size))
+                image.draft("L", (64, 64))  # of a JPEG an eighth in each direction, which takes a quarter of the time
+                image.load()
+        except DataError as error:
+            damaged.append(str(error))
+    if damaged:
+        more = f" ({len(damaged) - 1} more files are like it)" if len(damaged) > 1 else ""
+        raise DataError(f"{damaged[0]}{more}")
     return sides
 
 
-def _in_colour(part: Part) -> bool:
+def _in_colour(part: Part) -> tuple[bool, float]:
+    """Whether some of the images have colours, and the seconds that reading one took."""
     some = torch.arange(len(part))[:: max(1, len(part) // COLOURED)]
-    taken = part.take(some)
+    taken, started = part.take(some), time.monotonic()
     pixels = taken.read(0, len(taken)) if isinstance(taken, Files) else taken.images
+    seconds = (time.monotonic() - started) / len(taken)
     if pixels.shape[1] == 1:
-        return False
+        return False, seconds
     difference = (pixels.int().amax(1) - pixels.int().amin(1)).flatten(1).float().mean(1)
-    return bool((difference > GREY).float().mean() > 0.01)
+    return bool((difference > GREY).float().mean() > 0.01), seconds
 
 
-def _equal(part: Part) -> int:
-    count = min(len(part), COMPARED)
-    if isinstance(part, Files):
-        marks = (hashlib.sha256(Path(path).read_bytes()).digest() for path in part.paths[:count])
-    else:
-        marks = (hashlib.sha256(image.numpy().tobytes()).digest() for image in part.images[:count])
-    return sum(times - 1 for times in Counter(marks).values())
+def _equal(parts: Sequence[Part]) -> int:
+    marks: Counter[bytes] = Counter()
+    for part in parts:
+        count = min(len(part), COMPARED)
+        if isinstance(part, Files):
+            marks.update(hashlib.sha256(Path(path).read_bytes()).digest() for path in part.paths[:count])
+        else:
+            marks.update(hashlib.sha256(image.numpy().tobytes()).digest() for image in part.images[:count])
+    return sum(times - 1 for times in marks.values())

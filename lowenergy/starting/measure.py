@@ -5,6 +5,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from lowenergy import networks
 from lowenergy.base.device import autocast, fastest, has_bfloat16
+from lowenergy.base.errors import UserError
 from lowenergy.base.precision import Precision
 from lowenergy.energies import energy_gradient, energy_of, flow_loss
 from lowenergy.networks import Spec
@@ -41,8 +43,14 @@ def precision() -> Precision:
 def measure(specs: Sequence[Spec], threads: int, jobs: int) -> dict[Spec, Cost]:
     """Each in a process of its own, as many at a time as stages will be: they share caches and memory."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        return dict(zip(specs, pool.map(_measured, specs, [threads] * len(specs)), strict=True))
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+            return dict(zip(specs, pool.map(_measured, specs, [threads] * len(specs)), strict=True))
+    except BrokenProcessPool:
+        size = max(spec.image_size for spec in specs)
+        raise UserError(
+            f"a step with images of {size} pixels was ended by the system, for want of memory most often; give --size"
+        ) from None
 
 
 def _measured(spec: Spec, threads: int) -> Cost:
@@ -75,16 +83,26 @@ def _measured(spec: Spec, threads: int) -> Cost:
     else:
         energy = energy_of(network, spec.head, precision())
         own = trained(lambda: flow_loss(energy, images, generator))
-        matching = own
-        frozen = energy_of(network, spec.head, precision(), frozen=True)
+        # Matching and sampling are in float32, wherever training is in less.
+        whole = energy_of(network, spec.head, "32-true")
+        matching = own if precision() == "32-true" else trained(lambda: flow_loss(whole, images, generator))
+        frozen = energy_of(network, spec.head, "32-true", frozen=True)
         answered = _seconds(lambda: energy_gradient(frozen, images))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Cost(own, matching, answered, memory)
 
 
+def _settle() -> None:
+    """Until a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def _seconds(step: Callable[[], Any]) -> float:
     step()
+    _settle()
     started = time.perf_counter()
     for _ in range(STEPS):
         step()
+    _settle()
     return (time.perf_counter() - started) / STEPS

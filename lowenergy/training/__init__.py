@@ -3,7 +3,7 @@
 from lowenergy.training.finetuning import POSSIBLE_WARNINGS, Objective, finetune, hold_zeros, mean_loss
 from lowenergy.training.loop import DivergedError, Logs, Stateful, fit
 from lowenergy.training.run import Run, disband, finished, keep, kept, running
-from lowenergy.training.silence import silent_cross_entropy, silent_divergence
+from lowenergy.training.silence import silent_answers, silent_cross_entropy
 
 __all__ = [
     "POSSIBLE_WARNINGS",
@@ -21,6 +21,6 @@ __all__ = [
     "kept",
     "mean_loss",
     "running",
+    "silent_answers",
     "silent_cross_entropy",
-    "silent_divergence",
 ]

@@ -30,6 +30,7 @@ RETRIES = 2  # of a training that learns nothing
 # steps say too little.
 NOTHING = 0.98
 NOTHING_LEARNT = "learns nothing"
+FALLING = 0.1  # share of the loss by which it falls from point to point where it is on its way somewhere
 FEWEST_STEPS = 100
 
 Logs = Mapping[str, Tensor | float]
@@ -70,9 +71,9 @@ def fit(
     Then it goes back to the last point that was followed by a healthy one, and on from there at CAUTION times the
     learning rate.
 
-    From a tenth of the steps on it is also seen whether anything is learnt, see `silent`. If not, it goes back in the
-    same way, to its start if nothing was ever learnt, up to RETRIES times. What is still so at the end is said in one
-    line and kept in the model's provenance.
+    From a tenth of the steps on, where the loss does not fall fast, it is also seen whether anything is learnt, see
+    `silent`. If not, it goes back in the same way, to its start if nothing was ever learnt, up to RETRIES times. What
+    is still so at the end is said in one line and kept in the model's provenance.
 
     Args:
         schedule: advanced after every step.
@@ -145,7 +146,8 @@ def fit(
             _recover(run, step, wrong, healthy, parts, history, recoveries)
             step, latest = healthy["step"], healthy
             continue
-        if step >= decided and run.retries < RETRIES and (wrong := _learns_nothing(point, silent or {}, history)):
+        may_be_dead = step >= decided and run.retries < RETRIES and not _falls(point, history)
+        if may_be_dead and (wrong := _learns_nothing(point, silent or {}, history)):
             learnt = any(not _learns_nothing(earlier, silent or {}, history) for _, earlier in history)
             healthy = latest = _try_again(run, step, wrong, healthy if learnt else start, parts, history)
             start = start if learnt else healthy
@@ -221,6 +223,14 @@ def _learns_nothing(
             if point[key] > 0.9 * first:
                 return f"{key} is {point[key]:.4g}, {value:.4g} without any answer"
     return None
+
+
+def _falls(point: Mapping[str, float], history: list[tuple[int, dict[str, float]]]) -> bool:
+    """Whether the loss falls fast: a student whose rate still rises learns energies first, then their slopes."""
+    if not history:
+        return False
+    before = history[-1][1]["loss"]
+    return before - point["loss"] > FALLING * abs(before)
 
 
 def _dropout_generator(run: Run) -> torch.Generator:

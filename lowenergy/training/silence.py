@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+LEAST_SAID = 1e-3  # nats
+
 
 def silent_cross_entropy(labels: Tensor, smoothing: float = 0.0) -> float:
     """The least cross-entropy of one answer for all images: the entropy of the smoothed classes.
@@ -13,6 +15,12 @@ def silent_cross_entropy(labels: Tensor, smoothing: float = 0.0) -> float:
     shares = labels.bincount().double() / len(labels)
     shares = (1 - smoothing) * shares + smoothing / len(shares)
     return float(-(shares * shares.clamp_min(1e-12).log()).sum())
+
+
+def silent_answers(logits: Tensor, temperature: float) -> dict[str, float]:
+    """silent_divergence by its name; nothing of a teacher that answers alike for every image itself."""
+    divergence = silent_divergence(logits, temperature)
+    return {"divergence": divergence} if divergence > LEAST_SAID else {}
 
 
 def silent_divergence(logits: Tensor, temperature: float) -> float:

@@ -53,7 +53,7 @@ def read(p: Data) -> Source:
         what = "not a directory" if root.exists() else "no such directory"
         raise DataError(f"data.folder {root}: {what}; give one with a sub-directory of images per class")
     left = _Left()
-    parts = _parts(root, left)
+    parts = _parts(_innermost(root, left), left)
     names = sorted(parts["train"])
     for role, classes in parts.items():
         if strange := sorted(classes.keys() - set(names)):
@@ -70,6 +70,16 @@ def read(p: Data) -> Source:
 
     found = {role: files(classes) for role, classes in parts.items()}
     return Source(found["train"], found.get("test"), names, found.get("validation"))
+
+
+def _innermost(root: Path, left: _Left) -> Path:
+    """The folder itself, or the one folder in it, as archives have one, if that has others in turn."""
+    while True:
+        folders, loose = _listed(root, _Left())
+        if loose or len(folders) != 1 or folders[0].name.lower() in ROLES or not _listed(folders[0], _Left())[0]:
+            return root
+        root = folders[0]
+        left.remarks.append(f"the classes are in {root.name}/")
 
 
 def _parts(root: Path, left: _Left) -> dict[str, Classes]:

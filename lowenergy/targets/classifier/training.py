@@ -24,9 +24,9 @@ from lowenergy.networks import (
 )
 from lowenergy.params import Retrain, Scorer, ScorerTraining, StudentRetrain
 from lowenergy.targets.classifier import ClassifierTraining, Params
-from lowenergy.training import Logs, Run, Stateful, fit, silent_cross_entropy, silent_divergence
+from lowenergy.training import Logs, Run, Stateful, fit, silent_answers, silent_cross_entropy
 
-LEAST_SAID = 1e-3  # nats; a teacher that says less answers alike for every image itself
+POINTS = 200  # at which validation accuracy is measured, at most: each epoch, of few images, would take longer
 ONE_AUXILIARY, EACH_AUXILIARY = 0.4, 0.3  # losses of auxiliary classifiers, as of Inception v3 and of GoogLeNet's two
 WEIGHT_DECAY = 5e-4  # the L2 penalty of nearly every published CIFAR ResNet; digits and MNIST do not feel it
 
@@ -105,7 +105,7 @@ def _fit(
         part="retrain" if retrain else "fit",
         gradient_norm=1.0 if retrain else None,  # students need not have norms, which the teacher's rate counts on
         measure=lambda network: {"validation_accuracy": accuracy(network, held_out)},
-        points=epochs,
+        points=min(epochs, POINTS),
         silent={"loss": silent_cross_entropy(split.labels, t.label_smoothing)},
     )
     network.to(memory_format=torch.contiguous_format)
@@ -130,8 +130,7 @@ class LabelObjective:
         some = torch.arange(min(500, len(self.inputs)), device=self.labels.device)
         with torch.no_grad():
             logits = torch.cat([self.teacher(self.inputs[part]) for part in some.split(100)])
-        silent = silent_divergence(logits, self.p.matching.temperature)
-        return {"divergence": silent} if silent > LEAST_SAID else {}
+        return silent_answers(logits, self.p.matching.temperature)
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         p, labels = self.p.matching, self.labels[index]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lowenergy.data import Splits, to_float
 from lowenergy.networks import TRIED, Given, Network, Spec, of_params, settled
 from lowenergy.targets.jem import JemTraining, Params
-from lowenergy.training import Logs, Run, silent_divergence
+from lowenergy.training import Logs, Run, silent_answers
 from lowenergy.training.energies import EnergyObjective, fit_energy
 
 # Softer answers say more of a classifier's (Hinton et al. 2015), but a JEM's logits are energies, matched as they are.
@@ -55,7 +55,7 @@ class JointObjective(EnergyObjective):
 
     @cached_property
     def silent(self) -> dict[str, float]:
-        return {**super().silent, "divergence": silent_divergence(self.logits, TEMPERATURE)}
+        return super().silent | silent_answers(self.logits, TEMPERATURE)
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         logits, loss, logs = self.matched(network, index)
