@@ -249,6 +249,29 @@ def test_names_that_are_alike_in_c(tmp_path: Path) -> None:
     assert agrees(foreign(Alike(), "classifier"), tmp_path / "c") == {"logits"}
 
 
+class Wide(nn.Module):
+    """A layer of more inputs than 16 bits count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16 * 64 * 64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.conv(x)).flatten(1))
+
+
+def test_a_layer_of_65536_inputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert agrees(foreign(Wide(), "classifier", 64), tmp_path / "c") == {"logits"}
+
+
+def test_a_kernel_that_a_byte_does_not_count_is_refused(tmp_path: Path) -> None:
+    body = nn.Sequential(nn.Conv2d(3, 2, 3, dilation=256, padding=256), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(UserError, match="dilation of 256: code in C has room for 255"):
+        c.export(foreign(body, "classifier"), HEADER, tmp_path / "c")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_has_no_c_form_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no C form of cumsum \(after layer body.conv\)"):
         c.export(foreign(Strange(), "classifier"), HEADER, tmp_path / "c")
@@ -268,9 +291,10 @@ def encoded(kind: str) -> Model:
             tensors[name] = Dense(w.half())
         elif kind.startswith("pq"):
             d = 5 if w.numel() % 5 == 0 else 1
-            words = {"pq": 11, "pq wide": 600}[kind]
+            words = {"pq": 11, "pq wide": 600, "pq of floats": 11}[kind]
             codes = torch.randint(words, (w.numel() // d,), generator=generator)
-            codebook = (torch.randn(words, d, generator=generator) * 0.1).half()
+            codebook = torch.randn(words, d, generator=generator) * 0.1
+            codebook = codebook if kind == "pq of floats" else codebook.half()
             tensors[name] = Coded(codes, codebook, tuple(w.shape))
         elif kind.startswith("sparse"):
             share = {"sparse": 0.6, "sparse gaps": 0.97}[kind]
@@ -280,7 +304,7 @@ def encoded(kind: str) -> Model:
     return Model(model.target, model.spec, tensors)
 
 
-@pytest.mark.parametrize("kind", ["half", "pq", "pq wide", "sparse", "sparse gaps", "constant"])
+@pytest.mark.parametrize("kind", ["half", "pq", "pq wide", "pq of floats", "sparse", "sparse gaps", "constant"])
 def test_weights_stay_as_they_are_stored(kind: str, tmp_path: Path) -> None:
     model = encoded(kind)
     agrees(model, tmp_path / "c", [[], KEPT] if kind in ("half", "pq", "sparse gaps") else [[]])

@@ -69,7 +69,7 @@ OF_NO_CONSEQUENCE = {
 
 ROOMS = (
     *("base", "params", "data", "networks", "energies", "storage", "runtimes", "training", "targets", "compression"),
-    *("scoring", "reporting", "running", "timing", "searching", "profiles", "starting", "calls", "cli"),
+    *("scoring", "reporting", "running", "timing", "searching", "profiles", "starting", "calls", "commands", "cli"),
 )  # each imports from those before it
 
 

@@ -8,6 +8,7 @@
 #pragma STDC FP_CONTRACT OFF
 #endif
 
+typedef uint16_t count_t;
 #define MOST_TAPS 25
 
 #if MODEL_KEEP
@@ -52,7 +53,8 @@ struct weight {
     const void *rows; /* where in the values of sparse weights each output channel starts */
     const float *scale; /* of integers, by output channel */
     uint32_t row; /* weights of one output channel */
-    uint8_t kind, bits, length; /* how to fetch it; bits of a code; weights of a codeword */
+    uint8_t kind, bits; /* how to fetch it; bits of a code */
+    uint16_t length; /* weights of a codeword */
 };
 
 static uint32_t read_bits(const uint8_t *from, uint32_t bit, unsigned count)
@@ -239,9 +241,9 @@ typedef float lanes;
 struct conv {
     const struct weight *weight;
     const void *bias;
-    uint16_t groups, in, out; /* channels of a group, as this direction sees them */
-    uint16_t height, width, rows, columns; /* of the input and of the output */
-    uint16_t step_in, step_out; /* numbers from one pixel to the next */
+    count_t groups, in, out; /* channels of a group, as this direction sees them */
+    count_t height, width, rows, columns; /* of the input and of the output */
+    count_t step_in, step_out; /* numbers from one pixel to the next */
     uint8_t kernel[2], stride[2], padding[2], dilation[2];
     uint8_t pulled; /* the way back: from the gradient of the output to that of the input */
 };
@@ -520,7 +522,7 @@ static const uint16_t w_features_0_conv_weight_values[400] = {
     44109, 45789, 43569, 9835, 10433, 10642, 9764, 10388, 5195, 42145, 40296, 12542, 11693, 11368, 44184, 45908, 14143,
     46172, 42334, 45683, 46190, 15452, 46643, 44071, 43964, 43223, 12469, 45307, 44104
 };
-static const struct weight w_features_0_conv_weight_stored = {w_features_0_conv_weight_values, 0, 0, 0, 25, 3, 0, 0};
+static const struct weight w_features_0_conv_weight_stored = {w_features_0_conv_weight_values, 0, 0, 0, 25, 4, 0, 0};
 static const uint16_t w_features_2_conv_weight_words[192] = {
     44039, 43808, 44482, 10236, 48430, 46307, 41432, 46467, 44906, 10977, 46349, 10302, 12282, 12744, 12658, 41615,
     48350, 46940, 12402, 12478, 11035, 45923, 48486, 11290, 44088, 13156, 9769, 45336, 9713, 13403, 10751, 43737, 45257,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lowenergy.base.errors import UserError
 from lowenergy.params import Sampler
 from lowenergy.runtimes.c import weights
 from lowenergy.runtimes.c.expressions import literal
@@ -20,6 +21,7 @@ KERNELS = Path(__file__).with_name("kernels.c")
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 CONSTANT = re.compile(r"static const \w+ w_\w+\[\d+\] = \{[^}]*\};")
 MOST_LANES = 16
+LEAST_ROOM = 255  # of a byte
 SECTION = re.compile(r"/\* == (\w+) == \*/\n")
 
 
@@ -42,6 +44,7 @@ class _Writer:
     arrays: dict[str, Array] = field(default_factory=dict)
     stored: dict[str, Stored] = field(default_factory=dict)
     structs: list[str] = field(default_factory=list)
+    counted: int = 0  # the largest of the sizes that structs hold
     functions: dict[str, str] = field(default_factory=dict)  # body -> name
     kept: list[int] = field(default_factory=list)  # floats of a convolution's decoded weights, and before them a mark
     ranges: list[str] = field(default_factory=list)
@@ -111,9 +114,11 @@ class _Writer:
         self.tile = max(self.tile, op.tile)
         self.zeros = max(self.zeros, op.channels[0])
         (self.as_integers if op.integers else self.as_floats).add(op.weight)
+        self.count(*op.kernel, *op.stride, *op.padding, *op.dilation, most=LEAST_ROOM)
         inner, outer = op.channels
         bias = self.array(op.bias) if op.bias else "0"
         numbers = [op.groups, inner, outer, *op.size_in, *op.size_out, op.step_in, outer * op.groups]
+        self.count(*numbers)
         pairs = ", ".join(f"{{{a}, {b}}}" for a, b in (op.kernel, op.stride, op.padding, op.dilation))
         body = f"&{self.weight(op.weight)}, {bias}, {', '.join(map(str, numbers))}, {pairs}, {int(op.pulled)}"
         if body not in self.structs:
@@ -130,6 +135,17 @@ class _Writer:
             return f"convolve(&{name}, {x}, {y}, {tile}, 0, {op.size_out[0]});"
         order = "conv_up" if op in self.plan.descending else "conv_down"
         return f"{order}(&{name}, {x}, {y}, {tile});"
+
+    def count(self, *numbers: int, most: int = 2**31 - 1) -> None:
+        """Note the size of what a struct counts.
+
+        Raises:
+            UserError: the struct has no room for it.
+        """
+        largest = max(numbers)
+        if largest > most:
+            raise UserError(f"a kernel, stride, padding or dilation of {largest}: code in C has room for {most}")
+        self.counted = max(self.counted, largest)
 
     def kept_at(self, number: int) -> int:
         """Where a convolution's weights lie, in floats, if they are kept."""
@@ -257,6 +273,8 @@ class _Writer:
     def pool(self, op: Pool) -> str:
         name = f"pool_{op.how}"
         channels, height, width = op.size_in
+        self.count(*op.size_in, *op.size_out)
+        self.count(*op.kernel, *op.stride, *op.padding, most=LEAST_ROOM)
         numbers = ", ".join(map(str, (channels, height, width, *op.size_out)))
         pairs = ", ".join(f"{{{a}, {b}}}" for a, b in (op.kernel, op.stride, op.padding))
         struct = f"static const struct pool pool = {{{numbers}, {pairs}, {int(op.counted)}}};"
@@ -325,6 +343,8 @@ def write(
     ]
     if any(array.kind == "place_t" for of in writer.stored.values() for array in of.arrays):
         lines.append(f"typedef {'uint16_t' if counted < 65536 else 'uint32_t'} place_t;\n")
+    if writer.counted:
+        lines.append(f"typedef {'uint16_t' if writer.counted < 65536 else 'int32_t'} count_t;")
     lines.append(f"#define MOST_TAPS {writer.most_taps}\n")
     if writer.stored:
         lines.append(

@@ -183,7 +183,8 @@ struct weight {
     const void *rows; /* where in the values of sparse weights each output channel starts */
     const float *scale; /* of integers, by output channel */
     uint32_t row; /* weights of one output channel */
-    uint8_t kind, bits, length; /* how to fetch it; bits of a code; weights of a codeword */
+    uint8_t kind, bits; /* how to fetch it; bits of a code */
+    uint16_t length; /* weights of a codeword */
 };
 
 /* == read_bits == */
@@ -239,9 +240,9 @@ typedef float lanes;
 struct conv {
     const struct weight *weight;
     const void *bias;
-    uint16_t groups, in, out; /* channels of a group, as this direction sees them */
-    uint16_t height, width, rows, columns; /* of the input and of the output */
-    uint16_t step_in, step_out; /* numbers from one pixel to the next */
+    count_t groups, in, out; /* channels of a group, as this direction sees them */
+    count_t height, width, rows, columns; /* of the input and of the output */
+    count_t step_in, step_out; /* numbers from one pixel to the next */
     uint8_t kernel[2], stride[2], padding[2], dilation[2];
     uint8_t pulled; /* the way back: from the gradient of the output to that of the input */
 };
@@ -591,7 +592,7 @@ static void convolve_bytes(const struct conv *c, const struct range *r, const ui
 
 /* == pool == */
 struct pool {
-    uint16_t channels, height, width, rows, columns;
+    count_t channels, height, width, rows, columns;
     uint8_t kernel[2], stride[2], padding[2];
     uint8_t counted; /* what lies beyond the edges counts in a mean */
 };

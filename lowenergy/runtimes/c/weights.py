@@ -95,11 +95,21 @@ def stored(name: str, encoded: Encoding) -> Stored:
         value = Array(f"{name}_value", "float", np.array([encoded.value]))
         return Stored(name, "one", (value,), 1, value.name)
     if isinstance(encoded, Coded):
+        # Codewords of some weights are float32, since float16 has no room for them.
+        halves = bool((encoded.codebook.half().float() == encoded.codebook.float()).all())
         words = Array(f"{name}_words", "uint16_t", _halves(encoded.codebook))
+        words = words if halves else plain(f"{name}_words", encoded.codebook)
         codes = Array(f"{name}_codes", "uint8_t", _packed(encoded.codes, encoded.bits))
         length = encoded.codebook.shape[1]
         return Stored(
-            name, "coded", (words, codes), _row(encoded.shape), words.name, codes.name, bits=encoded.bits, length=length
+            name,
+            "coded" if halves else "coded_float",
+            (words, codes),
+            _row(encoded.shape),
+            words.name,
+            codes.name,
+            bits=encoded.bits,
+            length=length,
         )
     shape = encoded.decode().shape
     values = encoded.values if isinstance(encoded, Dense | Sparse | Int8) else encoded.decode()
@@ -207,20 +217,20 @@ GAPS = """    const uint32_t row = at / w->row, end = ((const place_t *)w->rows)
                 to[i * a + j * b] = 0;
         }}
 """
-CODED = """    const uint16_t *words = w->values, *word;
+CODED = """    const {type} *words = w->values, *word;
     uint32_t bit = at / w->length * w->bits;
     int i, j, left = w->length - (int)(at % w->length);
     word = words + read_bits(w->codes, bit, w->bits) * w->length + (w->length - left);
     for (i = 0; i < outer; i++)
-        for (j = 0; j < inner; j++) {
-            if (!left) {
+        for (j = 0; j < inner; j++) {{
+            if (!left) {{
                 bit += w->bits;
                 word = words + read_bits(w->codes, bit, w->bits) * w->length;
                 left = w->length;
-            }
-            to[i * a + j * b] = half(*word++);
+            }}
+            to[i * a + j * b] = {number};
             left--;
-        }
+        }}
 """
 ONE = """    int i, j;
     (void)at;
@@ -228,12 +238,18 @@ ONE = """    int i, j;
         for (j = 0; j < inner; j++)
             to[i * a + j * b] = *(const float *)w->values;
 """
+CODEWORDS = {
+    "coded": {"type": "uint16_t", "number": "half(*word++)"},
+    "coded_float": {"type": "float", "number": "*word++"},
+}
 PLACES = {"mask": MASK, "gaps": GAPS}
 
 
 def _body(kind: str, *, integers: bool) -> str:
-    if kind in ("coded", "one"):
-        return CODED if kind == "coded" else ONE
+    if kind == "one":
+        return ONE
+    if kind in CODEWORDS:
+        return CODED.format(**CODEWORDS[kind])
     places, _, numbers = kind.rpartition("_")
     number, factor = NUMBERS[numbers]
     scale = ""
@@ -268,4 +284,4 @@ def fetching(kinds: list[str], *, integers: bool = False) -> str:
     return text + "    }\n}\n"
 
 
-KINDS = ("one", "coded", *(f"{places}{numbers}" for places in ("", "mask_", "gaps_") for numbers in NUMBERS))
+KINDS = ("one", *CODEWORDS, *(f"{places}{numbers}" for places in ("", "mask_", "gaps_") for numbers in NUMBERS))
