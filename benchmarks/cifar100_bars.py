@@ -86,6 +86,15 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
 }
 
 
+TEACHER, SAID = "models/classifier.safetensors", "said/classifier.safetensors"
+
+
+def _link(link: Path, to: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(to)
+
+
 class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.end = args, time.monotonic() + args.seconds
@@ -95,6 +104,9 @@ class Bench:
         self._workspace(self.data, {})
         if not (self.data / "data/splits.safetensors").exists():
             self._run(self.data, "stages.prepare")
+        _link(self.data / TEACHER, args.teacher)
+        if not (self.data / SAID).exists():  # with which branches are compared image by image
+            self._run(self.data, "stages.evaluate", "classifier")
 
     def _workspace(self, place: Path, changes: Changes) -> None:
         """The params of the profile with these changes, and links to everything else."""
@@ -133,12 +145,11 @@ class Bench:
             return
         self._workspace(place, changes)
         for link, to in (
-            ("models/classifier.safetensors", self.args.teacher),
+            (TEACHER, self.args.teacher),
+            (SAID, self.data / SAID),
             ("data/splits.safetensors", self.data / "data/splits.safetensors"),
         ):
-            (place / link).parent.mkdir(parents=True, exist_ok=True)
-            if not (place / link).is_symlink():
-                (place / link).symlink_to(to)
+            _link(place / link, to)
         cards, digests = {}, {}
         for method in methods:
             name = "classifier" if method == "teacher" else f"classifier-{method}"
