@@ -249,6 +249,26 @@ def test_names_that_are_alike_in_c(tmp_path: Path) -> None:
     assert agrees(foreign(Alike(), "classifier"), tmp_path / "c") == {"logits"}
 
 
+class Masked(nn.Module):
+    """Conditions on images beside those that are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 3)
+        self.register_buffer("mask", torch.rand(4, 12, 12, generator=torch.Generator().manual_seed(0)) > 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = torch.where(self.mask & (x > 0), x, 0.1 * x)  # type: ignore[operator]
+        x = torch.where(~(self.mask | (x < 0.1)), 2 * x, x)  # type: ignore[operator]
+        return self.fc(torch.where(torch.logical_and(self.mask, x > 0.2), x, -x).mean((2, 3)))
+
+
+def test_conditions_that_are_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert agrees(foreign(Masked(), "ebm"), tmp_path / "c") == COMPARED["ebm"]
+
+
 class Wide(nn.Module):
     """A layer of more inputs than 16 bits count."""
 
