@@ -82,6 +82,10 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
         ("quantize",),
         quantize(4, 0, 0.001, rounding="learned", calibration_images=125),
     ),
+    "4 bits, GPTQ, calibrated only": (
+        ("quantize",),
+        quantize(4, 0, 0.001, rounding="gptq", calibration_images=125),
+    ),
     "pq, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9)),
 }
 

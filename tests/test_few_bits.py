@@ -289,7 +289,7 @@ def test_learned_rounding_makes_files_of_as_many_bits(
     nearest = compress("quantize", target, changes)
     learned = compress("quantize", target, {**changes, "quantize.rounding": "learned"})
     said = capsys.readouterr().out
-    assert "learned rounding leaves" in said and "does not apply" not in said
+    assert "rounding so leaves" in said and "does not apply" not in said
     moved = 0
     for name, one in nearest.tensors.items():
         other = learned.tensors[name]
@@ -322,6 +322,47 @@ def test_layers_that_are_called_twice_round_to_nearest(tmp_path: Path, capsys: A
         assert off.max() <= (0 if name == again else 1)
         moved += int(off.sum())
     assert moved
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gptq_leaves_less_of_the_outputs_error(groups: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Conv2d(8, 6, 3, stride=2, padding=1, groups=groups)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+        layer.weight[0, :2] = 0  # pruned
+    mixed = torch.randn(8, 3, generator=generator) @ torch.randn(3, 64 * 8 * 8, generator=generator)
+    x = mixed.view(8, 64, 8, 8).transpose(0, 1) + 0.1 * torch.randn(64, 8, 8, 8, generator=generator)
+    x[:, 7] = 0  # a channel that no image has
+    rough = x + 0.2 * torch.randn(x.shape, generator=generator) * (x != 0)  # of earlier layers, which are rounded
+    scale = int8.best_scale(layer.weight, 3).view(-1, 1, 1, 1)
+    nearest = int8.rounded(layer.weight.detach(), scale, 3).float()
+    positions = torch.arange(64 * 16)
+    with torch.no_grad():
+        outputs = rounding._outputs_at(layer, layer(x), positions)
+        found, share = rounding.compensated(
+            layer, nearest, scale, 3, rounding._patches_at(layer, rough, positions), outputs
+        )
+        integers = found.reshape(nearest.shape)
+        assert integers.min() >= -4 and integers.max() <= 3 and torch.equal(integers, integers.round())
+        assert not integers[0, :2].any()
+        errors = [
+            (nn.functional.conv2d(rough, of * scale, layer.bias, 2, 1, 1, groups) - layer(x)).square().sum()
+            for of in (integers, nearest)
+        ]
+    assert float(errors[0] / errors[1]) == pytest.approx(share, rel=1e-3) and share < 0.7
+
+
+@pytest.mark.parametrize("target", ["classifier", "jem"])
+def test_gptq_makes_files_of_as_many_bits(compress: Any, target: str, capsys: Any) -> None:  # noqa: F811
+    changes = {"quantize.weight_bits": 3, **UNTRAINED}
+    nearest, found = (
+        compress("quantize", target, {**changes, "quantize.rounding": how}) for how in ("nearest", "gptq")
+    )
+    assert "rounding so leaves" in capsys.readouterr().out
+    pairs = [(one, found.tensors[name]) for name, one in nearest.tensors.items() if isinstance(one, Int8)]
+    assert all(one.bits == other.bits == 3 and torch.equal(one.scale, other.scale) for one, other in pairs)
+    assert any(not torch.equal(one.values, other.values) for one, other in pairs)
 
 
 def test_rounding_is_learned_without_training(small_values: Any) -> None:

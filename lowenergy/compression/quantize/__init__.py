@@ -23,8 +23,9 @@ class Params(Method):
     """of weights"""
     activation_bits: Annotated[int, Field(ge=2, le=8)] = 8
     """of what layers take in, of energies also on the way back"""
-    rounding: Literal["nearest", "learned"] = "nearest"
-    """of weights; learned: up or down, so that each layer's output changes least; without training only"""
+    rounding: Literal["nearest", "learned", "gptq"] = "nearest"
+    """of weights; learned (AdaRound): up or down, so that each layer's output changes least; gptq: one makes up for
+    another, better and much faster; both without training only"""
     allocation: Literal["uniform", "sensitivity"] = "uniform"
     """uniform: weight_bits in every layer; sensitivity: 2 to 8, more where rounding costs more of the matching loss,
     weight_bits of them on average"""
@@ -40,10 +41,10 @@ class Params(Method):
 
     @model_validator(mode="after")
     def _learns_once(self) -> Self:
-        if self.rounding == "learned" and (self.finetune.epochs or self.retrain.epochs):
+        if self.rounding != "nearest" and (self.finetune.epochs or self.retrain.epochs):
             raise ValueError(
-                "rounding = learned is for networks that are not trained; set finetune.epochs and retrain.epochs to 0, "
-                "or rounding to nearest"
+                f"rounding = {self.rounding} is for networks that are not trained; set finetune.epochs and "
+                "retrain.epochs to 0, or rounding to nearest"
             )
         return self
 

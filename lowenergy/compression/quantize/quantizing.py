@@ -122,9 +122,11 @@ def _without_training(
         graph = _calibrated(folded, scales, images, bits, p.activation_bits)
     else:
         int8.round_only(graph.cpu(), scales)
-    if p.rounding == "learned":
+    if p.rounding != "nearest":
         some = _every_nth(objective, IMAGES).to(objective.inputs.device)
-        learn_rounding(folded, scales, bits, of_inputs(int8.ranges(graph)), objective.inputs[some].cpu(), run)
+        learn_rounding(
+            folded, scales, bits, of_inputs(int8.ranges(graph)), objective.inputs[some].cpu(), run, p.rounding
+        )
         graph = _calibrated(folded, scales, images, bits, p.activation_bits)
     run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
     return _Rounded(folded, scales, bits, graph)

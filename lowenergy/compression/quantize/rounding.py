@@ -1,7 +1,8 @@
-"""Which weights are rounded up and which down, learned layer by layer (AdaRound, Nagel et al. 2020, arXiv 2004.10568).
+"""Weights rounded layer by layer by what the layer puts out, up or down (AdaRound, Nagel et al. 2020, arXiv 2004.10568)
+or one making up for another (gptq.py).
 
-Rounded to the nearest integer, each weight is off by the least; a layer's output is not. Here each weight of a layer is
-between the two integers next to it, floor(w / s) + h(v), with h the rectified sigmoid, and v minimises
+Rounded to the nearest integer, each weight is off by the least; a layer's output is not. AdaRound's weight is between the
+two integers next to it, floor(w / s) + h(v), with h the rectified sigmoid, and v minimises
 
     ‖W x − s (floor(W / s) + h(v)) x̂‖² + λ Σ (1 − |2 h(v) − 1|^β)
 
@@ -14,6 +15,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 
 from lowenergy import networks
 from lowenergy.base.progress import Progress
+from lowenergy.compression.quantize import gptq
 from lowenergy.compression.quantize.inputs import rounded_inputs
 from lowenergy.networks.layers import Layer
 from lowenergy.runtimes import int8
@@ -47,6 +50,7 @@ def learn_rounding(
     ranges: MutableMapping[str, Range],
     images: Tensor,
     run: Run,
+    how: Literal["learned", "gptq"] = "learned",
 ) -> None:
     """Put the weights of these layers, in place, on the steps of their integers.
 
@@ -76,9 +80,12 @@ def learn_rounding(
                     inputs.calls.clear()
                     seen.append(_patches_at(layer, _input_of(layer, network, batch), positions))
                 inputs.calls.clear()
-                found, share = learned(
-                    layer, integers, scale, bits[name], torch.cat(seen, 1), wanted[name].outputs, generator, progress
-                )
+                patches, outputs = torch.cat(seen, 1), wanted[name].outputs
+                if how == "gptq":
+                    found, share = compensated(layer, integers, scale, bits[name], patches, outputs)
+                    progress(STEPS * layer.weight.numel())
+                else:
+                    found, share = learned(layer, integers, scale, bits[name], patches, outputs, generator, progress)
                 integers = found.view(layer.weight.shape)
                 shares.append(share)
             with torch.no_grad():
@@ -87,7 +94,7 @@ def learn_rounding(
         run.fabric.print(f"{run.name}: rounded to nearest, for learning does not apply: {', '.join(rest)}")
     if shares:
         mean = sum(shares) / len(shares)
-        run.fabric.print(f"{run.name}: learned rounding leaves {mean:.0%} of the squared error of layers' outputs")
+        run.fabric.print(f"{run.name}: rounding so leaves {mean:.0%} of the squared error of layers' outputs")
     network.cpu()
 
 
@@ -247,8 +254,24 @@ def learned(
         optimizer.step()
         progress(layer.weight.numel())
     found = torch.where(v.detach().sigmoid() * (HIGH - LOW) + LOW >= 0.5, high, low)
+    return _better(near, found, factor, patches, outputs)
+
+
+def compensated(
+    layer: Layer, nearest: Tensor, scale: Tensor, bits: int, patches: Tensor, outputs: Tensor
+) -> tuple[Tensor, float]:
+    """The same as `learned`, by gptq.py."""
+    weights, near = _as_matrices(layer, layer.weight), _as_matrices(layer, nearest)
+    factor = scale.flatten().view(len(weights), -1, 1)
+    given = zip(weights, factor, patches, outputs, strict=True)
+    found = torch.stack([gptq.compensated(w, s, bits, x, y) for w, s, x, y in given])
+    return _better(near, found, factor, patches, outputs)
+
+
+def _better(near: Tensor, found: Tensor, factor: Tensor, patches: Tensor, outputs: Tensor) -> tuple[Tensor, float]:
+    """By output, the integers that were found or the nearest; the share that is left of the nearest's error."""
     before, after = (_error(patches, integers * factor, outputs) for integers in (near, found))
-    found = torch.where((after < before)[:, :, None], found, near)  # by output
+    found = torch.where((after < before)[:, :, None], found, near)
     return found, float(torch.minimum(before, after).sum() / before.sum().clamp_min(1e-30))
 
 
