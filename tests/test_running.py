@@ -57,7 +57,8 @@ Path("out").mkdir(exist_ok=True)
 for step in range(int(checkpoint.read_text()) if checkpoint.exists() else 0, amount):
     print(f"step {step}", flush=True)
     time.sleep(float(os.environ.get("PACE", 0.1)))
-    checkpoint.write_text(str(step + 1))
+    Path(f"{checkpoint}.new").write_text(str(step + 1))
+    os.replace(f"{checkpoint}.new", checkpoint)  # it may be killed at any time
 if i == os.environ.get("BAD"):
     sys.exit("this one is bad")
 if full := os.environ.get("FULL"):

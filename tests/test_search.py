@@ -399,6 +399,7 @@ def test_search_end_to_end(clone: Clone) -> None:
         again = clone.run(*command)  # nothing is left to try
         assert "running" not in again and names[0] in again
     finally:
+        clone.run("dvc", "queue", "remove", "--all", check=False)
         clone.run("dvc", "exp", "remove", "-A", check=False)
         shutil.rmtree(clone.path / "searches", ignore_errors=True)
         clone.run("git", "reset", "-q", "--hard", "HEAD~1")

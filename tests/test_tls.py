@@ -90,6 +90,17 @@ def test_workers_of_this_machine_obey_nobody_else(tmp_path: Path) -> None:
             Client(address.replace("tls:", "tcp:"), timeout="3s")
 
 
+def test_workers_that_are_slow_to_go_cost_nothing() -> None:
+    class Slow:
+        def close(self) -> None:
+            raise TimeoutError
+
+    with crew._ended(Slow()) as cluster:
+        assert isinstance(cluster, Slow)
+    with pytest.raises(ZeroDivisionError), crew._ended(Slow()):
+        raise ZeroDivisionError
+
+
 @pytest.mark.parametrize(
     ("address", "is_open"),
     [

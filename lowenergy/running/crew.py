@@ -7,7 +7,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
@@ -263,20 +263,32 @@ def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
     with (
         _environment_restored(),
         dask.config.set(settings),
-        LocalCluster(
-            n_workers=jobs,
-            threads_per_worker=1,
-            resources={"threads": threads},
-            memory_limit=0,
-            dashboard_address=None,
-            local_directory=str(scratch),
-            silence_logs=logging.CRITICAL,
-            protocol="tls",
-            security=Security.temporary(),
+        _ended(
+            LocalCluster(
+                n_workers=jobs,
+                threads_per_worker=1,
+                resources={"threads": threads},
+                memory_limit=0,
+                dashboard_address=None,
+                local_directory=str(scratch),
+                silence_logs=logging.CRITICAL,
+                protocol="tls",
+                security=Security.temporary(),
+            )
         ) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextmanager
+def _ended(cluster: Any) -> Iterator[Any]:
+    """The cluster, ended afterwards. On a busy machine workers take longer than Dask waits; nothing is lost by that."""
+    try:
+        yield cluster
+    finally:
+        with suppress(TimeoutError):
+            cluster.close()
 
 
 @contextmanager

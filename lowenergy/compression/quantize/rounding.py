@@ -1,8 +1,8 @@
 """Weights rounded layer by layer by what the layer puts out, up or down (AdaRound, Nagel et al. 2020, arXiv 2004.10568)
 or one making up for another (gptq.py).
 
-Rounded to the nearest integer, each weight is off by the least; a layer's output is not. AdaRound's weight is between the
-two integers next to it, floor(w / s) + h(v), with h the rectified sigmoid, and v minimises
+Rounded to the nearest integer, each weight is off by the least; a layer's output is not. AdaRound puts each weight of a
+layer between the two integers next to it, floor(w / s) + h(v), with h the rectified sigmoid, and v minimises
 
     ‖W x − s (floor(W / s) + h(v)) x̂‖² + λ Σ (1 − |2 h(v) − 1|^β)
 
