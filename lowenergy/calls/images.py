@@ -161,7 +161,11 @@ def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
             part = slice(first, first + AT_A_TIME)
             yield images[part], None if labels is None else labels[part]
     elif isinstance(images, list | tuple | Dataset) and not isinstance(images, IterableDataset):
-        count = len(images)  # type: ignore[arg-type]
+        try:
+            count = len(images)  # type: ignore[arg-type]
+        except TypeError:
+            kind = type(images).__name__
+            raise DataError(f"images: {kind} has no length; give it __len__, or give a DataLoader") from None
         _check_count(labels, count)
         for first in range(0, count, AT_A_TIME):
             items = [_pair(images[i]) for i in range(first, min(first + AT_A_TIME, count))]
@@ -204,11 +208,16 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return item, None
 
 
+def _native(array: np.ndarray) -> np.ndarray:
+    """In this machine's byte order: torch knows no other."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def _tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         return image
     try:
-        return torch.from_numpy(np.array(image))  # also of Pillow's images; a copy, which may be written to
+        return torch.from_numpy(_native(np.array(image)))  # also of Pillow's images; a copy, which may be written to
     except TypeError:
         raise DataError(
             f"images: {type(image).__name__} is no image; give tensors, arrays or Pillow's images"
@@ -249,7 +258,7 @@ def _bytes(images: Tensor, normalised: Normalisation | None) -> Tensor:
 
 def _labels(given: Any, count: int) -> Tensor:
     try:
-        labels = torch.as_tensor(given).detach().cpu()
+        labels = torch.as_tensor(_native(given) if isinstance(given, np.ndarray) else given).detach().cpu()
     except Exception:  # torch raises nearly anything at names, lists of uneven lists, or nothing
         kinds = ", ".join(sorted({type(label).__name__ for label in given})) if isinstance(given, list) else ""
         raise DataError(

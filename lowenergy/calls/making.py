@@ -228,7 +228,7 @@ def _check_labels(kind: str, splits: Splits, spec: networks.Spec, *, labelled: b
         return
     if not labelled:
         raise UserError(f"labels: a {kind} needs them; give labels, or images that come with labels")
-    if (largest := int(splits.train.labels.max())) >= spec.outputs:
+    if (largest := max(int(part.labels.max()) for part in (splits.train, splits.validation))) >= spec.outputs:
         raise UserError(f"labels: {largest}, and the network has {spec.outputs} outputs")
 
 

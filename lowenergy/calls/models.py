@@ -1,6 +1,7 @@
 """Models as a caller has them: a file, a module of lowenergy's, or any other module; all become a Model."""
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,6 +147,11 @@ def named(
         UserError: with the arguments that were given, the constructor makes another network.
     """
     module = frozen_copy(module)
+    if arguments is not None:
+        try:
+            arguments = json.loads(json.dumps(dict(arguments)))  # as a file has them: tuples are lists there
+        except (TypeError, ValueError) as error:
+            raise UserError(f"arguments: {error}; a file has numbers, texts, lists and dicts of texts only") from None
     kind = type(module)
     own, (mean, std) = f"{kind.__module__}.{kind.__qualname__}", normalisation or (None, None)
     spec = Spec(

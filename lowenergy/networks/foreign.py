@@ -61,18 +61,26 @@ class Foreign(Network):
         modules = dict(self.named_modules(remove_duplicate=False))
         owners: dict[str, str] = {}
         calls: list[str] = []
+        by_name: list[str] = []
         handles = []
+
+        def note(name: str, inputs: tuple[Any, ...]) -> None:
+            (calls if inputs else by_name).append(name)
+
         for name, module in self.named_modules():
             weight = f"{name}.weight"
             owner = self.tied.get(weight, weight).removesuffix(".weight")
             if weight in weights and isinstance(module, LAYERS) and isinstance(modules.get(owner), LAYERS):
                 owners[name] = owner
-                handles.append(module.register_forward_hook(lambda *_, name=name: calls.append(name)))
+                handles.append(module.register_forward_hook(lambda _, x, __, name=name: note(name, x)))
         try:
             super().find_layers()
         finally:
             for handle in handles:
                 handle.remove()
+        if by_name:
+            name = by_name[0].removeprefix("body.")
+            raise NetworkError(f"{self.spec.name} calls {name} with its input by name; write {name}(x)")
         if calls:
             self.last = calls[-1]
             order = dict.fromkeys(owners[name] for name in calls if owners[name] != owners[self.last])

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lowenergy.networks.building import build, build_with, stored_state
 from lowenergy.networks.copies import duplicate
@@ -352,14 +353,30 @@ def _check_rebuilt(network: Network, images: Tensor, what: str) -> None:
 
 def _check_copies(network: Network, images: Tensor, what: str) -> None:
     """See that it can be copied after a step of training, as compression does."""
+    strange: list[str] = []
     try:
         tried = duplicate(network)
-        tried.train().outputs(images)
+        own = {*tried.modules()}
+
+        def look(module: nn.Module, _: Any) -> None:
+            if module not in own and any(True for _ in module.parameters(recurse=False)):
+                strange.append(type(module).__name__)
+
+        handle = register_module_forward_pre_hook(look)
+        try:
+            tried.train().outputs(images)
+        finally:
+            handle.remove()
         duplicate(tried)
     except Exception as error:
         raise NetworkError(
             f"{what} cannot be copied (copy.deepcopy) after a forward pass: {first_line(error)}"
         ) from None
+    if strange:
+        raise NetworkError(
+            f"{what}: a copy of it calls a {strange[0]} that is none of its own: a lambda or an inner function keeps "
+            "that of the original; write it as a method"
+        )
 
 
 def _twin(network: Network, seed: int, what: str) -> Network:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowenergy.networks.copies import duplicate
+from lowenergy.networks.importing import NetworkError, first_line
 from lowenergy.networks.network import Network
 from lowenergy.networks.spec import spec_of
 
@@ -102,6 +103,9 @@ def macs(network: nn.Module) -> int:
     """Multiply-accumulates per image, counted while it runs once; zeros multiply too."""
     counter = FlopCounterMode(display=False)
     device = next(network.parameters()).device
-    with counter, torch.no_grad():
-        network(torch.zeros(1, *spec_of(network).input_shape, device=device))
+    try:
+        with counter, torch.no_grad():
+            network(torch.zeros(1, *spec_of(network).input_shape, device=device))
+    except RuntimeError as error:  # torch's counter cannot look into a gradient within the forward pass
+        raise NetworkError(f"{spec_of(network).name}: its operations cannot be counted: {first_line(error)}") from None
     return counter.get_total_flops() // 2  # a multiplication and an addition each

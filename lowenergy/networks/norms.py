@@ -85,7 +85,7 @@ def _fused(layer: Any, norm: Any) -> tuple[Any, Any]:
     spread = torch.rsqrt(norm.running_var + norm.eps)
     bias = (-norm.running_mean if layer.bias is None else layer.bias - norm.running_mean) * spread
     if norm.weight is not None:
-        bias, spread = bias * norm.weight + norm.bias, norm.weight * spread
+        bias, spread = bias * norm.weight + (0 if norm.bias is None else norm.bias), norm.weight * spread
     rest = [1] * (layer.weight.ndim - 2)
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):  # (in, out / groups, ...)
         grouped = layer.weight.unflatten(0, (layer.groups, -1))

@@ -12,7 +12,7 @@ from lowenergy.data import Split, to_float
 
 def predict(network: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Logits, (n, outputs), of uint8 images."""
-    with measured(network) as device, torch.inference_mode():
+    with measured(network) as device, torch.no_grad():
         return torch.cat([network(to_float(batch.to(device))).cpu() for batch in images.split(batch_size)])
 
 

@@ -68,7 +68,7 @@ def write_neighbours(samples: Tensor, training: Tensor, path: Path, columns: int
 
 def write_classes(scorer: Network, samples: Tensor, classes: Sequence[str], path: Path) -> None:
     """The share of each class among the samples, by the scorer: a missing bar is a mode that is never drawn."""
-    with torch.inference_mode():
+    with torch.no_grad():
         predicted = torch.cat([scorer(part).argmax(1) for part in samples.split(1000)])
     shares = torch.bincount(predicted, minlength=len(classes)) / len(samples)
     figure, axes = figures.axes()

@@ -46,7 +46,7 @@ class Generation:
 
 def _seen(scorer: Network, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Features, (batch, width), and logits, (batch, classes), of images uint8 (n, c, h, w), on the CPU."""
-    with measured(scorer) as device, torch.inference_mode():
+    with measured(scorer) as device, torch.no_grad():
         for batch in images.split(at_a_time(images, BATCH)):
             features, logits = features_and_logits(scorer, to_float(batch.to(device)))
             assert features is not None

@@ -14,7 +14,7 @@ def energies(energy: Energy, images: Mapping[str, Tensor], generator: Generator)
     """Energies, (n,) on the CPU, of each kind of images, and of what is made of the kind `test`."""
 
     def of(images: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.no_grad():
             return torch.cat([energy(part) for part in images.split(BATCH)]).cpu()
 
     return {kind: of(found) for kind, found in {**images, **transformed(images["test"], generator)}.items()}

@@ -61,7 +61,7 @@ def check(
 
 def _outputs(network: nn.Module, images: Tensor) -> Tensor:
     device = next(network.parameters()).device
-    with torch.inference_mode():
+    with torch.no_grad():
         return torch.cat([network(part.to(device)).float().cpu() for part in images.split(at_a_time(images, 250))])
 
 

@@ -1,15 +1,15 @@
 """A coded network as it is stored."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowenergy import networks
+from lowenergy.networks.norms import FOLDED
 from lowenergy.storage import artifact
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.coded import coded_weights
 from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
 FAITHFUL = 1e-3  # relative error of float16; what is beyond its range stays float32
 
 
@@ -23,9 +23,11 @@ def encoded(network: networks.Network, target: str) -> Model:
     for name, value in artifact.weights(network).items():
         if ".parametrizations." not in name:
             tensors[name] = Dense(_narrow(value) if name in parameters else value)
+    shared = {*network.tied, *network.tied.values()}
     for name, norm in network.named_modules():
-        if isinstance(norm, BatchNorm) and norm.affine and norm.running_mean is not None:
-            assert norm.running_var is not None
+        if type(norm) not in FOLDED or {f"{name}.weight", f"{name}.bias"} & shared:
+            continue  # a class of one's own may do something else with them
+        if norm.weight is not None and norm.bias is not None and norm.running_mean is not None:
             scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().cpu()
             shift = (norm.bias - norm.running_mean * scale.to(norm.bias.device)).detach().cpu()
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = Dense(_narrow(scale)), Dense(_narrow(shift))

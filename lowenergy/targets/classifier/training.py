@@ -34,7 +34,7 @@ WEIGHT_DECAY = 5e-4  # the L2 penalty of nearly every published CIFAR ResNet; di
 def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
     """Fraction of images whose largest logit is their label's."""
     parts = torch.arange(len(split)).split(at_a_time(split.images, batch_size))
-    with torch.inference_mode():
+    with torch.no_grad():
         hits = [(network(to_float(part.images)).argmax(1) == part.labels).sum() for part in map(split.take, parts)]
     return float(sum(hits)) / len(split)
 
