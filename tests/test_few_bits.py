@@ -20,6 +20,7 @@ from lowenergy import data, networks, params
 from lowenergy.base.progress import Progress
 from lowenergy.compression.quantize import rounding
 from lowenergy.compression.quantize.inputs import of_inputs, rounded_inputs
+from lowenergy.compression.quantize.quantizing import rounded_weights
 from lowenergy.energies import ExplicitEnergy, energy_gradient, energy_of
 from lowenergy.params import ParamsError
 from lowenergy.runtimes import int8, to_onnx
@@ -27,6 +28,7 @@ from lowenergy.runtimes.loading import energy_in, network_of
 from lowenergy.scoring import micronet
 from lowenergy.storage import Model, artifact
 from lowenergy.storage.encodings import Int8, Range
+from lowenergy.targets.classifier import training as classifier
 from lowenergy.training import Run
 
 UNTRAINED = {"quantize.finetune.epochs": 0}
@@ -239,6 +241,20 @@ def test_few_levels_are_not_spent_on_rare_values() -> None:
     rounded = torch.fake_quantize_per_tensor_affine(values, float(scale), int(zero), 0, 15)
     whole = torch.fake_quantize_per_tensor_affine(values, 44 / 15, 1, 0, 15)
     assert (rounded - values)[1:].square().mean() < 0.3 * (whole - values)[1:].square().mean()
+
+
+def test_steps_do_not_decay() -> None:
+    spec = networks.Spec("cnn", 4, "3x3", "relu", "none", channels=1, image_size=8, outputs=10)
+    network = networks.build(spec, seed=0)
+    scales = {name: int8.best_scale(layer.weight, 4) for name, layer in networks.coded_layers(network).items()}
+    ranges = {f"{name}:in": Range(0.02, 3, 4) for name in scales}
+    with rounded_inputs(network, ranges, {}), rounded_weights(network, scales, dict.fromkeys(scales, 4)):
+        others, steps = classifier._with_decay(network)
+        named = {id(w): name for name, w in network.named_parameters()}
+        assert steps["weight_decay"] == 0 and "weight_decay" not in others
+        assert all(named[id(w)].endswith((".factor", ".scale")) for w in steps["params"])
+        assert len(steps["params"]) == 2 * len(scales) and len(others["params"]) + len(steps["params"]) == len(named)
+    assert len(classifier._with_decay(network)) == 1
 
 
 # -- learned rounding -------------------------------------------------------------------------------------------------

@@ -49,6 +49,8 @@ SAMPLED = 2**14  # activations of a batch, by which a range of few levels is cho
 class LearnedStep(nn.Module):
     """Rounds activations as a range says, by a step that can be trained (LSQ, Esser et al. 2020, arXiv 1902.08153)."""
 
+    holds_steps = True
+
     def __init__(self, given: Range) -> None:
         super().__init__()
         self.given, self.most = given, 2**given.bits - 1

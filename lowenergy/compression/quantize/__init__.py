@@ -24,8 +24,8 @@ class Params(Method):
     activation_bits: Annotated[int, Field(ge=2, le=8)] = 8
     """of what layers take in, of energies also on the way back"""
     rounding: Literal["nearest", "learned", "gptq"] = "nearest"
-    """of weights; learned (AdaRound): up or down, so that each layer's output changes least; gptq: one makes up for
-    another, better and much faster; both without training only"""
+    """of weights; learned (AdaRound): up or down, so that each layer's output changes least; gptq: each makes up for
+    errors of others; both without training only"""
     allocation: Literal["uniform", "sensitivity"] = "uniform"
     """uniform: weight_bits in every layer; sensitivity: 2 to 8, more where rounding costs more of the matching loss,
     weight_bits of them on average"""

@@ -208,6 +208,8 @@ class RoundedWeight(nn.Module):
     Unlike an int8 graph it leaves the network as fast as it is, which the chains of an energy's own loss need.
     """
 
+    holds_steps = True
+
     def __init__(self, scale: Tensor, bits: int, shape: torch.Size) -> None:
         super().__init__()
         self.scale = nn.Parameter(scale.view(-1, *[1] * (len(shape) - 1)).clone())

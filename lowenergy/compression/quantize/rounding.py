@@ -34,12 +34,12 @@ IMAGES = 1024  # that the layers see, as in the paper
 POSITIONS = 16  # of each image's outputs, which resemble their neighbours
 BATCH = 512  # positions of a step
 AT_A_TIME = 64  # images
-STEPS, LR = 500, 0.03
+STEPS, LR = 500, 0.1
 LOW, HIGH = -0.1, 1.1  # of the sigmoid, before it is cut off at 0 and 1
-FIRST_BETA, LAST_BETA, FREE = 20.0, 2.0, 0.2  # the first share of the steps is free of the regulariser
+FIRST_BETA, LAST_BETA, FREE = 20.0, 2.0, 0.1  # the first share of the steps is free of the regulariser
 # λ, where each term is 1 for a layer that is rounded to nearest, or all of whose weights are half way. If inputs are
 # independent, the error of a weight curves by 24, the regulariser at last by 8 λ: below 3, h would end in between.
-REGULARISER = 4.0
+REGULARISER = 8.0
 SAME = 1e-4  # of the norm of a layer's output, by which the product of weights and patches may differ from it
 
 
@@ -67,7 +67,9 @@ def learn_rounding(
     layers = {name: layer for name, layer in networks.coded_layers(network).items() if name in scales}
     batches = images.to(run.device).split(AT_A_TIME)
     alone = {name: len(networks.sharing(network, layer)) == 1 for name, layer in layers.items()}
-    wanted = _wanted({name: layer for name, layer in layers.items() if alone[name]}, network, batches, generator)
+    # What convolutions put out is compared with products, and a GPU's TF32 would make it rougher.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        wanted = _wanted({name: layer for name, layer in layers.items() if alone[name]}, network, batches, generator)
     progress = Progress(f"{run.name}: rounding learned", STEPS * sum(layers[name].weight.numel() for name in wanted))
     shares = []
     with rounded_inputs(network, ranges, {}) as inputs:
@@ -236,6 +238,7 @@ def learned(
     unit = _error(patches, (near - steps) * factor, torch.zeros_like(outputs)).sum().clamp_min(1e-30) / len(outputs[0])
     rest = ((steps - below - LOW) / (HIGH - LOW)).clamp(0.01, 0.99)
     v = nn.Parameter(torch.log(rest / (1 - rest)))  # where h is what the weight has beyond the integer below
+    movable = int(span.count_nonzero().clamp_min(1))  # what was pruned is not, nor what is beyond the last integer
     optimizer = torch.optim.Adam([v], lr=LR)
     for step in range(STEPS):
         some = torch.randint(patches.shape[1], (BATCH,), generator=generator).to(patches.device)
@@ -249,7 +252,7 @@ def learned(
             if done > 0:
                 beta = FIRST_BETA + (LAST_BETA - FIRST_BETA) * done
                 away = 2 * h - 1
-                slope -= away.sign() * away.abs().pow_(beta - 1).mul_(2 * beta * REGULARISER / away.numel())
+                slope -= away.sign() * away.abs().pow_(beta - 1).mul_(2 * beta * REGULARISER / movable)
             v.grad = slope.mul_(share * (1 - share) * (HIGH - LOW)).mul_((h > 0) & (h < 1))
         optimizer.step()
         progress(layer.weight.numel())

@@ -1,7 +1,7 @@
 """Target `classifier`, and the scorer: cross-entropy on labels, or on a teacher's softened answers."""
 
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ def _fit(
     precision = retrain.precision if isinstance(retrain, StudentRetrain) else t.precision
     scales = [1.0] if retrain else t.image_scales  # it has learnt from small images already
     steps = epochs * batches.per_epoch
-    optimizer = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=WEIGHT_DECAY, nesterov=True)
+    optimizer = torch.optim.SGD(_with_decay(network), lr, 0.9, weight_decay=WEIGHT_DECAY, nesterov=True)
 
     def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
         batch = split.take(batches(step))
@@ -110,6 +110,13 @@ def _fit(
     )
     network.to(memory_format=torch.contiguous_format)
     settle_norms(network, steps, lambda count: to_float(split.images[:count].cpu()))
+
+
+def _with_decay(network: nn.Module) -> list[dict[str, Any]]:
+    """Parameters in groups: steps of integers do not decay, or ranges would shrink though nothing was learnt."""
+    steps = [w for m in network.modules() if getattr(m, "holds_steps", False) for w in m.parameters(recurse=False)]
+    others = [w for w in network.parameters() if all(w is not step for step in steps)]
+    return [{"params": others}, *([{"params": steps, "weight_decay": 0.0}] if steps else [])]
 
 
 class LabelObjective:
