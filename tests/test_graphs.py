@@ -697,7 +697,8 @@ def test_classifiers_that_guess_are_refused(splits: data.Splits, tmp_path: Path,
         check(constant)
     assert len(str(error.value).splitlines()) == 1 and "prune.accept_chance: true" in str(error.value)
     check(constant, accepted=True)
-    assert "answers like chance, which is accepted: " in capsys.readouterr().out
+    assert "result: answers like chance: 9.8% of" in (said := capsys.readouterr().out) and "which is accepted" in said
+    assert run.provenance["warnings"] == ["result: answers like chance"]
     check(constant, source=in_the_house(constant))  # no worse than its source
     broken.fc.bias.data[3] = torch.nan
     for accepted in (False, True):

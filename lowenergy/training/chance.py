@@ -56,7 +56,7 @@ def check(
             f"{run.name}: the result answers like chance: {said}. Nothing is written: compress less or train longer, "
             f"or go on with {accept or f'branches.{run.name}.accept_chance: true'}"
         )
-    run.warn("result", "answers like chance", f"which is accepted: {said}")
+    run.warn("result", "answers like chance", f"{said}; which is accepted")
 
 
 def _outputs(network: nn.Module, images: Tensor) -> Tensor:
