@@ -59,9 +59,9 @@ def test_what_is_hopeless_is_stopped_and_the_rest_goes_on(tmp_path: Path) -> Non
     """While it runs; when it has ended before anybody looked; and when nothing is left to run."""
     toy = Toy.make(tmp_path / "toy", amount=1)
     work = WORK.replace("import os,", "from lowenergy.base import curves\nimport os,")
-    work = work.replace(
-        "    checkpoint.write_text(str(step + 1))\n", f"    checkpoint.write_text(str(step + 1)){DRAWING}"
-    )
+    kept = '    os.replace(f"{checkpoint}.new", checkpoint)  # it may be killed at any time\n'
+    assert kept in work
+    work = work.replace(kept, kept.rstrip() + DRAWING)
     (toy.place / "work.py").write_text(work)
     drawn = TOY.replace('["out/mid${item.i}"]', '["out/mid${item.i}", "curves/${item.i}"]')
     (toy.place / "dvc.yaml").write_text(drawn)
