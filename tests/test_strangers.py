@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import lowenergy
 from lowenergy.base.errors import UserError
+from lowenergy.calls import images as using_images
 
 LABELS = torch.arange(120) % 3
 IMAGES = torch.randint(60, (120, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -64,6 +66,15 @@ class ByName(Net):
         return self.fc(input=F.silu(self.b(F.silu(self.a(x)))).mean((2, 3)))
 
 
+class NormByName(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.silu(self.norm(input=self.b(F.silu(self.a(x))))).mean((2, 3)))
+
+
 class Pairs(Net):
     def __init__(self, widths: tuple[int, ...] = (1,)) -> None:
         super().__init__()
@@ -84,6 +95,7 @@ class Scaled(Net):
     ("network", "given", "said"),
     [
         (Closure(), {}, "a copy of it calls a Conv2d that is none of its own: a lambda or an inner function"),
+        (NormByName(), {}, r"calls norm with its input by name; write norm\(x\)"),
         (ByName(), {}, r"calls fc with its input by name; write fc\(x\)"),
         (Pairs((3, 4)), {"arguments": {"widths": (3, 4)}}, "arguments=.*give those that the module was made with"),
         (Scaled({1: 2.0}), {"arguments": {"scale": {1: 2.0}}}, "arguments=.*give those that the module was made with"),
@@ -169,6 +181,12 @@ class Endless(Dataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter([self[0]])
+
+
+def test_pictures_with_a_palette_have_its_colours() -> None:
+    pictures = [Image.fromarray(image.movedim(0, -1).numpy()).quantize(200) for image in IMAGES[:4]]
+    pixels = using_images._tensor(pictures[0])
+    assert pixels.shape == (8, 8, 3) and (pixels.int() - IMAGES[0].movedim(0, -1).int()).abs().float().mean() < 8
 
 
 def test_arrays_of_another_byte_order_and_data_sets_without_length() -> None:

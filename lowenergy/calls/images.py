@@ -208,6 +208,9 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return item, None
 
 
+INDEXED = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes of Pillow's images
+
+
 def _native(array: np.ndarray) -> np.ndarray:
     """In this machine's byte order: torch knows no other."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -216,6 +219,8 @@ def _native(array: np.ndarray) -> np.ndarray:
 def _tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         return image
+    if getattr(image, "mode", None) in INDEXED:  # whose numbers are no brightness
+        image = image.convert("RGB")
     try:
         return torch.from_numpy(_native(np.array(image)))  # also of Pillow's images; a copy, which may be written to
     except TypeError:

@@ -64,8 +64,13 @@ class Foreign(Network):
         by_name: list[str] = []
         handles = []
 
+        def look(name: str, inputs: tuple[Any, ...]) -> None:
+            if not inputs:
+                by_name.append(name)
+
         def note(name: str, inputs: tuple[Any, ...]) -> None:
-            (calls if inputs else by_name).append(name)
+            look(name, inputs)
+            calls.append(name)
 
         for name, module in self.named_modules():
             weight = f"{name}.weight"
@@ -73,6 +78,8 @@ class Foreign(Network):
             if weight in weights and isinstance(module, LAYERS) and isinstance(modules.get(owner), LAYERS):
                 owners[name] = owner
                 handles.append(module.register_forward_hook(lambda _, x, __, name=name: note(name, x)))
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                handles.append(module.register_forward_hook(lambda _, x, __, name=name: look(name, x)))
         try:
             super().find_layers()
         finally:
