@@ -1,11 +1,13 @@
 """Nobody else may command workers: the commands of docs/clusters.md work, and what is open is said."""
 
+import gc
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -90,6 +92,39 @@ def test_workers_of_this_machine_obey_nobody_else(tmp_path: Path) -> None:
             Client(address.replace("tls:", "tcp:"), timeout="3s")
 
 
+def test_a_client_that_is_collected_while_dask_starts_holds_up_nothing(tmp_path: Path) -> None:
+    from distributed.utils import LoopRunner
+
+    collected = threading.Event()
+
+    class Old:
+        """In a circle, as a client that found no scheduler: it stops its loop when it is collected."""
+
+        def __init__(self) -> None:
+            self.circle, self.runner = self, LoopRunner()
+            self.runner.start()
+
+        def __del__(self) -> None:
+            self.runner.stop()
+            collected.set()
+
+    def collect(*_: object) -> None:
+        if not collected.is_set():
+            gc.collect()
+
+    gc.collect()
+    gc.disable()  # until then
+    Old()
+    threading.setprofile(collect)  # in threads that start from now on
+    try:
+        with crew.workers(1, 1, tmp_path) as client:
+            assert client.submit(os.getppid).result()
+    finally:
+        threading.setprofile(None)
+        gc.enable()
+    assert collected.is_set()
+
+
 def test_workers_that_are_slow_to_go_cost_nothing() -> None:
     class Slow:
         def close(self) -> None:
@@ -122,7 +157,7 @@ def test_open_schedulers_are_known(address: str, is_open: bool) -> None:
 
 def test_an_open_scheduler_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class Connected:
-        def __init__(self, address: str, timeout: str) -> None:
+        def __init__(self, address: str, timeout: str, loop: object) -> None:
             pass
 
         def __enter__(self) -> "Connected":

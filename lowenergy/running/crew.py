@@ -1,16 +1,18 @@
 """Those who run stages: workers of this machine or of a cluster, and this process."""
 
+import asyncio
 import logging
 import os
 import queue
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from lowenergy.base.curves import Point
@@ -211,16 +213,7 @@ def scheduler(address: str) -> Iterator[Any]:
     Raises:
         RunError: no scheduler answers.
     """
-    from distributed import Client
-
-    try:
-        client = Client(address, timeout="10s")
-    except (OSError, TimeoutError, ValueError, TypeError) as error:  # the last, where TLS is not set up
-        mend = "start one, see docs/clusters.md"
-        if address.startswith("tls:"):
-            mend = f"name the scheduler's certificate and its key in {', '.join(TLS)}, see docs/clusters.md"
-        raise RunError(f"no Dask scheduler at {address}: {str(error).splitlines()[0]}; {mend}") from None
-    with client:
+    with _event_loop() as loop, _connected(address, loop) as client:
         if is_open(address):
             print(
                 f"{address}: whoever reaches this scheduler can run programs on its workers, and read the remote's "
@@ -228,6 +221,18 @@ def scheduler(address: str) -> Iterator[Any]:
                 flush=True,
             )
         yield client
+
+
+def _connected(address: str, loop: Any) -> Any:
+    from distributed import Client
+
+    try:
+        return Client(address, timeout="10s", loop=loop)
+    except (OSError, TimeoutError, ValueError, TypeError) as error:  # the last, where TLS is not set up
+        mend = "start one, see docs/clusters.md"
+        if address.startswith("tls:"):
+            mend = f"name the scheduler's certificate and its key in {', '.join(TLS)}, see docs/clusters.md"
+        raise RunError(f"no Dask scheduler at {address}: {str(error).splitlines()[0]}; {mend}") from None
 
 
 def is_open(address: str) -> bool:
@@ -263,6 +268,7 @@ def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
     with (
         _environment_restored(),
         dask.config.set(settings),
+        _event_loop() as loop,
         _ended(
             LocalCluster(
                 n_workers=jobs,
@@ -271,6 +277,7 @@ def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
                 memory_limit=0,
                 dashboard_address=None,
                 local_directory=str(scratch),
+                loop=loop,
                 silence_logs=logging.CRITICAL,
                 protocol="tls",
                 security=Security.temporary(),
@@ -279,6 +286,32 @@ def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextmanager
+def _event_loop() -> Iterator[Any]:
+    """An event loop in a thread of its own.
+
+    Dask would start one itself, but waits for it no longer than ten seconds, and holds a lock meanwhile: if the new
+    thread happens to collect an older client as garbage, that client waits for the same lock and the ten seconds pass.
+    """
+    from tornado.ioloop import IOLoop
+
+    made: Future[tuple[IOLoop, asyncio.Event]] = Future()
+
+    async def run() -> None:
+        over = asyncio.Event()
+        made.set_result((IOLoop.current(), over))
+        await over.wait()
+
+    thread = Thread(target=asyncio.run, args=(run(),), daemon=True, name="event loop")
+    thread.start()
+    loop, over = made.result()
+    try:
+        yield loop
+    finally:
+        loop.add_callback(over.set)
+        thread.join()
 
 
 @contextmanager
