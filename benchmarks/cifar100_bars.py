@@ -86,6 +86,11 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
         ("quantize",),
         quantize(4, 0, 0.001, rounding="gptq", calibration_images=125),
     ),
+    "4 and 4 bits": (("quantize",), quantize(4, 1, 0.0005, activation_bits=4, calibration_images=250)),
+    "4 and 4 bits, calibrated only": (
+        ("quantize",),
+        quantize(4, 0, 0.001, activation_bits=4, rounding="learned", calibration_images=125),
+    ),
     "pq, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9)),
 }
 
