@@ -338,7 +338,8 @@ def test_a_file_is_data_not_code(tmp_path: Path, monkeypatch: Any) -> None:
     )
 
     def written(name: str, arguments: Any) -> Path:
-        model = artifact.Model("classifier", Spec(name, channels=3, image_size=32, outputs=10, arguments=arguments), {})
+        spec = Spec(name, channels=3, image_size=32, outputs=10, arguments=arguments)
+        model = artifact.Model("classifier", spec, {}, answers=())
         Path("model.safetensors").write_bytes(artifact.to_bytes(model, {"data": "digits"}))
         return Path("model.safetensors")
 

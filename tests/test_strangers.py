@@ -158,6 +158,26 @@ def test_norms_of_strangers_are_coded_as_they_are(network: nn.Module, tmp_path: 
         torch.testing.assert_close(again(images), small.network(images))
 
 
+class Late(Net):
+    """Another activation, or a tensor that no state_dict has, is another function."""
+
+    def __init__(self, act: Any = F.silu, factor: float = 1.0) -> None:
+        super().__init__()
+        self.act, self.factor = act, torch.tensor(factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.act(self.b(self.act(self.a(x * self.factor)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("other", [Late(F.relu), Late(F.silu, 0.7), Late(F.gelu)])
+def test_another_network_of_the_same_tensors_is_refused(other: nn.Module, tmp_path: Path) -> None:
+    small = compressed(Late())
+    small.save(tmp_path / "small.safetensors")
+    assert lowenergy.load(tmp_path / "small.safetensors", network=Late())(IMAGES[:2].float()).shape == (2, 3)
+    with pytest.raises(UserError, match="gives other answers than the one that was stored .* another was handed over"):
+        lowenergy.load(tmp_path / "small.safetensors", network=other)
+
+
 class Sloped(Net):
     """Takes a gradient on the way forward."""
 

@@ -49,7 +49,8 @@ class Made:
 
     @cached_property
     def _bytes(self) -> bytes:
-        return artifact.to_bytes(self.model, self.provenance)
+        with apart("cpu"):
+            return artifact.to_bytes(self.model, self.provenance)
 
     def to_bytes(self) -> bytes:
         """The content of its file."""

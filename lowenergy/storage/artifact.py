@@ -8,7 +8,7 @@ except in files of dense float32, which are the yardstick of every compression r
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from lowenergy.storage.header import FORMAT
 from lowenergy.storage.limits import TooLargeError, bounded, limit_of, too_large
 
 LOOKED_AT = 3  # images, by which a network that was read is compared with the one that was written
+REMEMBERED = 4  # answers of a network from elsewhere to one image, to five digits
+ALIKE = 0.002  # of their norm; another activation makes hundredths at least, another machine 1e-5
 
 DTYPES = {
     "F32": torch.float32,
@@ -57,19 +59,34 @@ class Model:
     original: networks.Network | None = None  # that the tensors are of, as they are: what is stored must answer so
     origin: str = ""  # the file that it was read from
     limit: int | None = None  # bytes that its network may take, for it is a stranger's
+    answers: tuple[float, ...] | None = None  # that a network from elsewhere has given; None: nobody has asked it yet
 
     def build(self) -> networks.Network:
         """The network, with every tensor decoded to float32.
 
         Raises:
-            FileError: the tensors do not fit the network, or that cannot be built.
+            FileError: the tensors do not fit the network, that cannot be built, or it is another one than was stored.
             TooLargeError: it takes more memory than it may.
         """
+        network, answers = self._built()
+        if self.answers and (off := _apart(answers, self.answers)) > ALIKE:
+            raise FileError(
+                f"{self.origin or self.spec.name}: with its weights this {self.spec.name} gives other answers than the "
+                f"one that was stored ({off:.2g} of their norm off): another was handed over, or its code has changed"
+            )
+        return network
+
+    def answers_of(self) -> tuple[float, ...]:
+        """The first outputs for one fixed image of a network from elsewhere, whose code is in no file: () of others."""
+        return self._built()[1] if self.answers is None else self.answers
+
+    def _built(self) -> tuple[networks.Network, tuple[float, ...]]:
         try:
             with bounded(self.limit, self.origin):
                 state = {name: encoded.decode() for name, encoded in self.tensors.items()}
                 state |= {name: state[first] for name, first in self.tied.items() if name not in state}
-                return networks.build_with(self.spec, state)
+                network = networks.build_with(self.spec, state)
+                return network, _remembered(network) if self.spec.is_foreign and self.answers != () else ()
         except TooLargeError:
             raise
         except Exception as error:  # whatever a constructor makes of a header, or a network of its tensors
@@ -201,6 +218,21 @@ def _difference(network: nn.Module, original: networks.Network) -> str | None:
     return f"other outputs, by up to {float((one - other).abs().max()):.3g},"
 
 
+def _remembered(network: networks.Network) -> tuple[float, ...]:
+    """Its first outputs for an image of noise that is the same everywhere."""
+    shape = network.spec.input_shape
+    noise = torch.arange(1, math.prod(shape) + 1) * 2654435761 % 2**32  # Knuth's multiplicative hashing
+    found = _answers(network.eval(), (noise.double() / 2**31 - 1).float().view(1, *shape)).flatten()[:REMEMBERED]
+    return tuple(float(f"{value:.5g}") for value in found.tolist()) if found.isfinite().all() else ()
+
+
+def _apart(found: Sequence[float], wanted: Sequence[float]) -> float:
+    """Of the norm of what was wanted."""
+    if len(found) != len(wanted):
+        return math.inf
+    return math.dist(found, wanted) / max(math.hypot(*wanted), 1e-6)
+
+
 def _answers(network: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # some draw even in evaluation mode
@@ -236,6 +268,7 @@ def to_bytes(model: Model, provenance: Mapping[str, Any]) -> bytes:
         "packed": packed,
         "activations": _ranges(model),
         "tied": {name: first for name, first in model.tied.items() if name not in model.tensors},
+        "answers": list(model.answers_of()) if model.spec.is_foreign else [],
         "provenance": provenance,
     }
     header = {key: value for key, value in header.items() if value}
@@ -334,7 +367,8 @@ def _decoded(tensors: Mapping[str, Tensor], header: Mapping[str, Any], origin: s
     tied = header.get("tied", {})
     if strange := {name: first for name, first in tied.items() if first not in encoded or name in encoded}:
         raise ValueError(f"tied.{next(iter(strange))} is {strange[next(iter(strange))]!r}, which is no other tensor")
-    return Model(header["target"], networks.Spec(**header["spec"]), encoded, activations, tied=tied)
+    spec, answers = networks.Spec(**header["spec"]), tuple(header.get("answers", ()))
+    return Model(header["target"], spec, encoded, activations, tied=tied, answers=answers)
 
 
 def stored_bytes(path: str | Path) -> dict[str, int]:

@@ -101,6 +101,7 @@ class Header(Part):
     packed: dict[str, Packed] = {}
     activations: Annotated[dict[str, ActivationRange], AfterValidator(_outputs_of_eight)] = {}
     tied: dict[str, Text] = {}
+    answers: Annotated[list[Finite], Field(max_length=4)] = []
     provenance: Provenance = Provenance()
 
 
