@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument("--size", type=int, help="side of the images in pixels (default: the largest that fits)")
     start.add_argument("--root", default="data/raw", help="torchvision root of data sets (default: data/raw)")
+    start.add_argument(
+        "--arguments", nargs="*", default=(), metavar="NAME=VALUE", help="of a data set: split=letters for EMNIST"
+    )
     start.add_argument("--force", action="store_true", help="overwrite values of your own in params.yaml")
     start.set_defaults(command="starting:start")
 

@@ -398,7 +398,9 @@ def test_a_file_names_no_constructor_that_makes_another_network() -> None:
     for name in ("untold", "trained", "student", "saved"):
         with pytest.raises(UserError, match=r"does not say with which arguments it is made; hand it over: load\(path,"):
             lowenergy.load(f"{name}.safetensors", trust=["test_calls"])
-        with pytest.raises(UserError, match=rf"{name}.safetensors: .* gives other answers than the one that was stored"):
+        with pytest.raises(
+            UserError, match=rf"{name}.safetensors: .* gives other answers than the one that was stored"
+        ):
             lowenergy.load(f"{name}.safetensors", network=Kind(1.0))
         handed = lowenergy.load(f"{name}.safetensors", network=Kind(-1.0))(images)
         assert name != "untold" or torch.equal(handed, by_name)

@@ -1,6 +1,7 @@
 """`lowenergy start`: what is seen, what is chosen, how long it is said to take."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_images_are_looked_at(photographs: Path) -> None:
-    seen = look.images(str(photographs), "data/raw")
+    seen = look.images(str(photographs), "data/raw", {})
     assert seen.classes == {"cats": 25, "dogs": 4} and seen.train == 29 and seen.test is None
     assert (seen.side, seen.smallest, seen.channels, seen.equal) == (21, 20, 3, 1)
     said = " ".join(seen.lines())
@@ -78,21 +79,21 @@ def test_grey_photographs_are_grey(tmp_path: Path) -> None:
         for i in range(4):
             grey = np.full((16, 16, 1), 60 * i + (name == "b"), dtype=np.uint8).repeat(3, 2)
             Image.fromarray(grey).save(tmp_path / name / f"{i}.jpg")
-    assert look.images(str(tmp_path), "data/raw").channels == 1
+    assert look.images(str(tmp_path), "data/raw", {}).channels == 1
 
 
 def test_an_archives_one_folder_is_looked_into(photographs: Path, tmp_path: Path) -> None:
     outer = tmp_path / "archive"
     (outer / "inner").mkdir(parents=True)
     photographs.rename(outer / "inner" / "photos")
-    assert look.images(str(outer), "data/raw").classes == {"cats": 25, "dogs": 4}
+    assert look.images(str(outer), "data/raw", {}).classes == {"cats": 25, "dogs": 4}
 
 
 def test_what_prepare_would_refuse_is_refused_at_once(photographs: Path) -> None:
     for i in range(2):
         (photographs / "dogs" / f"{i}.png").unlink()
     with pytest.raises(UserError, match="class dogs has 2 images; each needs at least 3"):
-        look.images(str(photographs), "data/raw")
+        look.images(str(photographs), "data/raw", {})
 
 
 def test_a_picture_that_breaks_off_is_named(photographs: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_picture_that_breaks_off_is_named(photographs: Path) -> None:
         whole = (photographs / name).read_bytes()
         (photographs / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"3\.png: not a readable image .*\(1 more files are like it\)"):
-        look.images(str(photographs), "data/raw")
+        look.images(str(photographs), "data/raw", {})
 
 
 @pytest.mark.parametrize("place", ["nowhere/photos", "torchvision.datasets.Nothing", "gan"])
@@ -150,6 +151,29 @@ def test_of_very_many_images_some_are_taken() -> None:
     assert plan.size >= choose.SMALLEST
     assert "48,000 images to train on" in " ".join(plan.lines(seen))
     assert "limit" not in choose.plan(images(), TWO_CORES, 3600, costs(2.0)).values["data"]
+
+
+def test_what_memory_does_not_hold_is_not_chosen() -> None:
+    """Of an energy the inputs of matching are counted, too."""
+    assert choose.plan(images(), TWO_CORES, 3600, costs(0.1)).size == 64
+    small = replace(TWO_CORES, memory=1100 * 2**20)  # two stages of 512 MiB
+    assert choose.plan(images(), small, 3600, costs(0.1)).size < 64
+    assert choose.plan(images(), small, 3600, costs(0.1), size=64).teachers == ["classifier"]
+    small = replace(small, memory=900 * 2**20)
+    with pytest.raises(UserError, match=r"images of 64 pixels take 1\.\d GiB of memory, 2 stages .* smaller --size"):
+        choose.plan(images(), small, 3600, costs(0.1), size=64)
+    with pytest.raises(UserError, match=r"images of 16 pixels take 1\.\d GiB .* 0\.5 are free; free some"):
+        choose.plan(images(), replace(TWO_CORES, memory=2**29), 3600, costs(0.1))
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [([], {}), (["split=letters"], {"split": "letters"}), (["a=1", "b=[1, x]"], {"a": 1, "b": [1, "x"]})],
+)
+def test_arguments_of_data_sets(given: list[str], parsed: dict[str, Any]) -> None:
+    assert starting._parsed(given) == parsed
+    with pytest.raises(UserError, match="--arguments letters: give name=value"):
+        starting._parsed(["letters"])
 
 
 def test_teachers_go_before_images_become_too_small() -> None:

@@ -1,17 +1,25 @@
 """From a folder of images to a params.yaml that suits them and the machine: look, choose, measure, write."""
 
+from collections.abc import Sequence
+from typing import Any
+
+from ruamel.yaml import YAML
+
 from lowenergy import params, profiles
 from lowenergy.base.errors import UserError
 from lowenergy.starting import choose, look, measure
 
 
-def start(place: str, budget: float, *, size: int | None, root: str, force: bool) -> None:
+def start(
+    place: str, budget: float, *, size: int | None, root: str, arguments: Sequence[str] = (), force: bool
+) -> None:
     """Write params.yaml for these images, and say what was chosen, why, and what each stage will take.
 
     Args:
         place: see look.images.
         budget: seconds for the whole pipeline.
         size: of the images; None to choose one.
+        arguments: of a data set, such as split=letters.
         force: overwrite values of the user's own in params.yaml.
     Raises:
         UserError: params.yaml has values of the user's own, the images cannot be used, or the budget is too small;
@@ -22,7 +30,7 @@ def start(place: str, budget: float, *, size: int | None, root: str, force: bool
         raise UserError(f"--size {size}: give 8 to 512 pixels")
     if not force:
         profiles.check_free(command)
-    images, machine = look.images(place, root), look.machine()
+    images, machine = look.images(place, root, _parsed(arguments)), look.machine()
     print(*images.lines(), machine.line(), sep="\n", flush=True)
     print("measuring a few steps of each network", flush=True)
     plan = choose.plan(
@@ -32,3 +40,15 @@ def start(place: str, budget: float, *, size: int | None, root: str, force: bool
     params.check(whole)
     profiles.write(whole, command, force=True)
     print(*plan.lines(images), sep="\n")
+
+
+def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
+    """Values as YAML has them.
+
+    Raises:
+        UserError: one is not of the form name=value.
+    """
+    pairs = [text.partition("=") for text in arguments]
+    if wrong := next((text for text, (name, sign, _) in zip(arguments, pairs, strict=True) if not (name and sign)), ""):
+        raise UserError(f"--arguments {wrong}: give name=value, such as split=letters")
+    return {name: YAML(typ="safe").load(value) for name, _, value in pairs}

@@ -71,6 +71,10 @@ class Plan:
     stages: list[Stage]
     seconds: float  # from beginning to end, with as many stages at a time as the machine runs
 
+    def memory(self, jobs: int) -> int:
+        """Bytes of the largest stages, so many at a time."""
+        return sum(heapq.nlargest(jobs, (stage.memory for stage in self.stages)))
+
     def lines(self, images: Images) -> list[str]:
         """What was chosen, and why; what each stage will take."""
         left = [kind for kind in TEACHER if kind not in self.teachers]
@@ -79,7 +83,8 @@ class Plan:
         lines = [
             f"params.yaml: images of {self.size} pixels" + (", as many as the budget allows" if smaller else ""),
             *([f"{limit:,} images to train on: one pass over all of them takes too long"] if limit else []),
-            f"teachers {', '.join(self.teachers)}" + (f"; no time for {', '.join(left)}" if left else ""),
+            f"teachers {', '.join(self.teachers)}"
+            + (f"; for want of time or memory not {', '.join(left)}" if left else ""),
             *(
                 f"{kind}: {a['name']} of width {a['width']}, {self.values[kind]['train']['epochs']} epochs"
                 for kind in self.teachers
@@ -134,10 +139,11 @@ def plan(
         measured: see measure.
         size: of the images; None to choose one.
     Raises:
-        UserError: not even a classifier of the smallest images fits.
+        UserError: not even a classifier of the smallest images fits into the time or the memory.
     """
     within = budget / MARGIN
     tried: list[float] = []
+    needed: dict[int, int] = {}  # bytes, by side, where there are not so many
     for teachers in (["classifier", "ebm", "jem"], ["classifier", "ebm"], ["classifier"]):
         before: tuple[int, float] | None = None  # side, and the least seconds that it takes
         for side in sizes(images, size):
@@ -148,11 +154,20 @@ def plan(
             costs = measured(list(networks.values()))
             for some in _fewer(images):
                 fits = _Fit(some, machine, side, teachers, networks, {n: costs[spec] for n, spec in networks.items()})
-                least = fits.at(0.0).seconds
-                if least <= within:
+                least = fits.at(0.0)
+                if least.memory(machine.jobs) > machine.memory:
+                    needed[side] = least.memory(machine.jobs)
+                elif least.seconds <= within:
                     return fits.fullest(within)
-            before = side, least
-            tried.append(least)
+                else:
+                    tried.append(least.seconds)
+            before = side, least.seconds
+    if not tried:
+        side = min(needed)
+        raise UserError(
+            f"images of {side} pixels take {needed[side] / 2**30:.1f} GiB of memory, {machine.jobs} stages at a time, "
+            f"and {machine.memory / 2**30:.1f} are free; " + ("give a smaller --size" if size else "free some")
+        )
     fewest = math.ceil(min(tried) * MARGIN / 60)
     raise UserError(
         f"--budget: {budget / 60:.0f} minutes are too few here: the least that is worth it takes {fewest}; give "
@@ -260,6 +275,7 @@ def _planned(
         for branch, (start, by) in BRANCHES[kind].items():
             of = cost[f"{kind}-distill"] if "distill" in branch else cost[kind]
             entry: Overlay = {"target": kind, "start": start, "by": by, "accept_chance": True}
+            memory = of.memory + (4 * matched * math.prod(networks[kind].input_shape) if energy else 0)
             seconds = drawn
             if by == "distill":
                 entry["student"] = _architecture(networks[branch])
@@ -285,7 +301,7 @@ def _planned(
                 seconds += CALIBRATED * of.asked
             values["branches"][branch] = entry
             needed = f"compress@{start}" if start != kind else f"teacher@{kind}"
-            add(f"compress@{branch}", seconds, of.memory, needed, beside=METHOD[by])
+            add(f"compress@{branch}", seconds, memory, needed, beside=METHOD[by])
             add(f"evaluate@{branch}", _evaluated(of, energy, evaluated), of.memory, f"compress@{branch}", "scorer")
     add("report", 0.0, 2**28, *[stage.name for stage in stages])
     return Plan(size, teachers, effort, values, stages, _makespan(stages, machine.jobs))

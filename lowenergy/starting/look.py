@@ -4,12 +4,13 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+import psutil
 import torch
 
 from lowenergy.data import DataError, decoding, preparing
@@ -76,22 +77,25 @@ class Machine:
 def machine() -> Machine:
     found = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     known = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if f" {name}" in found]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = psutil.virtual_memory().available
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return Machine(len(os.sched_getaffinity(0)), free, gpu, ", ".join(known) or "no vector instructions known")
 
 
-def images(place: str, root: str) -> Images:
+def images(place: str, root: str, arguments: Mapping[str, Any]) -> Images:
     """What a folder or a data set of torchvision holds.
 
     Args:
         place: a folder, or a source of params.yaml: mnist, torchvision.datasets.FashionMNIST.
         root: where files of data sets are.
+        arguments: of a data set, as `data.arguments`.
     Raises:
         DataError: there is neither, or its images cannot be read or split.
     """
     named = not Path(place).exists() and (place.startswith("torchvision.datasets.") or "/" not in place)
-    section = {"source": place, "root": root} if named else {"source": "folder", "folder": place}
+    section: dict[str, Any] = {"source": place, "root": root} if named else {"source": "folder", "folder": place}
+    if arguments:
+        section["arguments"] = dict(arguments)
     given = {"root": "data/raw", "folder": "data/images", "validation": 0.1, "test": 0.2, "limit": None, "channels": 3}
     try:
         p = Data.model_validate({**given, **section, "image_size": None if named else 32})
