@@ -208,6 +208,47 @@ def test_matching_is_zero_for_the_teacher_and_sees_slopes(matching: EnergyMatchi
     assert match.loss(energies, gradients, torch.arange(3), images[9:])[0].item() < 1e-10
 
 
+def test_gradients_that_memory_does_not_hold_are_taken_anew(
+    matching: EnergyMatching, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, images = networks.build(SPEC, seed=0).eval(), torch.rand(20, 1, 8, 8, generator=generator)
+    index, student = torch.tensor([3, 17, 4]), networks.build(SPEC, seed=1)
+    answers = energy_gradient(energy_of(student, "mean"), images[index])
+
+    def losses() -> list[float]:
+        match = EnergyMatch(energy_of(teacher, "mean"), images, matching)
+        return [float(part) for part in match.loss(*answers, index, images[:0])[1].values()]
+
+    kept = losses()
+    monkeypatch.setattr("lowenergy.energies.matching.KEPT", 20 * 64 * 4 - 1)
+    assert losses() == pytest.approx(kept, rel=1e-5)
+    monkeypatch.setattr("lowenergy.data.images.IN_MEMORY", 4 * 3 * 64 * 4)  # three images at a time
+    assert losses() == pytest.approx(kept, rel=1e-5)
+
+
+def test_chains_of_large_images_run_in_parts(
+    small: params.Params, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = small.ebm.matching.model_copy(update={"images": 5, "chains": 8, "chain_steps": 8})
+    images = torch.randint(256, (150, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    monkeypatch.setattr("lowenergy.data.images.IN_MEMORY", 4 * 3 * 16 * 4)  # three images at a time
+    seen: list[int] = []
+
+    def energy(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return quadratic(x)
+
+    quiet = small.ebm.train.sampler.model_copy(update={"noise": 0.0})
+    probes = energies.probe_images(energy, images, p, quiet, generator)
+    assert max(seen) == 3 and len(seen) == 8 * 3
+    start, *states = probes[10:].split(8)
+    assert [len(state) for state in (start, *states)] == [8] * 5
+    *_, end = energies.langevin_chain(quadratic, start, 8, quiet, generator)
+    torch.testing.assert_close(end, states[-1])
+    samples = energies.sample(energy, (1, 4, 4), 7, steps=2, constants=quiet, generator=generator)
+    assert len(samples) == 7 and max(seen) == 3
+
+
 def test_the_networks_own_chains_descend_and_restart(matching: EnergyMatching, generator: Generator) -> None:
     constants = Sampler(step_size=0.1, noise=0.0, gradient_clamp=100.0)
     p = matching.model_copy(update={"chain_steps": 50, "student_chains": 200})

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from lowenergy.base.team import ALONE, Team
+from lowenergy.data import at_a_time
 from lowenergy.energies.energy import Energy, energy_gradient
 from lowenergy.params import Sampler
 
@@ -54,7 +55,7 @@ def sample(
     steps: int,
     constants: Sampler,
     generator: Generator,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
     keep: Callable[[dict[str, Any]], None] = lambda state: None,
     state: Mapping[str, Any] | None = None,
@@ -62,12 +63,14 @@ def sample(
     """Draw images from noise, `batch_size` chains at a time so that memory stays bounded.
 
     Args:
+        batch_size: None for BATCH, or fewer of large images.
         keep: called after every step with all that it takes to go on from there.
         state: what an earlier call kept; the images are then those that it would have drawn.
     Returns:
         (count, *shape) in [-1, 1], on the generator's device.
     """
     samples = torch.empty(count, *shape, device=generator.device)
+    batch_size = batch_size or at_a_time(torch.empty(1, *shape, device="meta"), BATCH)
     done, step, images = 0, 0, torch.empty(0)
     if state is not None:
         done, step, images = len(state["samples"]), state["step"], state["images"]

@@ -5,11 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from lowenergy.data import to_float
+from lowenergy.data import at_a_time, to_float
 from lowenergy.energies.energy import Energy, energy_gradient
 from lowenergy.energies.langevin import langevin_chain, langevin_step, uniform_noise
 from lowenergy.params import EnergyMatching, Sampler
 
+CONVERTED = 250  # images from bytes to floats at a time
+KEPT = 2**30  # bytes of the teacher's gradients; more are taken anew for each batch
 NOISE = 0.3  # largest standard deviation of the noise on probes; chains near the data stray less
 
 
@@ -30,20 +32,27 @@ def probe_images(
         teacher's their start and four evenly spaced states.
     """
     device = generator.device
-    order = torch.randperm(len(images), generator=generator, device=device)
-    real = to_float(images[order[: p.images].to(images.device)].to(device))
-    strength = NOISE * torch.rand(len(real), 1, 1, 1, generator=generator, device=device)
-    noisy = real + strength * torch.randn(real.shape, generator=generator, device=device)
-    kept = {max(1, p.chain_steps * quarter // 4) for quarter in (1, 2, 3, 4)}
-    start = uniform_noise((p.chains, *images.shape[1:]), generator)
-    chains = langevin_chain(energy, start, p.chain_steps, sampler, generator)
+    order = torch.randperm(len(images), generator=generator, device=device)[: p.images].to(images.device)
+    kept = [0, *sorted({max(1, p.chain_steps * quarter // 4) for quarter in (1, 2, 3, 4)})]
+    count = len(order)
+    # In place throughout: of large images these are gigabytes.
+    found = torch.empty(2 * count + len(kept) * p.chains, *images.shape[1:], device=device)
+    real, noisy, states = found[:count], found[count : 2 * count], found[2 * count :]
+    for part, out in zip(order.split(CONVERTED), real.split(CONVERTED), strict=True):
+        out.copy_(to_float(images[part].to(device)))
+    strength = NOISE * torch.rand(count, 1, 1, 1, generator=generator, device=device)
+    noisy.normal_(generator=generator).mul_(strength).add_(real).clamp_(-1, 1)
+    by_step = dict(zip(kept, states.split(p.chains), strict=True))
     # The start counts: int8 ranges that have not seen uniform noise clip it, and a clipped activation has no slope.
-    states = [start]
-    for step, state in enumerate(chains, 1):
-        progress(1)
-        if step in kept:
-            states.append(state.clone())
-    return torch.cat([real, noisy.clamp(-1, 1), *states])
+    by_step[0].copy_(uniform_noise((p.chains, *images.shape[1:]), generator))
+    some = at_a_time(found, p.chains)
+    for first in range(0, p.chains, some):
+        chains = langevin_chain(energy, by_step[0][first : first + some], p.chain_steps, sampler, generator)
+        for step, state in enumerate(chains, 1):
+            progress(len(state))
+            if step in by_step:
+                by_step[step][first : first + some] = state
+    return found
 
 
 class OwnChains:
@@ -82,22 +91,35 @@ class EnergyMatch:
     """
 
     def __init__(self, teacher: Energy, images: Tensor, p: EnergyMatching, batch_size: int = 500) -> None:
-        self.teacher, self.p = teacher, p
-        parts = [energy_gradient(teacher, batch) for batch in images.split(batch_size)]
-        self.energies = torch.cat([energies for energies, _ in parts])  # (n,)
-        self.gradients = torch.cat([gradients for _, gradients in parts])  # (n, c, h, w)
+        self.teacher, self.images, self.p = teacher, images, p
+        self.energies = torch.empty(len(images), device=images.device)
+        self.gradients = torch.empty_like(images) if 4 * images.numel() <= KEPT else None
+        total, batch_size = 0.0, at_a_time(images, batch_size)
+        for first in range(0, len(images), batch_size):
+            part = slice(first, first + batch_size)
+            self.energies[part], gradients = energy_gradient(teacher, images[part])
+            total += float(gradients.square().sum())
+            if self.gradients is not None:
+                self.gradients[part] = gradients
+        self.scale = total / images.numel() if self.gradients is None else self.gradients.square().mean()
+
+    def slopes(self, index: Tensor) -> Tensor:
+        """The teacher's input gradients at the images with these indices."""
+        if self.gradients is not None:
+            return self.gradients[index]
+        return energy_gradient(self.teacher, self.images[index])[1]
 
     def loss(
         self, energies: Tensor, gradients: Tensor, index: Tensor, more: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the student's energies and input gradients at the images with these indices, and then at those of `more`,
         which the teacher has yet to see."""
-        wanted, slopes = self.energies[index], self.gradients[index]
+        wanted, slopes = self.energies[index], self.slopes(index)
         if len(more):
             found = energy_gradient(self.teacher, more)
             wanted, slopes = torch.cat([wanted, found[0]]), torch.cat([slopes, found[1]])
         energy_error = (energies - wanted).square().mean() / self.energies.var()
-        score_error = (gradients - slopes).square().mean() / self.gradients.square().mean()
+        score_error = (gradients - slopes).square().mean() / self.scale
         return self.p.energy_weight * energy_error + self.p.score_weight * score_error, {
             "energy_error": energy_error,
             "score_error": score_error,

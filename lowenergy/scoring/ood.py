@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
+from lowenergy.data import at_a_time
 from lowenergy.energies import BATCH, Energy, auroc_of, transformed
 
 TRANSFORMS = ("noise", "rotation", "reduction")
@@ -15,7 +16,7 @@ def energies(energy: Energy, images: Mapping[str, Tensor], generator: Generator)
 
     def of(images: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([energy(part) for part in images.split(BATCH)]).cpu()
+            return torch.cat([energy(part) for part in images.split(at_a_time(images, BATCH))]).cpu()
 
     return {kind: of(found) for kind, found in {**images, **transformed(images["test"], generator)}.items()}
 

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lowenergy.base.precision import Precision
 from lowenergy.base.progress import Progress
-from lowenergy.data import Batches, Split, Splits, augment, to_float, write_grid
+from lowenergy.data import Batches, Split, Splits, at_a_time, augment, to_float, write_grid
 from lowenergy.energies import (
     HEADS,
     EnergyMatch,
@@ -37,6 +37,7 @@ from lowenergy.training.run import Run
 
 # When training counts as diverged, see guard below. Healthy energies stay in the hundreds, healthy chains above half of
 # the data's spread; both bounds are far from that, because going back costs time.
+OWN = 128  # images by whose own loss weights are judged
 LARGEST_ENERGY = 1e5
 SMALLEST_SPREAD = 0.05
 FROM_NOISE = 64  # chains that are started anew now and then: those of the buffer may live on where none would get to
@@ -224,7 +225,7 @@ class EnergyObjective:
         of_chains = sampling.fastest(
             dense(cast(Network, self.teacher), ""), self.teacher, images=p.chains * p.chain_steps
         )
-        progress = Progress(f"{self.name}: the teacher's chains", p.chain_steps)
+        progress = Progress(f"{self.name}: the teacher's chains", p.chains * p.chain_steps)
         return probe_images(of_chains, self.splits.train.images, p, self.p.train.sampler, self.generator, progress)
 
     @cached_property
@@ -248,7 +249,8 @@ class EnergyObjective:
     def own_loss(self, network: Network, run: Run) -> Tensor:
         """The flow's, also of an energy trained without flow: it says which weights the slopes need."""
         split = self.splits.train
-        index = torch.randint(len(split), (128,), generator=run.generator, device=run.device)
+        some = at_a_time(split.images, 4 * OWN) // 4  # a second derivative takes about that much more
+        index = torch.randint(len(split), (some,), generator=run.generator, device=run.device)
         batch = split.take(index).to(run.device)
         images = to_float(batch.images)
         flow = flow_loss(energy_of(network, self.head), images, run.generator, rest=self.p.train.flow_rest)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy.base.precision import Precision
-from lowenergy.data import Batches, Floats
+from lowenergy.data import Batches, Floats, at_a_time
 from lowenergy.networks import Network, settle_norms
 from lowenergy.params import Finetune, Retrain
 from lowenergy.training.loop import NOTHING_LEARNT, Logs, Stateful, fit
@@ -96,12 +96,13 @@ def finetune(
     settle_norms(network, steps, lambda count: objective.inputs[first[:count]].cpu())
 
 
-def mean_loss(network: nn.Module, objective: Objective, index: Tensor, run: Run, batch_size: int = 250) -> float:
+def mean_loss(network: nn.Module, objective: Objective, index: Tensor, run: Run) -> float:
     """The objective's loss at the inputs with these indices; the run's random numbers are left as they were."""
     state = run.generator.get_state()
     run.generator.manual_seed(run.seed)  # the same augmentation for every network that is compared
+    some = at_a_time(objective.inputs[:1], 250)
     with torch.no_grad():
-        total = sum(len(part) * float(objective.loss(network, part, run)[0]) for part in index.split(batch_size))
+        total = sum(len(part) * float(objective.loss(network, part, run)[0]) for part in index.split(some))
     run.generator.set_state(state)
     return total / len(index)
 

@@ -28,6 +28,7 @@ from lowenergy.compression.budget import divide_bits
 from lowenergy.compression.quantize import Params
 from lowenergy.compression.quantize.inputs import of_inputs, rounded_inputs
 from lowenergy.compression.quantize.rounding import IMAGES, learn_rounding
+from lowenergy.data import at_a_time
 from lowenergy.runtimes import int8
 from lowenergy.storage.artifact import Model, weights
 from lowenergy.storage.encodings import Dense, Encoding, Int8, Range
@@ -267,7 +268,7 @@ def _calibrated(
     prepared = int8.prepare(network, scales, bits, activation_bits=activation_bits, gradient=gradient, outputs=True)
     int8.check(prepared, network, _few(images))
     with torch.no_grad():
-        for batch in images.split(250):
+        for batch in images.split(at_a_time(images, 250)):
             prepared(batch)
     return int8.freeze(prepared)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowenergy.data import Splits, to_float
+from lowenergy.data import Splits, at_a_time, to_float
 from lowenergy.networks import TRIED, Given, Network, Spec, of_params, settled
 from lowenergy.targets.jem import JemTraining, Params
 from lowenergy.training import Logs, Run, silent_answers
@@ -51,7 +51,7 @@ class JointObjective(EnergyObjective):
     @cached_property
     def logits(self) -> Tensor:
         with torch.no_grad():
-            return torch.cat([self.teacher(batch) for batch in self.inputs.split(500)])
+            return torch.cat([self.teacher(batch) for batch in self.inputs.split(at_a_time(self.inputs, 500))])
 
     @cached_property
     def silent(self) -> dict[str, float]:
