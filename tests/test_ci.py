@@ -5,10 +5,13 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 import yaml
 from conftest import ROOT, Clone
 
 import lowenergy
+
+pytestmark = pytest.mark.slow
 
 DOCUMENT = (ROOT / "docs/ci.md").read_text()
 

@@ -78,6 +78,7 @@ def test_a_kept_table_of_a_sweep_is_drawn(tmp_path: Path, capsys: pytest.Capture
     assert "no rows of target jem" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_is_one_line_and_loses_nothing(
     inside: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +158,7 @@ def test_fid_by_a_scorer_from_elsewhere(inside: Clone, tmp_path: Path, capsys: p
     assert cli.main(["fid", str(tmp_path / "test.npz"), "--scorer", str(tmp_path / "none.safetensors")]) == 2
 
 
+@pytest.mark.slow
 def test_bench(inside: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = ["models/classifier-distill.safetensors"]
     few = ["--batch", "1", "8", "--rounds", "3", "--way", "eager", "--way", "onnxruntime", "--way", "int8 onnxruntime"]

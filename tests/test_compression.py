@@ -53,6 +53,7 @@ def compress(small_values: Any, splits: data.Splits, tmp_path: Path) -> Any:
     return run_method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("target", TARGETS)
 def test_smaller_and_the_same_after_loading(
@@ -70,6 +71,7 @@ def test_smaller_and_the_same_after_loading(
 FEWER_CHANNELS = {"prune.kind": "structured", "prune.amount": 0.4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method", "changes"),
     [
@@ -114,6 +116,7 @@ def test_structured_pruning_removes_channels(compress: Any, target: str, scope: 
     assert all(w.count_nonzero() > 0 for w in network.parameters() if w.ndim > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["classifier", "ebm"])
 @pytest.mark.parametrize(
     ("importance", "allocation"),
@@ -153,6 +156,7 @@ def test_rounds_end_where_one_shot_does(compress: Any, small: params.Params, tmp
     assert {path.name for path in curves.iterdir() if path.is_dir()} >= {"round1", "round2", "round3"}
 
 
+@pytest.mark.slow
 def test_pruning_to_a_share_of_the_multiply_accumulates(compress: Any, small: params.Params) -> None:
     ways = {"prune.kind": "structured", "prune.amount_of": "macs", "prune.amount": 0.5}
     for target in ("classifier", "ebm"):
@@ -219,6 +223,7 @@ def test_the_scan_says_how_much_each_layer_bears(compress: Any, tmp_path: Path) 
         assert rows["added_loss"].iloc[0] >= 0 and rows["added_loss"].iloc[-1] > rows["added_loss"].iloc[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_int8_files_hold_what_torchao_converts_to(compress: Any, bits: int) -> None:
     model = compress("quantize", "ebm", {"quantize.weight_bits": bits})
@@ -240,6 +245,7 @@ def test_int8_files_hold_what_torchao_converts_to(compress: Any, bits: int) -> N
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * float(b.std()))  # a tie rounded the other way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["ebm", "jem"])
 def test_int8_energies_sample_with_an_int8_gradient(compress: Any, target: str, small: params.Params) -> None:
     images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -251,6 +257,7 @@ def test_int8_energies_sample_with_an_int8_gradient(compress: Any, target: str, 
     torch.testing.assert_close(found_energies, wanted_energies, atol=0.1, rtol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_inductors_int8_kernels_do_what_is_simulated(compress: Any) -> None:
     from torch._dynamo.utils import counters
@@ -270,6 +277,7 @@ def test_inductors_int8_kernels_do_what_is_simulated(compress: Any) -> None:
         assert (a - b).norm() < (0.02 if exact else 0.5) * b.norm()
 
 
+@pytest.mark.slow
 def test_layers_can_stay_float(compress: Any) -> None:
     model = compress("quantize", "ebm", {"quantize.keep_float": ["features.0.conv", "ebm/fc", "jem/features.2.conv"]})
     floats = {name for name, t in model.tensors.items() if name.endswith("weight") and not isinstance(t, Int8)}
@@ -280,6 +288,7 @@ def test_layers_can_stay_float(compress: Any) -> None:
         compress("quantize", "ebm", {"quantize.keep_float": ["nonsense"]})
 
 
+@pytest.mark.slow
 def test_the_most_sensitive_layers_stay_float_until_the_loss_is_within_budget(compress: Any, tmp_path: Path) -> None:
     def table() -> pd.DataFrame:
         return pd.read_csv(tmp_path / "plots/curves/ebm-quantize/sensitivity.csv").set_index("layer")
@@ -300,6 +309,7 @@ def test_the_most_sensitive_layers_stay_float_until_the_loss_is_within_budget(co
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_finetuning_in_int8_brings_it_nearer_to_the_teacher(
     compress: Any, target: str, small: params.Params, splits: data.Splits
@@ -378,6 +388,7 @@ def test_students_are_smaller_and_learn(
     assert distance(student) < 0.5 * distance(fresh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("method", ["prune", "quantize", "distill", "pq"])
 def test_retraining_lowers_the_targets_own_loss(
@@ -470,6 +481,7 @@ def test_features_are_compared_by_what_resembles_what() -> None:
     assert feature_error(features.flip(0), features) > 0.1
 
 
+@pytest.mark.slow
 def test_classifiers_match_features_where_asked(compress: Any, tmp_path: Path) -> None:
     compress("distill", "classifier", {"classifier.matching.feature_weight": 1.0})
     curve = pd.read_csv(tmp_path / "plots/curves/classifier-distill/plots/metrics/feature_error.tsv", sep="\t")
@@ -501,6 +513,7 @@ def test_a_large_layer_pays_for_its_bits() -> None:
     assert divide_bits(choices, 100) == {"large": 2, "small": 2}  # the fewest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_mixed_blocks_and_codewords_take_no_more_room_and_lose_less(
     target: str, small_values: Any, splits: data.Splits, tmp_path: Path
@@ -526,6 +539,7 @@ def test_mixed_blocks_and_codewords_take_no_more_room_and_lose_less(
     assert mixed < uniform
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_mixed_bits_take_no_more_room_and_lose_less(compress: Any, target: str, tmp_path: Path) -> None:
     def made(allocation: str) -> tuple[artifact.Model, float, int]:
@@ -544,6 +558,7 @@ def test_mixed_bits_take_no_more_room_and_lose_less(compress: Any, target: str, 
     assert torch.isfinite(network_of(model)(images)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["ebm", "jem"])
 @pytest.mark.parametrize("method", ["distill", "quantize", "pq", "prune"])
 def test_energies_are_matched_along_the_networks_own_chains(compress: Any, target: str, method: str) -> None:
@@ -552,6 +567,7 @@ def test_energies_are_matched_along_the_networks_own_chains(compress: Any, targe
     assert all(t.decode().isfinite().all() for t in along.tensors.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["structured", "unstructured"])
 def test_pruned_energies_quantize(
     compress: Any, small: params.Params, splits: data.Splits, tmp_path: Path, kind: str
@@ -569,6 +585,7 @@ def test_pruned_energies_quantize(
         assert (stored[pruned.get_submodule("features.2.conv").weight == 0] == 0).all()
 
 
+@pytest.mark.slow
 def test_chains_of_methods(compress: Any, small: params.Params, splits: data.Splits, tmp_path: Path) -> None:
     """structured pruning, then product quantization of the narrower network."""
     pruned = network_of(compress("prune", "ebm", {"prune.kind": "structured", "prune.amount": 0.3}))

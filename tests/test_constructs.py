@@ -67,6 +67,7 @@ def not_as_expected(entry: dict[str, Any], target: str, folder: Path, export: Se
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_is_right_or_refused_in_one_line(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
@@ -74,6 +75,7 @@ def test_is_right_or_refused_in_one_line(name: str, tmp_path: Path, monkeypatch:
     assert not not_as_expected(entry, "classifier", tmp_path, ("dense",), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENERGIES)
 def test_is_right_as_an_energy_too(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
@@ -81,6 +83,7 @@ def test_is_right_as_an_energy_too(name: str, tmp_path: Path, monkeypatch: Any) 
     assert not not_as_expected(entry, "ebm", tmp_path, (), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_networks_of_libraries_are_right(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)

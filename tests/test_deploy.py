@@ -33,6 +33,7 @@ def session_of(path: Path, *, int8_kernels: bool = True) -> onnxruntime.Inferenc
     return onnxruntime.InferenceSession(path, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["teacher", *METHODS])
 @pytest.mark.parametrize("target", TARGETS)
 def test_same_outputs(
@@ -79,6 +80,7 @@ def test_same_outputs(
     np.testing.assert_allclose(session.run(["energy"], {"images": images.numpy()})[0], found[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "changes"),
     [("prune", {}), ("quantize", {}), ("quantize", {"quantize.weight_bits": 4}), ("pq", {})],
@@ -93,6 +95,7 @@ def test_weights_stay_coded(compress: Any, method: str, changes: dict[str, Any],
     assert exported < 1.3 * stored
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes(small: params.Params, tmp_path: Path) -> None:
     model = artifact.dense(teacher("ebm", small), "ebm")
     for name in ("model.onnx", "again.onnx"):
@@ -102,6 +105,7 @@ def test_the_same_model_gives_the_same_bytes(small: params.Params, tmp_path: Pat
     assert str(ROOT).encode() not in content  # nor any other trace of this machine
 
 
+@pytest.mark.slow
 def test_kernels_that_saturate_are_said(
     compress: Any,  # noqa: F811
     tmp_path: Path,
@@ -132,6 +136,7 @@ def test_kernels_that_saturate_are_said(
     assert len(said.splitlines()) == 1 and "session.disable_quant_qdq to 1" in said
 
 
+@pytest.mark.slow
 def test_int8_kernels_run_in_both_directions(compress: Any, tmp_path: Path) -> None:  # noqa: F811
     model = compress("quantize", "ebm")
     to_onnx.export(model, HEADER, tmp_path / "model.onnx")
@@ -145,6 +150,7 @@ def test_int8_kernels_run_in_both_directions(compress: Any, tmp_path: Path) -> N
     assert "Conv" not in ops
 
 
+@pytest.mark.slow
 def test_sampling_in_onnxruntime_is_the_same_chain(compress: Any, tmp_path: Path) -> None:  # noqa: F811
     model = compress("prune", "ebm")
     to_onnx.export(model, HEADER, tmp_path / "model.onnx")
@@ -159,6 +165,7 @@ def test_sampling_in_onnxruntime_is_the_same_chain(compress: Any, tmp_path: Path
     np.testing.assert_allclose(images, wanted.numpy(), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_example_of_the_docs_runs(compress: Any, target: str, tmp_path: Path) -> None:  # noqa: F811
     artifact.save(compress("quantize", target), tmp_path / "model.safetensors", HEADER["provenance"])
@@ -185,6 +192,7 @@ def test_energies_that_do_not_say_how_to_sample_are_refused(small: params.Params
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pq", "quantize"])
 def test_no_slices_with_negative_steps(compress: Any, method: str, tmp_path: Path) -> None:  # noqa: F811
     """Which some converters refuse."""

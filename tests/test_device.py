@@ -280,6 +280,7 @@ class Wide(nn.Module):
         return self.fc(F.relu(self.conv(x)).flatten(1))
 
 
+@pytest.mark.slow
 def test_a_layer_of_65536_inputs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert agrees(foreign(Wide(), "classifier", 64), tmp_path / "c") == {"logits"}
@@ -340,6 +341,7 @@ def test_weights_stay_as_they_are_stored(kind: str, tmp_path: Path) -> None:
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
 
 
+@pytest.mark.slow
 def test_the_same_bytes_by_every_compiler(tmp_path: Path) -> None:
     model, header = artifact.read(SMALLEST)
     found = {}

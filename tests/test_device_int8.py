@@ -64,6 +64,7 @@ def test_floats_are_the_reference(model: str, tmp_path: Path) -> None:
     assert compiled.energy(image) == pytest.approx(float(wanted), rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "changes"),
     [

@@ -44,6 +44,7 @@ def looking(place: Path) -> Toy:
     return toy
 
 
+@pytest.mark.slow
 def test_a_stage_has_the_users_environment_and_its_threads(tmp_path: Path) -> None:
     toy = looking(tmp_path / "toy")
     toy("dvc", "repro")
@@ -58,6 +59,7 @@ def test_a_stage_has_the_users_environment_and_its_threads(tmp_path: Path) -> No
     assert there == plain["there"] | threads | {"DVC_ROOT": there["DVC_ROOT"]}
 
 
+@pytest.mark.slow
 def test_workers_elsewhere_have_their_machines_environment(tmp_path: Path) -> None:
     toy = looking(tmp_path / "toy")
     toy("dvc", "remote", "add", "--default", "shared", "../shared")

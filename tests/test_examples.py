@@ -80,6 +80,7 @@ def test_an_example_is_short_and_shows_what_it_prints(script: Path) -> None:
     )):])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_classifier_of_ones_own(quick: None, photographs: Path, monkeypatch: Any, capsys: Any) -> None:
     text = said("compress_a_classifier.py", photographs, 1, monkeypatch=monkeypatch, capsys=capsys)
     first, *_, last = text.splitlines()
@@ -88,6 +89,7 @@ def test_a_classifier_of_ones_own(quick: None, photographs: Path, monkeypatch: A
     assert Path("small.onnx").exists() and Path("small.safetensors").stat().st_size < 200_000
 
 
+@pytest.mark.slow
 def test_an_energy_that_draws(monkeypatch: Any, capsys: Any) -> None:
     text = said("train_an_energy.py", 1, monkeypatch=monkeypatch, capsys=capsys)
     wanted = shown("train_an_energy.py")
@@ -96,6 +98,7 @@ def test_an_energy_that_draws(monkeypatch: Any, capsys: Any) -> None:
     assert Path("small.safetensors").stat().st_size < Path("energy.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_smallest_that_is_good_enough(quick: None, monkeypatch: Any, capsys: Any) -> None:
     text = said("smallest_within_half_a_point.py", 1, monkeypatch=monkeypatch, capsys=capsys)
     rows = re.findall(r"^(.{20}) +([\d,]+) bytes  ([+-][\d.]+) points, at worst ([+-][\d.]+)$", text, re.M)
@@ -107,6 +110,7 @@ def test_the_smallest_that_is_good_enough(quick: None, monkeypatch: Any, capsys:
         assert "None is sure" in text
 
 
+@pytest.mark.slow
 def test_a_device_and_a_page(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     spec = networks.Spec("compact", 4, "3x3", "swish", "none", 1, 28, 1, "mean")
     sampler = {"step_size": 0.1, "noise": 0.01, "gradient_clamp": 1.0, "chain_steps": 10}
@@ -119,6 +123,7 @@ def test_a_device_and_a_page(tmp_path: Path, monkeypatch: Any, capsys: Any) -> N
     assert sizes[1] < sizes[0]
 
 
+@pytest.mark.slow
 def test_the_pipeline_on_ones_own_images(photographs: Path, tmp_path: Path) -> None:
     """As far as its first stage, in a copy of what the repository tracks."""
     tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py", "*.yaml", ".dvc*", "data"]
@@ -137,6 +142,7 @@ def test_the_pipeline_on_ones_own_images(photographs: Path, tmp_path: Path) -> N
     assert "params.yaml: valid; source folder" in done.stdout and (place / "data/splits.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_notebook_is_from_import_to_onnx_in_fifteen_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

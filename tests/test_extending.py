@@ -11,6 +11,8 @@ from ruamel.yaml import YAML
 
 from lowenergy.base.nested import laid_over, with_values
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = (ROOT / "docs" / "extending.md").read_text()
 
 

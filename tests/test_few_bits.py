@@ -52,6 +52,7 @@ def steps_seen(prepared: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "bits"), [("classifier", 3), ("ebm", 4), ("jem", 2)])
 def test_activations_have_as_many_levels_as_bits_allow(
     compress: Any,  # noqa: F811
@@ -72,6 +73,7 @@ def test_activations_have_as_many_levels_as_bits_allow(
     assert max(len(seen[name]) for name in wanted) == 2**bits  # all of them are used somewhere
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "bits"), [("classifier", 3), ("ebm", 4)])
 def test_onnx_and_c_have_these_levels(
     compress: Any,  # noqa: F811
@@ -184,6 +186,7 @@ def test_each_call_has_its_range() -> None:
     assert not hasattr(network, "rounded_inputs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["classifier", "ebm"])
 def test_trained_steps_bring_it_nearer_to_the_teacher(
     compress: Any,  # noqa: F811

@@ -52,6 +52,7 @@ def test_equals_autograd(spec: networks.Spec) -> None:
     assert_same_gradient(networks.build(spec, seed=0).eval(), spec.head, images_for(spec.input_shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -118,6 +119,7 @@ def test_a_sampler_takes_the_graphs_gradient() -> None:
     torch.testing.assert_close(energies, network(images).mean(1))
 
 
+@pytest.mark.slow
 def test_onnxruntime_computes_the_same_and_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = replace(SPEC, name="strided", image_size=28)
     model = artifact.dense(networks.build(spec, seed=0).eval(), "ebm")

@@ -551,6 +551,7 @@ class Stranger(nn.Module):
         return self.out(F.silu(z).mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["classifier", "jem"])
 def test_such_a_network_is_quantized_trained_and_read_again(
     small_values: Any, splits: data.Splits, target: str, tmp_path: Path, capsys: Any

@@ -96,6 +96,7 @@ def test_distances_are_the_formula(real: int, found: int) -> None:
     assert same == pytest.approx(float(((second.mean(0) - 1) ** 2).sum() + second.var(0).sum()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_fid_of_files_and_folders(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

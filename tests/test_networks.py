@@ -160,6 +160,7 @@ FEWER = {  # the other two go through each branch, and what may differ between n
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "row"), [(case, row) for case in FOREIGN for row in FEWER.get(case, ROWS)], indirect=["made"]
 )

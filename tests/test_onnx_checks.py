@@ -101,6 +101,7 @@ CHAINS: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain", CHAINS)
 def test_plain_operations_are_exported(tmp_path: Path, chain: str) -> None:
     """As an energy with its step; export itself compares with torch."""
@@ -153,6 +154,7 @@ def test_what_has_no_form_is_one_line_that_names_it(
     assert refused(tmp_path, model_of(layer, head=head)) == f"no ONNX form: {operation} has none; nothing is written"
 
 
+@pytest.mark.slow
 def test_what_onnxruntime_computes_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch 2.15 exports averages of a size of their own as plain ones, in silence."""
     monkeypatch.setattr(to_onnx, "FORWARD", {})
@@ -160,6 +162,7 @@ def test_what_onnxruntime_computes_otherwise_is_refused(tmp_path: Path, monkeypa
     assert "onnxruntime's output `logits` is off by " in said and "from aten.avg_pool2d.default on; nothing" in said
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_is_refused_in_files_and_in_sampling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,6 +186,7 @@ def test_a_wrong_gradient_is_refused_in_files_and_in_sampling(
     assert "sampling by autograd: m.safetensors: onnxruntime's output `gradient` is off by" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_a_tie_moves_in_torch_it_may_move_in_onnxruntime() -> None:
     model = replace(model_of(nn.ReLU()), activations={"first:in": Range(0.1, 0)})
     images, _ = to_onnx.looked_at(model.spec.input_shape)
@@ -219,6 +223,7 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, model_of(Call(torch.log))).startswith("its output `logits` is not finite, in torch either")
 
 
+@pytest.mark.slow
 def test_networks_that_draw_have_no_one_answer(tmp_path: Path) -> None:
     assert "from aten." in refused(tmp_path, model_of(Call(lambda x: F.dropout(x, 0.5, training=True))))
 

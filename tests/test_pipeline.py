@@ -149,6 +149,7 @@ def test_report_is_one_self_contained_page(clone: Clone) -> None:
 NEW = "{target: classifier, start: classifier, by: pq, codewords: 16}"
 
 
+@pytest.mark.slow
 def test_an_experiment_reruns_exactly_what_its_changes_reach(clone: Clone) -> None:
     """One entry has another value, one another start, one is new and one is gone; DVC shows all of it."""
     changes = ("++branches.classifier-prune.amount=0.8", "branches.classifier-quantize.start=classifier-distill")
@@ -216,6 +217,7 @@ def test_values_are_read_by_the_stages_that_say_so(
         recipes.write(params.load())
 
 
+@pytest.mark.slow
 def test_a_sweep_survives_a_bad_cell_and_a_killed_worker(clone: Clone, tmp_path: Path) -> None:
     """Two cells: one cannot be done, one is killed while it runs and is queued again; the table has what was done."""
 
@@ -290,6 +292,7 @@ def running_stages(clone: Clone) -> list[int]:
     raise AssertionError("no stage runs")
 
 
+@pytest.mark.slow
 def test_forced_rerun_gives_the_same_bytes(clone: Clone) -> None:
     """One stage of each kind, one after another and side by side; without names all of them are run again."""
     again = ["report", "evaluate-teacher@classifier", *(f"compress@ebm-{m}" for m in ("prune", "quantize", "distill"))]

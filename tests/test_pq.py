@@ -211,6 +211,7 @@ def norms_of(net: nn.Module) -> list[nn.BatchNorm2d]:
     return [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
+@pytest.mark.slow
 def test_layer_finetuning_lowers_the_loss_and_moves_codewords_only(setting: Any) -> None:
     net, _, objective, p, run = setting(
         {"layer_finetune.steps": 60, "layer_finetune.lr": 0.05, "codewords": 8, "block_conv": 9}
@@ -341,6 +342,7 @@ pq.compress(net, "classifier", objective, p.pq, run)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_at_the_layer_reached_with_the_same_bytes(
     setting: Any, small_values: Any, tmp_path: Path, capfd: Any
 ) -> None:

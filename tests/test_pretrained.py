@@ -79,6 +79,7 @@ def test_it_draws_in_colour(tmp_path: Path) -> None:
     assert ((images < 3) | (images > 252)).mean() < 0.2, "not saturated"
 
 
+@pytest.mark.slow
 def test_anyone_can_check_an_fid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Few samples, which FID overrates; noise is worlds apart, and half as many steps go further if they are longer."""
     drawn, bold, noise = tmp_path / "drawn.npz", tmp_path / "bold.npz", tmp_path / "noise.npz"

@@ -48,6 +48,8 @@ stages:
 WORK = """
 import os, sys, time
 from pathlib import Path
+
+pytestmark = pytest.mark.slow
 i, checkpoint = sys.argv[1], Path(f".checkpoints/{sys.argv[1]}")
 amount = int(Path("params.yaml").read_text().split()[1])
 with open(os.environ["RAN"], "a") as ran:

@@ -512,6 +512,7 @@ def test_parts_as_they_are_written_belong_together(seed: int, bits: int) -> None
 ORIGINALS = damaged_files.sound(shipped=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32))
 def test_mutants_are_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:

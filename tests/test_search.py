@@ -120,6 +120,7 @@ def test_no_trial_is_drawn_twice(search: Any) -> None:
     assert len(set(drawn)) == len(drawn)
 
 
+@pytest.mark.slow
 def test_a_chain_that_is_best_and_soon_exhausted_ends_no_search(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, values: Any
 ) -> None:
@@ -359,6 +360,7 @@ def test_what_ships_is_a_space_for_every_target(values: Any, tmp_path: Path) -> 
         spaces.load(tmp_path / "bad.yaml", "ebm", values)
 
 
+@pytest.mark.slow
 def test_search_end_to_end(clone: Clone) -> None:
     """Real experiments: killed in the middle, gone on with, the winner applied; nothing else in the workspace moves."""
     space = {
@@ -419,6 +421,7 @@ def test_a_lock_of_dvcs_own_worker_is_waited_for(monkeypatch: pytest.MonkeyPatch
         trials._dvc(repo, "exp", "apply", "x")
 
 
+@pytest.mark.slow
 def test_search_refuses_before_any_compute(clone: Clone) -> None:
     def said(*options: str) -> str:
         output = clone.run("lowenergy", "search", *options, check=False)

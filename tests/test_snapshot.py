@@ -82,6 +82,7 @@ def test_what_only_stages_here_read_stays_here(tmp_path: Path, monkeypatch: pyte
     assert carried(text.replace("    meta: {where: here}\n", "")) >= photos
 
 
+@pytest.mark.slow
 def test_a_run_beside_large_files_stays_small(tmp_path: Path) -> None:
     toy = photographs(tmp_path / "toy")
     sparse(toy.place / "photos" / "large.raw", LARGE)

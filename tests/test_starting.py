@@ -222,6 +222,7 @@ def test_the_file_is_written_and_nothing_of_the_users_is_lost(
     assert params.load().seed == 0
 
 
+@pytest.mark.slow
 def test_steps_are_really_taken() -> None:
     small, large = (Spec("cnn", width, "3x3", "swish", "none", 1, 16, 10, "mean") for width in (2, 32))
     found = measure.measure([small, large], 1, 1)

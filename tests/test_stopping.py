@@ -31,6 +31,8 @@ STOPPING = """
 import sys
 from lowenergy.running import experiments, pipeline
 
+pytestmark = pytest.mark.slow
+
 if __name__ == "__main__":
     repo = pipeline.opened()
     with experiments.ours(repo):

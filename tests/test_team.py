@@ -29,6 +29,8 @@ from safetensors.torch import save_file
 from lowenergy import data, networks, targets, training
 from lowenergy import params
 
+pytestmark = pytest.mark.slow
+
 root, out, *cases = sys.argv[1:]
 p = params.load(Path(root) / "params.yaml")
 splits = data.prepare(p.data, p.seed).read()

@@ -37,6 +37,7 @@ def listens(port: int, patience: float = 120.0) -> None:
             time.sleep(0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="the commands need it")
 def test_the_documented_commands_work(tmp_path: Path) -> None:
     toy = Toy.make(tmp_path / "toy", amount=1)

@@ -68,6 +68,7 @@ def test_teachers_learn(target: str, small: params.Params, splits: data.Splits, 
         assert (logits.argmax(1) == splits.test.labels).float().mean() > 0.3  # 0.1 is chance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["classifier", "jem"])
 def test_kill_and_resume_give_the_same_bytes(
     target: str, small: params.Params, splits: data.Splits, tmp_path: Path, small_values: Any, capfd: Any
@@ -278,6 +279,7 @@ def test_real_images_of_energies_are_mirrored_and_cropped_if_asked(
     assert share == 1 if expected == 1 else abs(share - expected) < 0.05
 
 
+@pytest.mark.slow
 def test_a_jems_labels_count_more_and_more_if_told_to(
     small_values: Any, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

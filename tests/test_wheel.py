@@ -88,6 +88,7 @@ print(tuple(lowenergy.sample("energy.safetensors", n=4, steps=2).shape))
 """
 
 
+@pytest.mark.slow
 def test_the_calls_and_the_command_line_run_from_the_wheel_alone(environment: Path) -> None:
     said = run(environment, "python", "-c", CALLS)
     assert "MicroNet score" in said and "(4, 1, 8, 8)" in said
