@@ -34,7 +34,7 @@ CHANGES: dict[str, Any] = {
     "data.image_size": 224,
     "data.channels": 3,
     "data.limit": 2000,
-    "scorer.architecture": {"name": "resnet8", "width": 8, "stem": "7x7"},
+    "scorer.architecture": {"name": "resnet8", "width": 8, "stem": "7x7", "norm": "batch", "activation": "relu"},
     **{f"scorer.train.{key}": value for key, value in SHORT.items()},
     **{f"classifier.train.{key}": value for key, value in SHORT.items()},
     **{f"energies.train.{key}": value for key, value in SHORT.items()},
@@ -95,6 +95,8 @@ def main() -> None:
         )
         os.chdir(ROOT)
         print(rows[-1], flush=True)
+        if rows[-1]["code"]:
+            raise SystemExit(f"{stage}: exit code {rows[-1]['code']}")
         record.write(args.record, rows, network=args.network, changes={k: v for k, v in CHANGES.items() if "." in k})
 
 
