@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/large_pictures.py FOLDER_OF_IMAGES --work FOLDER [--network mobilenet_v3_small]
 
-The network has its 1,000 outputs and is both a classifier and an energy. Peak memory is that of large_folder.py. How
-good the models become is not the question, so trainings are short.
+The network has its 1,000 outputs and is both a classifier and an energy; the pictures are dealt out to as many classes,
+two of each to train on. Peak memory is that of large_folder.py. How good the models become is not the question, so
+trainings are short.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from ruamel.yaml import YAML
 from lowenergy.base.nested import with_values
 
 ROOT = Path(__file__).parents[1]
+CLASSES = 1000
+SUFFIXES = (".jpg", ".jpeg", ".png")
 METHODS = ("prune", "quantize", "distill", "pq")
 SHORT = {"epochs": 1, "batch_size": 32}
 NOTHING = {"finetune.epochs": 0, "retrain.epochs": 0}
@@ -33,7 +36,6 @@ CHANGES: dict[str, Any] = {
     "data.source": "folder",
     "data.image_size": 224,
     "data.channels": 3,
-    "data.limit": 2000,
     "scorer.architecture": {"name": "resnet8", "width": 16, "stem": "7x7", "norm": "batch", "activation": "relu"},
     **{f"scorer.train.{key}": value for key, value in SHORT.items()},
     **{f"classifier.train.{key}": value for key, value in SHORT.items()},
@@ -70,6 +72,16 @@ STAGES = [
 ]
 
 
+def folder(place: Path, pictures: list[Path]) -> None:
+    """Of each class three pictures, of which `prepare` takes one to validate on, and one to test on."""
+    for part, count in (("train", 3), ("test", 1)):
+        for label in range(CLASSES):
+            (place / part / f"{label:04}").mkdir(parents=True)
+            for i in range(count):
+                picture = pictures[(label * 4 + i + (part == "test") * 3) % len(pictures)]
+                shutil.copy(picture, place / part / f"{label:04}" / f"{i}{picture.suffix}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
@@ -77,11 +89,10 @@ def main() -> None:
     parser.add_argument("--network", default="mobilenet_v3_small")
     parser.add_argument("--record", default="large_pictures")
     args = parser.parse_args()
-    images = args.images.resolve()
     shutil.rmtree(args.work, ignore_errors=True)
-    args.work.mkdir(parents=True)
-    architecture = {"name": f"torchvision.models.{args.network}", "arguments": {"num_classes": 1000}}
-    changes = {**CHANGES, "data.folder": str(images), "classifier.architecture": architecture}
+    folder(args.work / "images", sorted(path for path in args.images.rglob("*") if path.suffix.lower() in SUFFIXES))
+    architecture = {"name": f"torchvision.models.{args.network}", "arguments": {"num_classes": CLASSES}}
+    changes = {**CHANGES, "data.folder": "images", "classifier.architecture": architecture}
     values = with_values(YAML().load(ROOT / "params.yaml"), changes)
     values["ebm"]["architecture"] = {**architecture, "head": "logsumexp"}
     YAML().dump(values, args.work / "params.yaml")

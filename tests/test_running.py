@@ -23,6 +23,8 @@ from conftest import ROOT
 from lowenergy.running import crew, experiments, pipeline
 from lowenergy.running.worker import gpu_share
 
+pytestmark = pytest.mark.slow
+
 LOWENERGY = [sys.executable, "-m", "lowenergy.cli"]
 TOY = """
 stages:
@@ -48,8 +50,6 @@ stages:
 WORK = """
 import os, sys, time
 from pathlib import Path
-
-pytestmark = pytest.mark.slow
 i, checkpoint = sys.argv[1], Path(f".checkpoints/{sys.argv[1]}")
 amount = int(Path("params.yaml").read_text().split()[1])
 with open(os.environ["RAN"], "a") as ran:

@@ -27,11 +27,11 @@ from lowenergy.searching.study import Search
 from lowenergy.searching.trials import Entries, Failed
 from lowenergy.training import Run, loop
 
+pytestmark = pytest.mark.slow
+
 STOPPING = """
 import sys
 from lowenergy.running import experiments, pipeline
-
-pytestmark = pytest.mark.slow
 
 if __name__ == "__main__":
     repo = pipeline.opened()

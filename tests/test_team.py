@@ -20,6 +20,8 @@ from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.base.team import Team
 
+pytestmark = pytest.mark.slow
+
 # A few steps of each kind of training; the first process saves the weights.
 STEPS = """
 import sys
@@ -28,8 +30,6 @@ import torch
 from safetensors.torch import save_file
 from lowenergy import data, networks, targets, training
 from lowenergy import params
-
-pytestmark = pytest.mark.slow
 
 root, out, *cases = sys.argv[1:]
 p = params.load(Path(root) / "params.yaml")
