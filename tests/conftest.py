@@ -100,7 +100,7 @@ HEAVY = ("test_running", "test_team", "test_extending")  # processes of their ow
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook; it cannot with pytest 9.2
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first worker makes the small pipeline while the others do what needs none; what is quick comes last."""
+    """The first worker makes the small pipeline while the others do what needs none; what is slow comes first."""
     items.sort(key=_turn)
     for item in items:
         if _turn(item) == 0 or "extended" in getattr(item, "fixturenames", ()):
@@ -110,7 +110,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _turn(item: pytest.Item) -> int:
     if item.path.stem == "test_guards":
         return 0
-    return 1 if item.path.stem in HEAVY else 2 if "clone" in getattr(item, "fixturenames", ()) else 3
+    if item.path.stem in HEAVY:
+        return 1
+    if "clone" in getattr(item, "fixturenames", ()):
+        return 2 if item.get_closest_marker("slow") else 4
+    return 3
 
 
 def last_said(output: str) -> str:

@@ -247,6 +247,24 @@ print(training_format(network))
     assert "contiguous" in done.stdout
 
 
+def test_narrow_strided_convolutions_do_not_end_the_process() -> None:
+    """Of 1x1, as in the shortcuts of a narrow residual network: on AVX-512, channels last end it in the first step."""
+    code = """
+import torch
+from lowenergy import networks
+network = networks.build(networks.Spec("resnet8", 8, "3x3", "relu", "batch", 3, 56, 10, None), seed=0).train()
+network.to(memory_format=networks.training_format(network))
+network(torch.randn(8, 3, 56, 56)).square().mean().backward()
+print(networks.training_format(network))
+"""
+    here = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=here, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "contiguous" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("augmented", "expected"),
     [({}, 1), ({"flip": True}, 0.5), ({"crop_padding": 1}, 1 / 9)],  # the corner stays where it is in one of 3x3 crops

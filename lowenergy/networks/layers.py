@@ -71,6 +71,9 @@ def left_out(network: Network) -> list[str]:
     ]
 
 
+VECTOR = 16  # float32 of AVX-512
+
+
 def memory_format(network: nn.Module) -> torch.memory_format:
     """How tensors should lie in memory: channels last, which is faster, but not where a network from elsewhere takes
     x.view(len(x), -1) of them."""
@@ -93,10 +96,15 @@ def _bears_channels_last(network: Network) -> bool:
 
 
 def training_format(network: Network) -> torch.memory_format:
-    """The same in training: not with the odd numbers of channels that structured pruning leaves, either. There oneDNN's
-    backward pass ends the process (torch 2.15, one thread, no AVX-512)."""
-    channels = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
-    return torch.contiguous_format if any(count % 8 for count in channels) else memory_format(network)
+    """The same in training, but for networks whose gradients oneDNN gets wrong there (torch 2.15), or ends the process.
+
+    Those are with the odd numbers of channels that structured pruning leaves, and with strided 1x1 convolutions of
+    fewer input channels than a vector holds: it writes past its workspace (its issue 6035).
+    """
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    odd = any(m.out_channels % 8 for m in layers)
+    narrow = any(m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < VECTOR for m in layers)
+    return torch.contiguous_format if odd or narrow else memory_format(network)
 
 
 def macs(network: nn.Module) -> int:
