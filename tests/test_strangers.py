@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import lowenergy
+from lowenergy import cli
+from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.calls import images as using_images
 
@@ -48,6 +52,12 @@ def compressed(network: nn.Module, method: str = "prune", **given: Any) -> Any:
     images, labels = given.pop("images", IMAGES), given.pop("labels", LABELS)
     options = {**{"prune": PRUNED, "pq": CODED}[method], "accept_chance": True, "device": "cpu", **given}
     return lowenergy.compress(network, method, images=images, labels=labels, **options)
+
+
+class Wide(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 5)
 
 
 class Closure(Net):
@@ -215,3 +225,148 @@ def test_arrays_of_another_byte_order_and_data_sets_without_length() -> None:
     assert one.model.tensors
     with pytest.raises(UserError, match="Endless has no length"):
         compressed(Net(), images=Endless(), labels=None)
+
+
+class Softmax(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(1)
+
+
+class ScaledConv(nn.Conv2d):
+    """A layer with a tensor whose name others might like as well."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.register_buffer("scale", torch.full((16, 1, 1), 0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
+def test_a_tensor_called_scale_is_the_layer_s_own() -> None:
+    network = Net()
+    network.a, network.b = ScaledConv(3, 16, 3, padding=1), ScaledConv(16, 16, 3, padding=1)
+    small = lowenergy.compress(network, "quantize", images=IMAGES, head="mean", accept_chance=True, device="cpu")
+    images = (IMAGES[:8].float() / 127.5 - 1).requires_grad_()
+    (wanted,) = torch.autograd.grad(network(images).mean(1).sum(), images)
+    (found,) = torch.autograd.grad(small.network(images).mean(1).sum(), images)
+    assert (found - wanted).norm() < 0.2 * wanted.norm()
+
+
+class Equalized(nn.Conv2d):
+    """As in ProGAN: the weight that it stores is not the one that it multiplies with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.weight[0].numel() ** -0.5, self.bias)
+
+
+def test_layers_that_scale_their_weight_lose_no_more_by_codes_than_plain_ones() -> None:
+    torch.manual_seed(0)
+    own, plain = Net(), Net()
+    own.b = Equalized(16, 16, 3, padding=1)
+    with torch.no_grad():
+        own.a.load_state_dict(plain.a.state_dict())
+        own.fc.load_state_dict(plain.fc.state_dict())
+        own.b.load_state_dict(plain.b.state_dict())
+        own.b.weight.mul_(plain.b.weight[0].numel() ** 0.5)
+    images, lost = IMAGES[:40].float() / 127.5 - 1, []
+    for network in (plain, own):
+        small = compressed(network, "pq", codewords=16, calibration_images=40)
+        with torch.no_grad():
+            lost.append(float((small.network(images) - network(images)).norm() / network(images).norm()))
+    assert lost[1] < 3 * lost[0] + 0.02
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "macs"),
+    [
+        (lambda: nn.LSTM(24, 16, batch_first=True), 16, 8 * (24 + 16) * 64),
+        (
+            lambda: nn.TransformerEncoderLayer(24, 2, 32, batch_first=True),
+            24,
+            8 * (4 * 24 * 24 + 2 * 24 * 32 + 2 * 8 * 24),
+        ),
+    ],
+)
+def test_fused_layers_are_counted(layers: Any, width: int, macs: int) -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.fc = layers(), nn.Linear(width, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.rows(x.flatten(1).view(len(x), 8, 24))
+            return self.fc((out[0] if isinstance(out, tuple) else out).mean(1))
+
+    given: dict[str, Any] = {"images": IMAGES, "labels": LABELS, "accept_chance": True, "device": "cpu"}
+    small = lowenergy.compress(Rows(), "prune", **given, **PRUNED)
+    assert small.card(IMAGES, LABELS).macs == macs + 3 * width
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"images": IMAGES.float() / 255 * 1.02 - 0.01}, "these floats are never below 0"),
+        ({"images": IMAGES.float() / 255, "mean": 0.4, "std": 0.2}, "no pixel is darker than the mean"),
+        ({"labels": LABELS * 10**9}, r"labels: 2000000000; give classes from 0 to one less than there are"),
+        ({"labels": {0: 1}}, "labels: dict; give one whole number"),
+        ({"mean": "half", "std": 1}, "mean='half', std=1: give numbers, one each or one for each channel"),
+        ({"mean": [None] * 3, "std": 1}, r"mean=\[nan, nan, nan\], .* both are of pixels from 0"),
+        ({"teacher": Wide()}, "teacher: .* has 5 outputs, the network 3"),
+        ({"network": Softmax()}, "gives probabilities; return what it takes the softmax of"),
+        ({"network": Net}, "the class Net is no network"),
+    ],
+)
+def test_what_strangers_mistake_is_one_line(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        compressed(given.pop("network", Net()), **given)
+    assert "\n" not in str(refused.value)
+
+
+def test_labels_of_every_kind_of_integer() -> None:
+    wanted = using_images.read(IMAGES, LABELS)[0].labels
+    for kind in (np.uint8, np.uint16, np.uint32, np.int64):
+        assert torch.equal(using_images.read(IMAGES, LABELS.numpy().astype(kind))[0].labels, wanted)
+    many = using_images.read(IMAGES.repeat(3, 1, 1, 1), pd.Series(LABELS.repeat(3)))[0]
+    assert torch.equal(many.labels[:120], wanted)
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.1, 12), (0.4, 48), (0.3, 36), (np.float32(0.25), 30)])
+def test_as_many_are_held_out_as_was_said(share: float, held: int) -> None:
+    splits, _ = using_images.gathered(IMAGES, LABELS, validation=share)
+    assert abs(len(splits.validation.images) - held) <= 3
+
+
+def test_nobody_is_trusted_unless_named(tmp_path: Path) -> None:
+    small = lowenergy.compress(
+        Net(), "prune", images=IMAGES, labels=LABELS, arguments={}, accept_chance=True, device="cpu", **PRUNED
+    )
+    small.save(tmp_path / "small.safetensors")
+    for trust, said in ((None, "code that is in no file of models"), ("nets", r"give a list, trust=\['nets'\]")):
+        with pytest.raises(UserError, match=said):
+            lowenergy.load(tmp_path / "small.safetensors", trust=trust)  # type: ignore[arg-type]
+
+
+def test_training_goes_on_with_the_same_normalisation() -> None:
+    given: dict[str, Any] = {"images": IMAGES, "labels": LABELS, "device": "cpu"}
+    small = lowenergy.compress(Net(), "prune", mean=0.3, std=0.1, accept_chance=True, **given, **PRUNED)
+    trained = lowenergy.train(small.network, "classifier", epochs=1, lr=1e-9, **given)
+    images = IMAGES[:8].float() / 127.5 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(trained.network(images), small.network(images), rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match=r"mean=\[0.1.*the network is known to take mean=\[0.3"):
+        lowenergy.train(small.network, "classifier", mean=0.1, std=0.1, **given)
+    with pytest.raises(UserError, match="labels: of images, and none are given"):
+        lowenergy.compress(small, "prune", labels=LABELS)
+
+
+def test_samples_go_where_their_name_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("x.jpg", "x.npy", "x"):
+        assert cli.main(["sample", "m.safetensors", "--out", str(tmp_path / name)]) == 2
+        assert "give samples.png, a picture, or samples.npz" in capsys.readouterr().err
+
+
+def test_a_file_beside_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "w.part").write_text("mine")
+    files.write_bytes(tmp_path / "w", b"ours")
+    assert (tmp_path / "w.part").read_text() == "mine" and (tmp_path / "w").read_bytes() == b"ours"

@@ -79,7 +79,7 @@ def _beside(path: Path) -> Iterator[Path]:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.exists() and not path.is_file():  # a device would be replaced by a file
         raise FileError(f"{path}: there is something that is no file; give another name")
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f".{path.name}.lowenergy.part")  # not one that somebody else would have
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part

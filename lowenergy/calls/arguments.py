@@ -2,6 +2,7 @@
 
 import operator
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def above_zero(name: str, value: Any) -> float:
     return number
 
 
+def trusted(value: Any) -> Collection[str]:
+    """Whose code a file may name; None is nobody's.
+
+    Raises:
+        UserError: one name by itself, which would be a set of letters.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str | os.PathLike):
+        raise UserError(f"trust={value!r}: give a list, trust=[{os.fspath(value)!r}]")
+    return tuple(map(str, value))
+
+
 def path_of(name: str, value: Any) -> Path:
     """Of a file or a directory.
 
@@ -60,4 +74,6 @@ def path_of(name: str, value: Any) -> Path:
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise UserError(f"{name}: {type(value).__name__} is no path; give the name of a file")
+    if "\0" in os.fspath(value):
+        raise UserError(f"{name}: {value!r} has a character that no file's name has")
     return Path(value)

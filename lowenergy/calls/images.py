@@ -5,7 +5,9 @@ All are read once, in order, into a temporary file that is mapped into memory: t
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lowenergy.data import DataError, Split, Splits
 
+HELD_OUT = 0.1  # of the images, to validate on, where nobody says how many
 AT_A_TIME = 256  # images of a tensor, array or data set
+MOST_CLASSES = 10**6
 OVERSHOOT = 0.05  # of the range from black to white: resizing with a sharp filter leaves it by as much
 
 Images = Any  # Tensor, array, Dataset, DataLoader or another iterable of batches, or Splits
@@ -33,17 +37,20 @@ def normalisation(mean: Values, std: Values, channels: int) -> Normalisation | N
         return None
     if mean is None or std is None:
         raise DataError("mean and std: give both, or neither")
-    both = [[float(given)] * channels if isinstance(given, int | float) else list(given) for given in (mean, std)]
-    if not all(len(values) == channels for values in both):
+    try:
+        both = [np.asarray(given, float) for given in (mean, std)]
+    except (TypeError, ValueError):
+        raise DataError(f"mean={mean!r}, std={std!r}: give numbers, one each or one for each channel") from None
+    if not all(values.ndim == 0 or values.shape == (channels,) for values in both):
         raise DataError(f"mean and std: the images have {channels} channels; give so many values each, or one number")
-    means, stds = ([float(value) for value in values] for values in both)
+    means, stds = (np.broadcast_to(values, channels).tolist() for values in both)
     if not all(0 <= value <= 1 for value in means) or not all(0 < value <= 10 for value in stds):
         raise DataError(f"mean={means}, std={stds}: both are of pixels from 0 (black) to 1 (white)")
     return means, stds
 
 
 def gathered(
-    images: Images, labels: Any = None, *, mean: Values = None, std: Values = None, validation: Any = 0.1
+    images: Images, labels: Any = None, *, mean: Values = None, std: Values = None, validation: Any = HELD_OUT
 ) -> tuple[Splits, bool]:
     """The images as splits, and whether they came with labels; without, all have label 0.
 
@@ -56,21 +63,25 @@ def gathered(
         if labels is not None:
             raise DataError("labels: splits have their own")
         return images, True
-    share = validation if isinstance(validation, float | int) and not isinstance(validation, bool) else None
-    if share is not None and not 0 < share <= 0.5:
-        raise DataError(f"validation={share}: give a share of the images above 0 and up to 0.5, or other images")
-    every = round(1 / share) if share is not None else None
+    share = None
+    if isinstance(validation, Real) and not isinstance(validation, bool):
+        share = Fraction(float(validation)).limit_denominator(1000) if 0 < validation <= 0.5 else Fraction(0)
+        if not share:
+            raise DataError(
+                f"validation={validation}: give a share of the images above 0 and up to 0.5, or other images"
+            )
     seen: Counter[int] = Counter()
 
     def held_out(label: int) -> bool:
-        """Of each class the second of so many, in the order in which they come."""
+        """Of each class its share, evenly, the second image first."""
         seen[label] += 1
-        return every is not None and seen[label] % every == 2 % every
+        return share is not None and (seen[label] - 2) * share // 1 > (seen[label] - 3) * share // 1
 
     train, held = _Room(), _Room()
     _fill(images, labels, mean, std, train, held, held_out)
     if share is None:
-        others, answers = validation if isinstance(validation, tuple | list) else (validation, None)
+        pair = isinstance(validation, tuple) and len(validation) == 2
+        others, answers = validation if pair else (validation, None)
         _fill(others, answers, mean, std, held, _Room(), lambda label: False)
     named = train.labelled
     if share is None and named != held.labelled:
@@ -146,7 +157,12 @@ def _fill(
         other.add(pixels[there], known[there])
         room.add(pixels[~there], known[~there])
     other.labelled = room.labelled
-    if floats and mean is None and lowest >= 0:
+    if floats and mean is not None and lowest >= 0 and np.max(mean) > 0:
+        raise DataError(
+            "images: these floats are never below 0: no pixel is darker than the mean, so they are not normalised by "
+            "it; give (pixel - mean) / std, or uint8"
+        )
+    if floats and mean is None and lowest >= -2 * OVERSHOOT:
         raise DataError(
             "images: these floats are never below 0, as pixels from 0 to 1 are. If the network takes them so, give "
             "mean=0, std=1; if they are normalised, their mean and std; if not, give them from -1 to 1, or as uint8"
@@ -155,6 +171,8 @@ def _fill(
 
 def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
     """Batches of images with their labels, or None."""
+    if not isinstance(labels, Tensor) and hasattr(labels, "__array__"):
+        labels = np.asarray(labels)  # also of a Series, whose slices keep their place
     if isinstance(images, Tensor | np.ndarray):
         _check_count(labels, len(images))
         for first in range(0, len(images), AT_A_TIME):
@@ -192,6 +210,8 @@ def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
 
 def _check_count(labels: Any, images: int) -> None:
     try:
+        if isinstance(labels, set | frozenset | Mapping):
+            raise TypeError
         count = images if labels is None else len(labels)
     except TypeError:
         raise DataError(f"labels: {type(labels).__name__}; give one whole number for each image") from None
@@ -272,6 +292,9 @@ def _labels(given: Any, count: int) -> Tensor:
     if labels.ndim != 1 or len(labels) != count or labels.is_floating_point() or labels.dtype == torch.bool:
         kind = str(labels.dtype).removeprefix("torch.")
         raise DataError(f"labels of {kind}, {tuple(labels.shape)}; give one whole number for each image")
+    labels = labels.long()
     if len(labels) and int(labels.min()) < 0:
         raise DataError(f"labels: {int(labels.min())}; give classes from 0")
-    return labels.long()
+    if len(labels) and int(labels.max()) >= MOST_CLASSES:
+        raise DataError(f"labels: {int(labels.max())}; give classes from 0 to one less than there are")
+    return labels

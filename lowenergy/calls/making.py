@@ -2,22 +2,24 @@
 
 import tempfile
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.fx import GraphModule
 
 from lowenergy import networks, params, targets
 from lowenergy.base.errors import UserError
 from lowenergy.calls.apart import Device, apart
 from lowenergy.calls.arguments import path_of, seed_of
-from lowenergy.calls.images import Images, Values, gathered, normalisation, read
+from lowenergy.calls.images import HELD_OUT, Images, Normalisation, Values, gathered, normalisation, read
 from lowenergy.calls.measuring import Card, evaluate
-from lowenergy.calls.models import Opened, architecture_of, kind_of, named, opened, taken_in
+from lowenergy.calls.models import Opened, architecture_of, check_module, kind_of, named, opened, taken_in
 from lowenergy.compression import making
 from lowenergy.data import Splits, to_float
+from lowenergy.networks.foreign import Foreign
 from lowenergy.runtimes.loading import network_of
 from lowenergy.storage import artifact
 from lowenergy.storage.artifact import Model
@@ -90,7 +92,7 @@ def compress(
     *,
     images: Images = None,
     labels: Any = None,
-    validation: Any = 0.1,
+    validation: Any = HELD_OUT,
     mean: Values = None,
     std: Values = None,
     teacher: nn.Module | Made | str | Path | None = None,
@@ -168,6 +170,11 @@ def compress(
         if images is not None:
             splits, labelled = gathered(images, labels, mean=mean, std=std, validation=validation)
         elif before is not None:
+            told = {"labels": labels, "mean": mean, "std": std}
+            odd = [name for name, value in told.items() if value is not None]
+            odd += [] if isinstance(validation, float) and validation == HELD_OUT else ["validation"]
+            if odd:
+                raise UserError(f"{', '.join(odd)}: of images, and none are given; those of the call before are used")
             splits, labelled = before.splits, True
         else:
             raise UserError("compress: give images to train and calibrate on")
@@ -176,7 +183,7 @@ def compress(
         def model_of(given: nn.Module | Made | Opened | str | Path) -> Opened:
             if isinstance(given, Opened):
                 return given
-            if isinstance(given, nn.Module) and not hasattr(given, "spec"):
+            if isinstance(given, nn.Module) and not isinstance(given, networks.Network | GraphModule):
                 known = {"head": head, "normalisation": splits.normalisation, "arguments": arguments}
                 return taken_in(given, some, **known, seed=seed, labelled=labelled)  # type: ignore[arg-type]
             return opened(given, trust=trust, labelled=labelled)
@@ -245,8 +252,25 @@ def _check_pair(start: Opened, teacher: Opened, method: str, splits: Splits, hea
         raise UserError(f"images of {splits.input_shape}; the network takes {spec.input_shape}")
     if head not in (None, spec.head):
         raise UserError(f"head={head}: the network is known to have {spec.head or 'none: it is a classifier'}")
-    if (spec.head, spec.input_shape) != (teacher.model.spec.head, teacher.model.spec.input_shape):
-        raise UserError(f"teacher: {teacher.model.spec.name} is of another kind, or takes other images")
+    of_teacher = teacher.model.spec
+    if (spec.head, spec.input_shape) != (of_teacher.head, of_teacher.input_shape):
+        raise UserError(f"teacher: {of_teacher.name} is of another kind, or takes other images")
+    if spec.outputs != of_teacher.outputs:
+        raise UserError(f"teacher: {of_teacher.name} has {of_teacher.outputs} outputs, the network {spec.outputs}")
+    _same_normalisation(splits, spec)
+
+
+def _same_normalisation(splits: Splits, spec: networks.Spec) -> Normalisation | None:
+    """That of a network that says how its images are normalised.
+
+    Raises:
+        UserError: these images are said to be so in another way.
+    """
+    known, said = spec.normalisation, splits.normalisation
+    if said is not None and (known is None or list(map(list, known)) != list(map(list, said))):
+        kept = f"mean={known[0]}, std={known[1]}" if known else "images from -1 to 1"
+        raise UserError(f"mean={said[0]}, std={said[1]}: the network is known to take {kept}")
+    return known
 
 
 def _sampler(recorded: Mapping[str, Any] | None, given: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -285,7 +309,7 @@ def train(
     *,
     images: Images,
     labels: Any = None,
-    validation: Any = 0.1,
+    validation: Any = HELD_OUT,
     mean: Values = None,
     std: Values = None,
     arguments: Mapping[str, Any] | None = None,
@@ -324,14 +348,18 @@ def train(
         if kind != "ebm" and not labelled:
             raise UserError(f"labels: a {kind} needs them; give labels, or images that come with labels")
         given = None
+        if isinstance(network, Foreign):  # whose module takes images as its spec says
+            splits = replace(splits, normalisation=_same_normalisation(splits, network.spec))
         if isinstance(network, nn.Module):
             some, known = to_float(splits.train.images[: networks.TRIED]), splits.normalisation
             spec = named(network, some, head=None, normalisation=known, arguments=arguments)
             architecture, given = architecture_of(spec).model_dump(), spec.given
+        elif isinstance(network, str):
+            architecture = {"name": network, "arguments": dict(arguments or {})}
+        elif isinstance(network, Mapping):
+            architecture = {**network}
         else:
-            architecture = (
-                {"name": network, "arguments": dict(arguments or {})} if isinstance(network, str) else {**network}
-            )
+            check_module("network", network)
         if kind == "ebm":
             ours = not params.is_import_path(str(architecture.get("name")))
             architecture = {"head": head, "logits": (1 if head == "scalar" else 10) if ours else None, **architecture}
@@ -383,8 +411,14 @@ def save(
         network.save(path)
         return
     with apart("cpu"):
-        if hasattr(network, "spec"):
+        check_module("network", network)
+        if isinstance(network, networks.Network):
+            told = {"mean": mean, "std": std, "head": head, "arguments": arguments}
+            if odd := [name for name, value in told.items() if value is not None]:
+                raise UserError(f"{', '.join(odd)}: known of a network that lowenergy has built")
             plain = opened(network)
+        elif isinstance(network, GraphModule):
+            plain = opened(network)  # of int8: it says what to give
         else:
             if images is None:
                 raise UserError("save: give images, a few that the network takes: its file says what they look like")

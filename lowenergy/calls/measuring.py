@@ -131,6 +131,15 @@ def evaluate(
         own = opened(model, trust=trust, network=network, limit=limit)
         against = teacher if isinstance(teacher, Opened) or teacher is None else opened(teacher, trust=trust)
         spec = own.model.spec
+        if (
+            against is not None
+            and (theirs := against.model.spec)
+            and ((theirs.head, theirs.input_shape, theirs.outputs) != (spec.head, spec.input_shape, spec.outputs))
+        ):
+            raise UserError(
+                f"teacher: {theirs.name} takes images of {theirs.input_shape} and has {theirs.outputs} outputs; the "
+                f"network {spec.input_shape} and {spec.outputs}, and to be compared they must be of one kind"
+            )
         split, labelled, data_set = None, False, None
         if images is not None:
             split, labelled = read(images, labels, mean=mean, std=std)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowenergy import networks
 from lowenergy.base.errors import UserError
+from lowenergy.calls.arguments import path_of, trusted, whole
 from lowenergy.calls.images import Normalisation
 from lowenergy.networks import Given, Spec
 from lowenergy.networks.foreign import copied
@@ -59,7 +60,14 @@ def opened(
         FileError: the file is missing, damaged, or cannot be trusted.
     """
     if isinstance(source, str | Path):
-        model, header = artifact.read(source, trust=None if network is not None else trust, limit=limit)
+        source = path_of("model", source)
+        if network is not None:
+            check_module("network", network)
+        model, header = artifact.read(
+            source,
+            trust=None if network is not None else trusted(trust),
+            limit=None if limit is None else whole("limit", limit),
+        )
         if network is not None and model.spec.is_foreign:
             model = replace(model, spec=replace(model.spec, given=Given(network)))
         return Opened(
@@ -76,6 +84,17 @@ def opened(
         kind = f"the class {source.__name__}" if isinstance(source, type) else type(source).__name__
         raise UserError(f"{kind} is no network; give a torch.nn.Module, the file of a model, or what a call has made")
     return Opened(source.model, source.provenance, source.name, _sha256(source.to_bytes()), source.size_bytes)
+
+
+def check_module(name: str, module: Any) -> None:
+    """See that it is one.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(module, nn.Module):
+        kind = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
+        raise UserError(f"{name}: {kind} is no network; give a torch.nn.Module")
 
 
 def stored(model: Model, provenance: Mapping[str, Any] | None = None) -> Opened:

@@ -12,8 +12,8 @@ from lowenergy.base.device import fastest
 from lowenergy.base.errors import UserError
 from lowenergy.base.progress import Progress
 from lowenergy.calls.apart import Device, apart
-from lowenergy.calls.arguments import above_zero, path_of, seed_of, whole
-from lowenergy.calls.models import Opened, opened
+from lowenergy.calls.arguments import above_zero, path_of, seed_of, trusted, whole
+from lowenergy.calls.models import Opened, check_module, opened
 from lowenergy.energies import sample as chains
 from lowenergy.runtimes import loading, sampling
 
@@ -51,7 +51,10 @@ def load(
     >>> network(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
-    path = path_of("path", path)
+    path, trust = path_of("path", path), trusted(trust)
+    limit = None if limit is None else whole("limit", limit)
+    if network is not None:
+        check_module("network", network)
     with apart("cpu"):
         return loading.load(path, coded=coded, trust=trust, network=network, limit=limit)
 
@@ -149,10 +152,11 @@ def export(
     """
     out = path_of("out", out)
     step_size = None if step_size is None else above_zero("step_size", step_size)
+    ram = None if ram is None else whole("ram", ram)
     to = FORMS.get(out.suffix) if to is None else to
     if to not in FORMS.values():
         raise UserError(f"{out}: give model.onnx, page.html or a directory, or say to={' or '.join(FORMS.values())}")
-    if to == "onnx" and (ram or unpack):
+    if to == "onnx" and (ram is not None or unpack):
         raise UserError("ram and unpack are for C and pages: onnxruntime plans its own memory")
     with apart("cpu"):
         source = opened(model, trust=trust, network=network, limit=limit)

@@ -215,6 +215,8 @@ def check_answers(network: Network, images: Tensor, what: str) -> None:
             f"{what} gives {tuple(together.shape)} for {len(images)} images and {tuple(found[0].shape)} for one; "
             "keep the batch size free"
         )
+    if network.spec.head in (None, "logsumexp") and together.shape[1] > 1 and _are_probabilities(together):
+        raise NetworkError(f"{what} gives probabilities; return what it takes the softmax of, the logits")
     if not (difference := _difference(again, together)) <= EQUAL:
         raise NetworkError(
             f"{what} gives other outputs when asked again, by {difference:.2g} of their norm, in evaluation mode: "
@@ -230,6 +232,10 @@ def check_answers(network: Network, images: Tensor, what: str) -> None:
         raise NetworkError(
             f"{what} changes {_own(changed[0])} in evaluation mode, when asked; let it do so in training mode only"
         )
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    return bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < CLOSE).all())
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

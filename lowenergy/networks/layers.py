@@ -111,9 +111,13 @@ def macs(network: nn.Module) -> int:
     """Multiply-accumulates per image, counted while it runs once; zeros multiply too."""
     counter = FlopCounterMode(display=False)
     device = next(network.parameters()).device
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter knows no fused operations
     try:
-        with counter, torch.no_grad():
+        with counter, torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
             network(torch.zeros(1, *spec_of(network).input_shape, device=device))
     except RuntimeError as error:  # torch's counter cannot look into a gradient within the forward pass
         raise NetworkError(f"{spec_of(network).name}: its operations cannot be counted: {first_line(error)}") from None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() // 2  # a multiplication and an addition each

@@ -358,6 +358,9 @@ def _check_gradients(prepared: GraphModule, network: nn.Module, images: Tensor, 
             raise UserError(f"{what} has gradients by {name} that differ from the network's by {by:.2g} of their norm")
 
 
+SCALE = "scale_of_lowenergy"  # a buffer's name that no layer has of its own
+
+
 def move_scales(graph: GraphModule, scales: Mapping[str, Tensor]) -> None:
     """In every pullback, from the weight to the gradient that meets it: (W / s)ᵀ (s g) for Wᵀ g, in place."""
     for node in [n for n in graph.graph.nodes if n.target in ROUNDED]:
@@ -369,10 +372,10 @@ def move_scales(graph: GraphModule, scales: Mapping[str, Tensor]) -> None:
             first = first.args[0]
         weight = first.args[0]
         owner = graph.get_submodule(layer)
-        if not hasattr(owner, "scale"):
-            owner.register_buffer("scale", scales[layer], persistent=False)
+        if not hasattr(owner, SCALE):
+            owner.register_buffer(SCALE, scales[layer], persistent=False)
         with graph.graph.inserting_before(first):
-            scale = graph.graph.create_node("get_attr", f"{layer}.scale")
+            scale = graph.graph.create_node("get_attr", f"{layer}.{SCALE}")
             scale.meta["val"] = scales[layer]
             along = call(graph.graph, aten.view.default, scale, [-1, *[1] * (weight.meta["val"].ndim - 1)])
             first.replace_input_with(weight, call(graph.graph, aten.div.Tensor, weight, along))

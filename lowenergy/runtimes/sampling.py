@@ -17,7 +17,7 @@ from lowenergy import networks
 from lowenergy.base.errors import UserError
 from lowenergy.base.files import FileError
 from lowenergy.energies import Energy, ExplicitEnergy
-from lowenergy.params import Sampler
+from lowenergy.params import Sampler, completed
 from lowenergy.runtimes import loading
 from lowenergy.storage.artifact import Model
 
@@ -44,7 +44,7 @@ def constants_of(header: Mapping[str, Any], path: str | Path, step_size: float |
         if not 0 < step_size < math.inf:
             raise UserError(f"step size {step_size}: give a number above 0")
         constants["step_size"] = step_size
-    return Sampler(**constants)
+    return completed(Sampler, "sampler", constants)
 
 
 def fastest(model: Model, network: nn.Module, *, images: int) -> Energy:

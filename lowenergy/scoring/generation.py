@@ -77,7 +77,13 @@ def looked_at(scorer: Network, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments_of(scorer: Network, images: Tensor) -> Moments:
-    """What images, uint8 (n, c, h, w), are to FID."""
+    """What images, uint8 (n, c, h, w), are to FID.
+
+    Raises:
+        UserError: there are not enough.
+    """
+    if len(images) < FEWEST:
+        raise UserError(f"{len(images)} images to compare with: FID needs at least {FEWEST}")
     return _looked_at(scorer, images)[0]
 
 

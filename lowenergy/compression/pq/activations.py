@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from lowenergy import networks
 from lowenergy.base import device
@@ -15,6 +16,8 @@ from lowenergy.base.errors import UserError
 from lowenergy.base.precision import Precision
 from lowenergy.compression.pq.codebooks import Moments, input_moments
 from lowenergy.compression.pq.layers import owners_of
+
+SAME = 1e-3  # of the norm of a layer's outputs
 
 
 class _LayerReachedError(Exception):
@@ -57,6 +60,36 @@ def moments_of(
     for handle in handles:
         handle.remove()
     return found
+
+
+def plain_products(network: nn.Module, layers: Iterable[str], images: Tensor) -> set[str]:
+    """Those layers whose outputs are the product of their inputs and their weight, and the bias: others scale or mask
+    the weight in code of their own, as equalized learning rates do, and what it loses is not what their outputs lose.
+
+    Args:
+        images: a few.
+    """
+    found: dict[str, bool] = {}
+
+    def look(name: str, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight, bias = layer.weight, layer.bias
+        convolve = nn.Conv2d._conv_forward
+        again = (
+            F.linear(inputs[0], weight, bias)
+            if isinstance(layer, nn.Linear)
+            else convolve(layer, *inputs, weight, bias)
+        )  # type: ignore[arg-type]
+        close = again.shape == output.shape and bool((again - output).norm() <= SAME * again.norm())
+        found[name] = found.get(name, True) and close
+
+    handles = [network.get_submodule(name).register_forward_hook(partial(look, name)) for name in layers]
+    try:
+        with torch.no_grad():
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name for name, plain in found.items() if plain}
 
 
 def _calls(network: nn.Module, names: Iterable[str], image: Tensor) -> Counter[str]:

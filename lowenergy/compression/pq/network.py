@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from lowenergy import networks, training
 from lowenergy.compression.pq import Params
-from lowenergy.compression.pq.activations import moments_of, output_weights
+from lowenergy.compression.pq.activations import moments_of, output_weights, plain_products
 from lowenergy.compression.pq.allocation import shapes_of
 from lowenergy.compression.pq.codebooks import Codebook, Metric, Moments, blocks_of, by_position, learn
 from lowenergy.compression.pq.encoding import encoded
@@ -97,6 +97,7 @@ def code_layers(
     layers = layers_to_code(network, p)
     owners = {name: owners_of(network, layer) for name, layer in layers.items()}
     generator = torch.Generator().manual_seed(run.seed)
+    plain = plain_products(network, [name for of_layer in owners.values() for name in of_layer], images[:2])
     done = _resume(network, layers, generator, rate, run)
     started = time.monotonic()
     total = sum(layer.weight.numel() for layer in list(layers.values())[done:])
@@ -108,7 +109,8 @@ def code_layers(
         learnt = learn(blocks, metric, k, steps=p.kmeans_steps, generator=generator, rate=rate)
         attach(network, layer, learnt.codewords, PricedCode(learnt, weight, metric, rate, groups))
         for owner, of_owner in owners[name].items():
-            correct_bias(of_owner, blocks_of(weight - layer.weight.detach(), d, groups), moments[owner])
+            if owner in plain:
+                correct_bias(of_owner, blocks_of(weight - layer.weight.detach(), d, groups), moments[owner])
         done += 1
         note = _finetune_layer(network, layer, objective, p, run)
         _keep(network, done, generator, run)
