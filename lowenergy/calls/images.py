@@ -65,7 +65,7 @@ def gathered(
         return images, True
     share = None
     if isinstance(validation, Real) and not isinstance(validation, bool):
-        share = Fraction(float(validation)).limit_denominator(1000) if 0 < validation <= 0.5 else Fraction(0)
+        share = Fraction(float(validation)).limit_denominator(1000) if 0 < float(validation) <= 0.5 else Fraction(0)
         if not share:
             raise DataError(
                 f"validation={validation}: give a share of the images above 0 and up to 0.5, or other images"

@@ -164,6 +164,9 @@ def compress(
     seed = seed_of(seed if seed is not None else before.seed if before else 0)
     device = device if device is not None else before.device if before else None
     constants = {"step_size": step_size, "noise": noise, "gradient_clamp": gradient_clamp, "chain_steps": chain_steps}
+    for name, parts in (("matching", matching), ("training", training)):
+        if parts is not None and not isinstance(parts, Mapping):
+            raise UserError(f"{name}={parts!r}: give a dictionary of parameters, such as {{'temperature': 4}}")
     matching = {**(before.matching if before else {}), **(matching or {})}
     training = {**(before.training if before else {}), **(training or {})}
     with apart(device):
@@ -407,6 +410,7 @@ def save(
     >>> torch.equal(again(torch.zeros(1, 1, 8, 8)), network(torch.zeros(1, 1, 8, 8) * 1.0))
     True
     """
+    path = path_of("path", path)
     if isinstance(network, Made):
         network.save(path)
         return

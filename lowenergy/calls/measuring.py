@@ -276,6 +276,9 @@ def fid(
     with apart(device):
         if (scorer is None) == (inception is None):
             raise UserError("scorer, inception: give one of both, the file of a classifier or the weights of Inception")
+        for name, path in (("scorer", scorer), ("inception", inception)):
+            if path is not None:
+                path_of(name, path)
         if inception is not None:
             return through_inception.measure(inception, images, real, seed)
         assert scorer is not None

@@ -214,7 +214,8 @@ def tell(network: networks.Network, source: Sizes, left: Sizes, p: Params, run: 
     gone = ", ".join(f"{reached[part]:.1%} of the {WORDS[part]}" for part in reached)
     run.fabric.print(f"{run.name}: asked for {p.amount:.1%} of the {WORDS[what]}; gone: {gone}")
     if reached[what] < SHORT * p.amount:
-        run.fabric.print(f"{run.name}: that is short, because of {_by_reason(_short(network, source, left, p))}")
+        why = _by_reason(_short(network, source, left, p)) or "layers so small that whole channels are much of them"
+        run.fabric.print(f"{run.name}: that is short, because of {why}")
 
 
 def _short(network: networks.Network, source: Sizes, left: Sizes, p: Params) -> dict[str, str]:
