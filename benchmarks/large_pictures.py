@@ -4,7 +4,7 @@
 
 The network has its 1,000 outputs and is both a classifier and an energy; the pictures are dealt out to as many classes,
 two of each to train on. Peak memory is that of large_folder.py. How good the models become is not the question, so
-trainings are short.
+trainings are short. Stages that the record has are not run again as long as FOLDER is there.
 """
 
 import argparse
@@ -60,6 +60,7 @@ CHANGES: dict[str, Any] = {
     "pq.allocation": "uniform",
     "pq.finetune.epochs": 0,
     "pq.kmeans_steps": 5,
+    "pq.calibration_images": 64,
 }
 NAMES = ["classifier", "ebm", *(f"{target}-{method}" for target in ("classifier", "ebm") for method in METHODS)]
 STAGES = [
@@ -89,16 +90,16 @@ def main() -> None:
     parser.add_argument("--network", default="mobilenet_v3_small")
     parser.add_argument("--record", default="large_pictures")
     args = parser.parse_args()
-    shutil.rmtree(args.work, ignore_errors=True)
-    folder(args.work / "images", sorted(path for path in args.images.rglob("*") if path.suffix.lower() in SUFFIXES))
+    rows = record.rows(args.record) if args.work.exists() else []
+    if not args.work.exists():
+        folder(args.work / "images", sorted(path for path in args.images.rglob("*") if path.suffix.lower() in SUFFIXES))
     architecture = {"name": f"torchvision.models.{args.network}", "arguments": {"num_classes": CLASSES}}
     changes = {**CHANGES, "data.folder": "images", "classifier.architecture": architecture}
     values = with_values(YAML().load(ROOT / "params.yaml"), changes)
     values["ebm"]["architecture"] = {**architecture, "head": "logsumexp"}
     YAML().dump(values, args.work / "params.yaml")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    rows = []
-    for stage in STAGES:
+    for stage in [stage for stage in STAGES if stage not in {row["stage"] for row in rows}]:
         name, *arguments = stage.split()
         os.chdir(args.work)
         rows.append(
@@ -106,8 +107,6 @@ def main() -> None:
         )
         os.chdir(ROOT)
         print(rows[-1], flush=True)
-        if rows[-1]["code"]:
-            raise SystemExit(f"{stage}: exit code {rows[-1]['code']}")
         record.write(args.record, rows, network=args.network, changes={k: v for k, v in CHANGES.items() if "." in k})
 
 
