@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import ROOT, with_changes
@@ -16,9 +17,11 @@ from test_deploy import HEADER, session_of
 from test_device_int8 import images_for, is_the_reference
 from torch import nn
 
+import lowenergy
 from lowenergy import data, networks, params
+from lowenergy.base.errors import UserError
 from lowenergy.base.progress import Progress
-from lowenergy.compression.quantize import rounding
+from lowenergy.compression.quantize import quantizing, rounding
 from lowenergy.compression.quantize.inputs import of_inputs, rounded_inputs
 from lowenergy.compression.quantize.quantizing import rounded_weights
 from lowenergy.energies import ExplicitEnergy, energy_gradient, energy_of
@@ -387,3 +390,162 @@ def test_gptq_makes_files_of_as_many_bits(compress: Any, target: str, capsys: An
 def test_rounding_is_learned_without_training(small_values: Any) -> None:
     with pytest.raises(ParamsError, match=r"rounding = learned is for networks that are not trained; set finetune"):
         params.check(with_changes(small_values, {"quantize.rounding": "learned"}))
+
+
+PICTURES = torch.rand(120, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def taken(body: nn.Module, head: str | None = None) -> networks.Foreign:
+    """A module as a network here."""
+    spec = networks.Spec("own.py:Net", channels=3, image_size=8, outputs=3, head=head, given=networks.Given(body))
+    network = networks.Foreign(spec, body).eval()
+    network.find_layers()
+    return network
+
+
+def rounded_graph(network: networks.Network, bits: int, activation_bits: int) -> tuple[Any, Any]:
+    """The calibrated graph, and the model as it is stored."""
+    layers = networks.coded_layers(network)
+    of_layers, scales = dict.fromkeys(layers, bits), {n: int8.best_scale(w.weight, bits) for n, w in layers.items()}
+    graph = quantizing._calibrated(network, scales, PICTURES, of_layers, activation_bits)
+    target = "ebm" if network.spec.head else "classifier"
+    return graph, quantizing._encoded(quantizing._Rounded(network, scales, of_layers, graph), target)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(64, 5), (64, 3), (48, 7), (192, 3)])
+def test_ranges_are_chosen_from_all_places(channels: int, side: int) -> None:
+    """The first place of each map is small: a range from it alone would cut off all else."""
+    x = torch.rand(250, channels, side, side, generator=torch.Generator().manual_seed(0))
+    x[:, :, 0] *= 0.01
+    x[:, :, :, 0] *= 0.01
+    observer = int8.FewLevels(dtype=torch.uint8, quant_min=0, quant_max=15)
+    observer(x)
+    scale, _ = observer.calculate_qparams()
+    assert 0.7 / 15 < float(scale) < 1.1 / 15
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_integers_of_channels_with_a_negative_norm_stay_what_was_trained(sign: int, bits: int) -> None:
+    """Folding such a norm turns them round, and there is one more below 0 than above."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.SiLU(), nn.Flatten(), nn.Linear(576, 3)).train()
+    for _ in range(20):
+        body(PICTURES)
+    with torch.no_grad():
+        body[1].weight.mul_(sign)  # type: ignore[operator]
+    network = taken(body)
+    folded = networks.fold_batchnorm(networks.duplicate(network), PICTURES[:8])
+    layers = networks.coded_layers(network)
+    scales = {name: int8.best_scale(layer.weight, bits) for name, layer in layers.items()}
+    negative = quantizing._negated(network, folded, scales)
+    with rounded_weights(network, scales, dict.fromkeys(layers, bits), negative), torch.no_grad():
+        trained = network(PICTURES)
+    folded, scales = quantizing._folded(network, scales, PICTURES[:8])
+    with torch.no_grad():
+        for name, layer in networks.coded_layers(folded).items():
+            along = scales[name].view(-1, *[1] * (layer.weight.ndim - 1))
+            layer.weight.copy_(int8.rounded(layer.weight, scales[name], bits) * along)
+        torch.testing.assert_close(folded(PICTURES), trained, rtol=1e-4, atol=1e-4)
+
+
+class Strided(nn.Module):
+    """Convolutions whose pullbacks are no convolutions, and a weight that is used transposed as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 32, 4, stride=2, padding=1)
+        self.b = nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=32)
+        self.c, self.fc = nn.Linear(32, 32), nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.silu(self.c(nn.functional.silu(self.b(nn.functional.silu(self.a(x)))).mean((2, 3))))
+        return self.fc(nn.functional.linear(x, self.c.weight.t()))
+
+
+def test_a_weight_is_rounded_wherever_it_is_used(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    graph, model = rounded_graph(taken(Strided(), "mean"), 2, 8)
+    with torch.no_grad():
+        for in_memory, stored in zip(graph(PICTURES), int8.restore(model, gradient=True)(PICTURES), strict=True):
+            torch.testing.assert_close(in_memory, stored)
+    to_onnx.export(model, HEADER, tmp_path / "m.onnx")
+    wide = [w for w in onnx.load(tmp_path / "m.onnx").graph.initializer if w.data_type == 1 and max([*w.dims, 0]) > 100]
+    assert not wide  # no weight is there as floats, beside its bits
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_biases_are_not_rounded_away_by_kernels(bits: int, tmp_path: Path) -> None:
+    """They are so many steps of the input's scale times the weight's, which are large where there are few levels."""
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)
+    )
+    _, model = rounded_graph(taken(body), bits, bits)
+    to_onnx.export(model, {"provenance": {}}, tmp_path / "m.onnx")
+    steps = {name: found.scale for name, found in model.activations.items() if name.endswith(":in")}
+    weights = model.tensors["body.2.weight"]
+    assert isinstance(weights, Int8)
+    assert float(weights.scale.mean()) * steps["body.2:in"] > 0.3 * float(body[2].bias.abs().mean())  # type: ignore
+    with torch.no_grad():
+        wanted = int8.restore(model, outputs=True)(PICTURES)
+    (found,) = session_of(tmp_path / "m.onnx").run(None, {"images": PICTURES.numpy()})
+    assert float((torch.from_numpy(found) - wanted).norm() / (wanted - wanted.mean(0)).norm()) < 0.06
+
+
+def test_what_two_layers_take_in_is_rounded_if_it_is_for_one() -> None:
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c((self.a(x) + self.b(x)).mean((2, 3)))
+
+    graph, _ = rounded_graph(taken(Twins()), 8, 2)
+    for layer in ("body.a", "body.b"):
+        int8.round_only(graph, [layer])
+        (rounding,) = {p.activations[f"{p.layer}:in"] for p in int8.places(graph) if p.layer in ("body.a", "body.b")}
+        assert rounding.fake_quant_enabled[0] == 1
+
+
+class Standardized(nn.Conv2d):
+    """Its weight is computed, so that it has no int8 form."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+def test_layers_that_stay_float_take_no_bits_and_a_budget_may_leave_none() -> None:
+    images = ((PICTURES + 1) * 127.5).byte()
+    given: dict[str, Any] = {"images": images, "labels": torch.arange(120) % 3, "accept_chance": True, "device": "cpu"}
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.SiLU(), Standardized(16, 64, 3), nn.Flatten(), nn.Linear(1024, 3))
+    small = lowenergy.compress(body, "quantize", weight_bits=3, allocation="sensitivity", **given)
+    coded = [part for part in small.model.tensors.values() if isinstance(part, Int8)]
+    assert len(coded) == 2
+    assert sum(c.bits * c.values.numel() for c in coded) <= 3 * sum(c.values.numel() for c in coded)
+    with pytest.raises(UserError, match="no layer of classifier is left to quantize within it; give more"):
+        lowenergy.compress(body, "quantize", weight_bits=2, loss_budget=1e-15, **given)
+
+
+def test_zeros_among_integers_are_counted_as_the_rules_say() -> None:
+    """A mask of one bit each, and the bits of those that are not 0, where that is less."""
+    values = torch.zeros(8, 100, dtype=torch.int8)
+    values[:, :25] = 3
+    sparse, full = (Int8(v, torch.ones(8), 4) for v in (values, values + 1))
+    model = Model("classifier", networks.Spec("own.py:Net", channels=3, image_size=8, outputs=3), {"w": sparse})
+    assert micronet._bits(model, sparse) == 800 + 200 * 4 + 8 * 32
+    assert micronet._bits(model, full) == 800 * 4 + 8 * 32
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_rare_large_weights_do_not_decide_the_scale(bits: int) -> None:
+    weight = torch.distributions.StudentT(3.0).sample((4, 4608))  # type: ignore[no-untyped-call]
+
+    def error(scale: torch.Tensor) -> float:
+        return float((int8.rounded(weight, scale, bits) * scale[:, None] - weight).square().sum())
+
+    best = min(error(weight.abs().amax(1) * share / (2 ** (bits - 1) - 1)) for share in torch.linspace(0.02, 1, 200))
+    assert error(int8.best_scale(weight, bits)) < 1.1 * best

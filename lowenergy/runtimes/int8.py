@@ -35,6 +35,7 @@ from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Int8, Range
 
 aten = torch.ops.aten
+SCALE = "scale_of_lowenergy"  # a buffer's name that no layer has of its own
 SMALLEST_SCALE = 2.0**-40  # torchao's default, 2^-12, is coarser than a wide layer's weights or an energy's gradients
 ROUNDED = (aten.conv2d.default, aten.linear.default)
 MOVES = (  # what a weight is put in another order by
@@ -115,8 +116,8 @@ class FewLevels(MinMaxObserver):
 
     def forward(self, x_orig: Tensor) -> Tensor:
         every = max(1, x_orig.numel() // SAMPLED)
-        if every % 2 == 0:
-            every += 1  # no divisor of the channels, as a power of two would be
+        while any(math.gcd(every, size) > 1 for size in x_orig.shape[1:]):
+            every += 1  # else some channels, rows or columns would never be looked at
         self.some = torch.cat([self.some, x_orig.detach().flatten()[::every].float().cpu()])
         return super().forward(x_orig)
 
@@ -233,10 +234,13 @@ def best_scale(weight: Tensor, bits: int) -> Tensor:
     return torch.cat([_best_scale(part, levels) for part in flat.split(max(1, IN_CACHE // flat.shape[1]))])
 
 
+LEAST_SHARE = {1: 0.05, 3: 0.1}  # by levels: with few of them, those of many large weights give way to the rest
+
+
 def _best_scale(weight: Tensor, levels: int) -> Tensor:
     largest, rounded = weight.abs().amax(1), torch.empty_like(weight)
     best, error = torch.ones(len(weight)), torch.full((len(weight),), torch.inf)
-    for share in torch.linspace(0.31, 1.0, 70):
+    for share in torch.linspace(LEAST_SHARE.get(levels, 0.31), 1.0, 70):
         scale = (largest * share / levels).clamp_min(SMALLEST_SCALE)
         torch.mul(weight, (1 / scale)[:, None], out=rounded).round_().clamp_(-levels - 1, levels)
         of_this = rounded.mul_(scale[:, None]).sub_(weight).square_().sum(1)
@@ -286,6 +290,7 @@ def prepare(
     own_bits = {name: bits[name] for name in scales}
     prepared = prepare_pt2e(graph, _Layers(own_bits, activation_bits, outputs, last, gradient=gradient))
     allow_exported_model_train_eval(prepared)
+    _round_everywhere(prepared)
     prepared.spec, prepared.gradient = network.spec, gradient
     for place in places(prepared):
         for rounding in place.activations.values():
@@ -293,6 +298,32 @@ def prepare(
         scale = torch.ones(place.channels) if place.pulled else scales[place.layer]
         place.weight.hold(scale, torch.zeros(len(scale), dtype=torch.int))
     return prepared
+
+
+def _round_everywhere(prepared: GraphModule) -> None:
+    """A weight that is rounded for its layer, in place, also where it is used in another way: by a pullback that has no
+    int8 form, as of a strided depthwise convolution, or transposed by the network itself."""
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    rounded: dict[str, Node] = {}
+    for node in list(prepared.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        own = [user for user in node.users if user.op == "call_module" and isinstance(modules[user.target], Rounding)]
+        rounded.setdefault(node.target, own[0]) if own else None
+        if node.target in rounded:
+            for user in list(node.users):
+                if user.op != "call_module" and not _divides_by_scale(user):
+                    user.replace_input_with(node, rounded[node.target])
+    prepared.graph.lint()
+    prepared.recompile()
+
+
+def _divides_by_scale(node: Node) -> bool:
+    """Of a pullback in integers, see move_scales."""
+    if node.target is not aten.div.Tensor:
+        return False
+    scale: Any = node.args[1]
+    return scale.op == "call_function" and scale.args[0].op == "get_attr" and scale.args[0].target.endswith(f".{SCALE}")
 
 
 def check(prepared: GraphModule, network: networks.Network, images: Tensor) -> None:
@@ -356,9 +387,6 @@ def _check_gradients(prepared: GraphModule, network: nn.Module, images: Tensor, 
     for (name, by), bound in zip(off.items(), bounds, strict=True):
         if not by <= max(networks.SAME, bound):
             raise UserError(f"{what} has gradients by {name} that differ from the network's by {by:.2g} of their norm")
-
-
-SCALE = "scale_of_lowenergy"  # a buffer's name that no layer has of its own
 
 
 def move_scales(graph: GraphModule, scales: Mapping[str, Tensor]) -> None:
@@ -483,10 +511,13 @@ def steps_learned(prepared: GraphModule) -> Iterator[None]:
 
 def round_only(prepared: GraphModule, layers: Collection[str]) -> None:
     """Round these layers of a frozen graph and let the others be float, to see what each one costs."""
+    chosen: dict[Rounding, bool] = {}  # what two layers take in is rounded for both if it is for one
     for place in places(prepared):
         place.weight.enable_fake_quant(place.layer in layers)
         for name, rounding in place.activations.items():
-            rounding.enable_fake_quant(place.layer in layers and name.endswith(":in"))
+            chosen[rounding] = chosen.get(rounding, False) or (place.layer in layers and name.endswith(":in"))
+    for rounding, rounds in chosen.items():
+        rounding.enable_fake_quant(rounds)
 
 
 def rounded(weight: Tensor, scale: Tensor, bits: int) -> Tensor:

@@ -141,9 +141,13 @@ class _Decoded(nn.Module):
 class _Int8(nn.Module):
     """int8 weights as such, or from fewer bits."""
 
-    def __init__(self, encoded: Int8) -> None:
+    def __init__(self, encoded: Int8, factor: int = 1) -> None:
+        """
+        Args:
+            factor: by which the integers are larger here; the scale is smaller.
+        """
         super().__init__()
-        self.shape = encoded.values.shape
+        self.shape, self.factor = encoded.values.shape, factor
         self.bits, self.offset = None, 0
         if encoded.bits == 8:
             self.register_buffer("values", encoded.values)
@@ -155,16 +159,26 @@ class _Int8(nn.Module):
         if self.bits is None:
             assert isinstance(self.values, Tensor)
             return self.values
-        return (self.bits() - self.offset).to(torch.int8).view(self.shape)
+        return ((self.bits() - self.offset) * self.factor).to(torch.int8).view(self.shape)
 
 
 def _int8_graph(prepared: GraphModule, model: Model) -> GraphModule:
-    """The converted graph with the file's integers in it once, where a layer and its pullback both use them."""
+    """The converted graph with the file's integers in it once, where a layer and its pullback both use them.
+
+    Kernels of onnxruntime take a bias as so many steps of the input's scale times the weight's; of few bits these are
+    larger than biases. So integers are multiplied to seven bits, of which no sum saturates, or to eight where the
+    inputs have fewer, and their scales divided.
+    """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     graph = convert_pt2e(prepared, fold_quantize=False)
     quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
     stored: dict[str, Node] = {}
+    room = (
+        8
+        if max((given.bits for name, given in model.activations.items() if name.endswith(":in")), default=8) < 8
+        else 7
+    )
     for node in [n for n in graph.graph.nodes if n.target is quantize]:
         path = [node]
         while path[-1].op != "get_attr":
@@ -174,9 +188,11 @@ def _int8_graph(prepared: GraphModule, model: Model) -> GraphModule:
             encoded = model.tensors[weight]
             assert isinstance(encoded, Int8)
             name = f"stored{len(stored)}"
-            graph.add_submodule(name, _Int8(encoded))
+            factor = 2 ** max(0, room - encoded.bits)
+            graph.add_submodule(name, _Int8(encoded, factor))
             with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
                 stored[weight] = graph.graph.call_module(name)
+        _divide_scales(graph, node, 2 ** max(0, room - model.tensors[weight].bits))  # type: ignore[attr-defined]
         if len(path) == 2:  # weight -> quantize
             node.replace_all_uses_with(stored[weight])
         else:  # weight -> division by the scale -> flips, permutations -> quantize at scale 1: all of it moves integers
@@ -191,6 +207,16 @@ def _int8_graph(prepared: GraphModule, model: Model) -> GraphModule:
             delattr(graph.get_submodule(owner), attribute)
     graph.recompile()
     return graph
+
+
+def _divide_scales(graph: GraphModule, quantize: Node, factor: int) -> None:
+    """Of what turns these integers into floats again, in place."""
+    for user in list(quantize.users) if factor > 1 else ():
+        assert user.target is torch.ops.quantized_decomposed.dequantize_per_channel.default
+        name = f"finer_{user.name}"
+        graph.register_buffer(name, operator.attrgetter(user.args[1].target)(graph) / factor)  # type: ignore[union-attr]
+        with graph.graph.inserting_before(user):
+            user.update_arg(1, graph.graph.get_attr(name))
 
 
 # -- what the file computes -------------------------------------------------------------------------------------------
@@ -263,9 +289,9 @@ def export(
     files.write_bytes(path, content)
     if model.activations and (off := _off_by_kernels(content, exact, given, resting)) > TIES:
         print(
-            f"{path}: with onnxruntime's int8 kernels, outputs are off by {off:.2g} of their spread here (sums "
-            f"saturate on processors without VNNI); set the session option {FLOAT_KERNELS[0]} to {FLOAT_KERNELS[1]}, "
-            "or quantize to 7 bits",
+            f"{path}: with onnxruntime's int8 kernels, outputs are off by {off:.2g} of their spread here (biases are "
+            f"rounded and, on processors without VNNI, sums saturate); set the session option {FLOAT_KERNELS[0]} to "
+            f"{FLOAT_KERNELS[1]}, or quantize to 7 bits",
             flush=True,
         )
 

@@ -79,7 +79,8 @@ def _bits(model: Model, encoded: Encoding) -> int:
         nonzero = int(encoded.values.count_nonzero())
         return nonzero * _float_bits(model, encoded.values) + encoded.values.numel()
     if isinstance(encoded, Int8):
-        return encoded.values.numel() * encoded.bits + encoded.scale.numel() * 32
+        count, nonzero = encoded.values.numel(), int(encoded.values.count_nonzero())
+        return min(count * encoded.bits, nonzero * encoded.bits + count) + encoded.scale.numel() * 32
     if isinstance(encoded, Coded):
         return encoded.codes.numel() * encoded.bits + encoded.codebook.numel() * 8 * encoded.codebook.element_size()
     assert isinstance(encoded, Dense)
@@ -151,5 +152,5 @@ class _Counter(TorchDispatchMode):
             self.calls[layer] += 1
             place = layer if self.calls[layer] == 1 else f"{layer}:{self.calls[layer]}"
             given = self.model.activations.get(f"{place}:in")
-            bits = 8 if given is None else max(given.bits, encoded.bits)
+            bits = self.float_bits if given is None else max(given.bits, encoded.bits)
         return multiplications * bits / 32 + multiplications * self.float_bits / 32

@@ -13,6 +13,8 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from operator import mul
 from typing import Any
 
 import torch
@@ -109,7 +111,9 @@ def _without_training(
         run.fabric.print(f"{run.name}: of no layer, and float: {', '.join(rest)}")
     bits = dict.fromkeys(layers, p.weight_bits)
     if p.allocation == "sensitivity":
-        bits |= _allocated(folded, layers.keys() - keep_float, objective, index, p.weight_bits, run)
+        scales = {name: int8.best_scale(layer.weight, p.weight_bits) for name, layer in layers.items()}
+        fit = {place.layer for place in int8.places(int8.prepare(folded, scales, bits))}  # others take none of the bits
+        bits |= _allocated(folded, fit - keep_float, objective, index, p.weight_bits, run)
     scales = {name: int8.best_scale(layer.weight, bits[name]) for name, layer in layers.items()}
     graph = _calibrated(folded, scales, images, bits, p.activation_bits)
     if unfit := scales.keys() - {place.layer for place in int8.places(graph)}:
@@ -118,6 +122,10 @@ def _without_training(
     if not scales.keys() - keep_float:
         raise UserError(f"{target}: no layer of {folded.spec.name} is left to quantize")
     spared = _spared(graph, objective, index, keep_float, p.loss_budget, bits, run)
+    if not scales.keys() - spared:
+        raise UserError(
+            f"quantize.loss_budget={p.loss_budget}: no layer of {target} is left to quantize within it; give more"
+        )
     if spared:
         scales = {name: scale for name, scale in scales.items() if name not in spared}
         graph = _calibrated(folded, scales, images, bits, p.activation_bits)
@@ -141,8 +149,8 @@ def _train_with_norms(
         return rounded
     layers, bits = networks.coded_layers(network), rounded.bits
     starts = {name: int8.best_scale(layers[name].weight, bits[name]) for name in rounded.scales}
-    inputs = _few_levels(rounded.graph)
-    with rounded_inputs(network, inputs, int8.shared(rounded.graph)), rounded_weights(network, starts, bits):
+    inputs, negative = _few_levels(rounded.graph), _negated(network, rounded.network, starts)
+    with rounded_inputs(network, inputs, int8.shared(rounded.graph)), rounded_weights(network, starts, bits, negative):
         training.finetune(network, objective, p.finetune, run)
         if p.retrain.epochs:
             objective.retrain(network, p.retrain, run)
@@ -150,6 +158,16 @@ def _train_with_norms(
     graph = _calibrated(folded, scales, images, bits, p.activation_bits)
     int8.hold_ranges(graph, inputs)
     return _Rounded(folded, scales, bits, graph)
+
+
+def _negated(network: networks.Network, folded: networks.Network, names: Collection[str]) -> dict[str, Tensor]:
+    """Of each layer the output channels, (out,) bool, whose norm has a negative factor: folding it turns their integers
+    round, of which there is one more below 0 than above."""
+    layers = [networks.coded_layers(of) for of in (network, folded)]
+    return {
+        name: reduce(mul, (of[name].weight.detach().flatten(1) for of in layers)).sum(1) < 0  # type: ignore[misc]
+        for name in names
+    }
 
 
 def _few_levels(graph: GraphModule) -> dict[str, Range]:
@@ -170,10 +188,11 @@ def _train_folded(
         state, new = folded.state_dict(), _trained(graph)
         state.update({name: new[name] for name in state.keys() & new.keys()})  # it keeps the versions of its modules
         folded.load_state_dict(state)
+    inputs = _few_levels(graph)
     if p.retrain.epochs:
-        inputs = _few_levels(graph)
         with rounded_inputs(folded, inputs, int8.shared(graph)), rounded_weights(folded, scales, bits):
             objective.retrain(folded, p.retrain, run)
+    if p.finetune.epochs or p.retrain.epochs:
         graph = _calibrated(folded, scales, images, bits, p.activation_bits)
         int8.hold_ranges(graph, inputs)
     return _Rounded(folded, scales, bits, graph)
@@ -211,27 +230,38 @@ class RoundedWeight(nn.Module):
 
     holds_steps = True
 
-    def __init__(self, scale: Tensor, bits: int, shape: torch.Size) -> None:
+    def __init__(self, scale: Tensor, bits: int, shape: torch.Size, negative: Tensor | None = None) -> None:
+        """
+        Args:
+            negative: (out,) bool, the channels whose integers will be turned round.
+        """
         super().__init__()
         self.scale = nn.Parameter(scale.view(-1, *[1] * (len(shape) - 1)).clone())
         self.levels = 2 ** (bits - 1)
+        turned = torch.zeros(len(scale)) if negative is None else negative.float()
+        self.register_buffer("turned", turned.view_as(self.scale), persistent=False)
         self.caution = (shape.numel() / len(scale) * self.levels) ** -0.5  # a step moves all weights of its channel
 
     def forward(self, weight: Tensor) -> Tensor:
         moved = self.caution * self.scale
         scale = self.scale.detach() + (moved - moved.detach())
-        steps = (weight / scale).clamp(-self.levels, self.levels - 1)
+        steps = (weight / scale).clamp(self.turned - self.levels, self.levels - 1 + self.turned)
         return (steps + (steps.round() - steps).detach()) * scale
 
 
 @contextmanager
-def rounded_weights(network: networks.Network, scales: dict[str, Tensor], bits: Mapping[str, int]) -> Iterator[None]:
+def rounded_weights(
+    network: networks.Network,
+    scales: dict[str, Tensor],
+    bits: Mapping[str, int],
+    negative: Mapping[str, Tensor] | None = None,
+) -> Iterator[None]:
     """Within it, the weights of these layers are rounded and can be trained; then `scales`, (out,) by layer, are those
     to round them with."""
     coded = networks.coded_layers(network)
     layers = {name: networks.sharing(network, coded[name]) for name in scales}
     for name, same in layers.items():
-        rounding = RoundedWeight(scales[name], bits[name], coded[name].weight.shape)
+        rounding = RoundedWeight(scales[name], bits[name], coded[name].weight.shape, (negative or {}).get(name))
         for owner, key in same:
             parametrize.register_parametrization(owner, key, rounding)
     training.hold_zeros(network)
@@ -328,7 +358,7 @@ def _spared(
     spared = set(keep_float)
     order = iter(sorted(set(names) - spared, key=added.__getitem__, reverse=True))
     total = _loss(prepared, set(names) - spared, objective, index, run) - exact
-    while budget is not None and total > budget and len(spared) < len(names):
+    while budget is not None and total > budget and set(names) - spared:
         spared.add(next(order))
         total = _loss(prepared, set(names) - spared, objective, index, run) - exact
         run.fabric.print(f"{run.name}: {', '.join(sorted(spared))} float: rounding adds {total:.4g} to the loss")

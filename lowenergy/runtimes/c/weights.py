@@ -46,7 +46,8 @@ class Array:
             line += f"{word}, "
         lines.append(line.rstrip(", "))
         body = "\n    ".join(lines)
-        return f"static const {self.kind} {self.name}[{len(self.values)}] = {{\n    {body}\n}};\n"
+        body = body or "0"  # C has no empty arrays
+        return f"static const {self.kind} {self.name}[{max(1, len(self.values))}] = {{\n    {body}\n}};\n"
 
 
 @dataclass(frozen=True)
