@@ -214,7 +214,8 @@ def _divide_scales(graph: GraphModule, quantize: Node, factor: int) -> None:
     for user in list(quantize.users) if factor > 1 else ():
         assert user.target is torch.ops.quantized_decomposed.dequantize_per_channel.default
         name = f"finer_{user.name}"
-        graph.register_buffer(name, operator.attrgetter(user.args[1].target)(graph) / factor)  # type: ignore[union-attr]
+        scale: Any = user.args[1]
+        graph.register_buffer(name, operator.attrgetter(scale.target)(graph) / factor)
         with graph.graph.inserting_before(user):
             user.update_arg(1, graph.graph.get_attr(name))
 

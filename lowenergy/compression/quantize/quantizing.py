@@ -164,10 +164,7 @@ def _negated(network: networks.Network, folded: networks.Network, names: Collect
     """Of each layer the output channels, (out,) bool, whose norm has a negative factor: folding it turns their integers
     round, of which there is one more below 0 than above."""
     layers = [networks.coded_layers(of) for of in (network, folded)]
-    return {
-        name: reduce(mul, (of[name].weight.detach().flatten(1) for of in layers)).sum(1) < 0  # type: ignore[misc]
-        for name in names
-    }
+    return {name: reduce(mul, (of[name].weight.detach().flatten(1) for of in layers)).sum(1) < 0 for name in names}
 
 
 def _few_levels(graph: GraphModule) -> dict[str, Range]:
