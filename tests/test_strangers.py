@@ -331,6 +331,28 @@ def test_labels_of_every_kind_of_integer() -> None:
     assert torch.equal(many.labels[:120], wanted)
 
 
+class OnDisk:
+    """Like an array of h5py."""
+
+    shape, dtype = IMAGES.shape, np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return IMAGES[part].numpy()
+
+
+def test_arrays_on_disk_are_read_in_slices() -> None:
+    assert torch.equal(using_images.read(OnDisk(), LABELS)[0].images, IMAGES)
+
+
+def test_labels_of_some_images_only() -> None:
+    some = [(image, None if i == 0 else 1) for i, image in enumerate(IMAGES)]
+    with pytest.raises(UserError, match="some images come with labels, some without"):
+        using_images.read(some)
+
+
 @pytest.mark.parametrize(("share", "held"), [(0.1, 12), (0.4, 48), (0.3, 36), (np.float32(0.25), 30)])
 def test_as_many_are_held_out_as_was_said(share: float, held: int) -> None:
     splits, _ = using_images.gathered(IMAGES, LABELS, validation=share)

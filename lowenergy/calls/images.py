@@ -173,7 +173,7 @@ def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
     """Batches of images with their labels, or None."""
     if not isinstance(labels, Tensor) and hasattr(labels, "__array__"):
         labels = np.asarray(labels)  # also of a Series, whose slices keep their place
-    if isinstance(images, Tensor | np.ndarray):
+    if isinstance(images, Tensor | np.ndarray) or _is_sliced(images):
         _check_count(labels, len(images))
         for first in range(0, len(images), AT_A_TIME):
             part = slice(first, first + AT_A_TIME)
@@ -193,6 +193,8 @@ def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
             answers = [label for _, label in items]
             if labels is not None:
                 answers = list(labels[first : first + len(items)])
+            elif 0 < sum(answer is None for answer in answers) < len(answers):
+                raise DataError("some images come with labels, some without; give all of them labels, or none")
             yield torch.stack(pixels), None if answers[0] is None else answers
     elif isinstance(images, DataLoader | Iterable) and not isinstance(images, str | bytes):
         if labels is not None:
@@ -206,6 +208,11 @@ def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
         raise DataError(
             f"images: {type(images).__name__} is none of tensor, array, Dataset, DataLoader; give one of these"
         )
+
+
+def _is_sliced(images: Any) -> bool:
+    """Whether it is like an array, such as those that h5py and zarr keep in files."""
+    return all(hasattr(images, name) for name in ("shape", "dtype", "__len__", "__getitem__"))
 
 
 def _check_count(labels: Any, images: int) -> None:

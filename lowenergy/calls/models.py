@@ -250,7 +250,10 @@ def _of_torchvision(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
         return None
     from torchvision import models
 
-    last = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    if not layers:
+        return None
+    last = layers[-1]
     arguments = {"num_classes": last.out_features if isinstance(last, nn.Linear) else last.out_channels}
     for name in models.list_models(module=models):
         builder = models.get_model_builder(name)
