@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lowenergy import cli, data, networks, params, targets, training
 from lowenergy.base import checkpoint
+from lowenergy.runtimes import int8
 from lowenergy.runtimes.loading import load
 from lowenergy.storage import artifact
 from lowenergy.targets.jem import training as of_jem
@@ -263,6 +264,15 @@ print(networks.training_format(network))
     )
     assert done.returncode == 0, done.stderr
     assert "contiguous" in done.stdout
+
+
+def test_graphs_of_such_convolutions_are_known_too() -> None:
+    for width, stem, wanted in ((8, "3x3", torch.contiguous_format), (16, "3x3", torch.channels_last)):
+        network = networks.build(networks.Spec("resnet8", width, stem, "relu", "none", 3, 16, 10, None), seed=0).eval()
+        layers = networks.coded_layers(network)
+        scales = {name: int8.best_scale(layer.weight, 8) for name, layer in layers.items()}
+        graph = int8.prepare(network, scales, dict.fromkeys(layers, 8))
+        assert networks.training_format(network) == networks.training_format(graph) == wanted
 
 
 @pytest.mark.parametrize(

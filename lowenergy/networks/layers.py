@@ -1,7 +1,11 @@
 """What compression asks of any network: its layers, and its arithmetic."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowenergy.networks.copies import duplicate
@@ -95,16 +99,32 @@ def _bears_channels_last(network: Network) -> bool:
     return True
 
 
-def training_format(network: Network) -> torch.memory_format:
-    """The same in training, but for networks whose gradients oneDNN gets wrong there (torch 2.15), or ends the process.
+def training_format(network: nn.Module) -> torch.memory_format:
+    """The same where weights get gradients, but for networks of which oneDNN writes past its workspace there (torch
+    2.15; its issue 6035): gradients are wrong then, or the process ends, sooner or later.
 
     Those are with the odd numbers of channels that structured pruning leaves, and with strided 1x1 convolutions of
-    fewer input channels than a vector holds: it writes past its workspace (its issue 6035).
+    fewer input channels than a vector holds.
     """
-    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    odd = any(m.out_channels % 8 for m in layers)
-    narrow = any(m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < VECTOR for m in layers)
-    return torch.contiguous_format if odd or narrow else memory_format(network)
+    for outputs, inputs, size, stride in _convolutions(network):
+        if outputs % 8 or (size == (1, 1) and stride != (1, 1) and inputs < VECTOR):
+            return torch.contiguous_format
+    return memory_format(network)
+
+
+def _convolutions(network: nn.Module) -> Iterator[tuple[int, int, tuple[int, ...], tuple[int, ...]]]:
+    """Output and input channels, kernel size and stride of each convolution, also of a graph's."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            yield module.out_channels, module.in_channels, tuple(module.kernel_size), tuple(map(int, module.stride))
+    for node in network.graph.nodes if isinstance(network, GraphModule) else ():
+        if node.target is torch.ops.aten.conv2d.default:
+            weight: Any = node.args[1]
+            if weight.op == "call_module":  # that rounds it
+                weight = weight.args[0]
+            outputs, inputs, *size = weight.meta["val"].shape
+            stride: Any = node.args[3] if len(node.args) > 3 else (1, 1)
+            yield outputs, inputs, tuple(size), tuple(stride)
 
 
 def macs(network: nn.Module) -> int:

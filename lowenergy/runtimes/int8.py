@@ -272,7 +272,7 @@ def prepare(
     from torchao.quantization.pt2e import allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    network = networks.duplicate(network).to(memory_format=networks.memory_format(network)).eval()
+    network = networks.duplicate(network).to(memory_format=networks.training_format(network)).eval()
     if gradient:
         assert network.spec.head is not None
         graph = gradient_graph(network, network.spec.head, network.spec.input_shape)

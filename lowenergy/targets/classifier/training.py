@@ -142,7 +142,7 @@ class LabelObjective:
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         p, labels = self.p.matching, self.labels[index]
         images = augment(self.inputs[index], self.p.train.crop_padding, self.p.train.flip, run.generator)
-        if {memory_format(network), memory_format(self.teacher)} == {torch.channels_last}:
+        if {training_format(network), memory_format(self.teacher)} == {torch.channels_last}:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             of_teacher, wanted = self._shared(self.teacher, images, run)
