@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,15 @@ def small(small_values: Any) -> params.Params:
 @pytest.fixture(scope="session")
 def splits(small: params.Params) -> data.Splits:
     return data.prepare(small.data, seed=0).read()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_are_read_once() -> None:
+    """torch reads all that it can say in ONNX anew for each file, for half a second."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
+        ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import copy
 import itertools
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -389,8 +390,7 @@ def test_students_are_smaller_and_learn(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("method", ["prune", "quantize", "distill", "pq"])
+@pytest.mark.parametrize(("method", "target"), [*product(METHODS, ("classifier", "ebm")), ("distill", "jem")])
 def test_retraining_lowers_the_targets_own_loss(
     compress: Any, target: str, method: str, small: params.Params, splits: data.Splits, tmp_path: Path
 ) -> None:
@@ -559,8 +559,7 @@ def test_mixed_bits_take_no_more_room_and_lose_less(compress: Any, target: str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["ebm", "jem"])
-@pytest.mark.parametrize("method", ["distill", "quantize", "pq", "prune"])
+@pytest.mark.parametrize(("method", "target"), [*product(METHODS, ["ebm"]), ("quantize", "jem")])
 def test_energies_are_matched_along_the_networks_own_chains(compress: Any, target: str, method: str) -> None:
     alone, along = (compress(method, target, {"energies.matching.student_chains": chains}) for chains in (0, 8))
     assert any(not torch.equal(along.tensors[name].decode(), t.decode()) for name, t in alone.tensors.items())
