@@ -190,8 +190,11 @@ def _train_folded(
         with rounded_inputs(folded, inputs, int8.shared(graph)), rounded_weights(folded, scales, bits):
             objective.retrain(folded, p.retrain, run)
     if p.finetune.epochs or p.retrain.epochs:
+        learned = {
+            name: found for name, found in int8.ranges(graph).items() if name.endswith(":in") and found.bits < MOST
+        }
         graph = _calibrated(folded, scales, images, bits, p.activation_bits)
-        int8.hold_ranges(graph, inputs)
+        int8.hold_ranges(graph, inputs if p.retrain.epochs else learned)
     return _Rounded(folded, scales, bits, graph)
 
 
