@@ -238,14 +238,15 @@ class RoundedWeight(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(scale.view(-1, *[1] * (len(shape) - 1)).clone())
         self.levels = 2 ** (bits - 1)
-        turned = torch.zeros(len(scale)) if negative is None else negative.float()
-        self.register_buffer("turned", turned.view_as(self.scale), persistent=False)
+        turned = None if negative is None or not negative.any() else negative.float().view_as(self.scale)
+        self.register_buffer("turned", turned, persistent=False)
         self.caution = (shape.numel() / len(scale) * self.levels) ** -0.5  # a step moves all weights of its channel
 
     def forward(self, weight: Tensor) -> Tensor:
         moved = self.caution * self.scale
         scale = self.scale.detach() + (moved - moved.detach())
-        steps = (weight / scale).clamp(self.turned - self.levels, self.levels - 1 + self.turned)
+        turned = 0.0 if self.turned is None else self.turned
+        steps = (weight / scale - turned).clamp(-self.levels, self.levels - 1) + turned
         return (steps + (steps.round() - steps).detach()) * scale
 
 
