@@ -324,11 +324,11 @@ def sample(
     from lowenergy.base import files
     from lowenergy.calls.using import check_out
 
+    if model.is_file():  # else what reads it says so
+        check_out(out, model)
     form = out.suffix.lower()
     if form not in (".png", ".npz"):
         raise UserError(f"--out {out}: give samples.png, a picture, or samples.npz, an array")
-    if model.is_file():  # else what reads it says so
-        check_out(out, model)
     images = lowenergy.sample(model, n=n, steps=steps, step_size=step_size, seed=seed, trust=trust, limit=limit)
     if form == ".png" and images.shape[1] not in (1, 3):
         raise UserError(f"--out {out}: no picture has {images.shape[1]} channels; give samples.npz")

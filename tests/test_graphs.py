@@ -585,7 +585,7 @@ def test_such_a_network_is_quantized_trained_and_read_again(
 def test_the_best_scale_is_the_best_of_all_shares(bits: int, channels: int, weights: int, seed: int) -> None:
     weight, levels = torch.randn(channels, weights, generator=torch.Generator().manual_seed(seed)), 2 ** (bits - 1) - 1
     weight[0] *= seed % 2  # a channel may be pruned
-    scales = weight.abs().amax(1) * torch.linspace(0.31, 1.0, 70)[:, None] / levels
+    scales = weight.abs().amax(1) * torch.linspace(int8.LEAST_SHARE.get(levels, 0.31), 1.0, 70)[:, None] / levels
     scales = scales.clamp_min(int8.SMALLEST_SCALE)
     zero_point = torch.zeros(channels, dtype=torch.int)
     errors = [

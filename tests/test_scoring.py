@@ -25,7 +25,7 @@ from lowenergy.runtimes.loading import network_of
 from lowenergy.scoring import accuracy, gallery, generation, micronet, ood, size
 from lowenergy.storage import artifact
 from lowenergy.storage.artifact import Model
-from lowenergy.storage.encodings import Coded, Int8, Sparse
+from lowenergy.storage.encodings import Coded, Int8, Range, Sparse
 
 SPEC = networks.Spec("cnn", 8, "3x3", "relu", "batch", channels=1, image_size=8, outputs=10)
 
@@ -179,7 +179,7 @@ def test_micronet_storage_by_the_challenges_rules() -> None:
 
     assert stored(Sparse(half)) == rest / 2 + (weight.numel() // 2) / 2 + weight.numel() / 32
     # Quantized below 16 bits somewhere: floats count in full.
-    assert stored(Int8(weight.to(torch.int8), torch.ones(10))) == rest + weight.numel() / 4 + 10
+    assert stored(Int8(torch.ones(10, 128).char(), torch.ones(10))) == rest + weight.numel() / 4 + 10
     codes = torch.zeros(weight.numel() // 4, dtype=torch.long)
     assert stored(Coded(codes, torch.zeros(16, 4).half(), (10, 128))) == rest + len(codes) * 4 / 32 + 64 / 2
 
@@ -193,8 +193,10 @@ def test_micronet_operations_by_hand() -> None:
     emptied = replace(model, tensors={**model.tensors, "fc.weight": Sparse(torch.zeros_like(weight))})
     assert micronet.operations_of(model) - micronet.operations_of(emptied) == weight.numel()
     eight = replace(model, tensors={**model.tensors, "fc.weight": Int8(torch.ones(10, 128).char(), torch.ones(10))})
-    # The freebie is gone everywhere else; this layer multiplies in 8 bits and adds in 32.
+    # The freebie is gone everywhere else; this layer adds in 32 bits and multiplies in those of the wider one.
     elsewhere = 2 * (macs - weight.numel()) + activations
+    assert micronet.operations_of(eight) == pytest.approx(elsewhere + weight.numel() * (32 + 32) / 32)
+    eight = replace(eight, activations={"fc:in": Range(0.1, 0)})
     assert micronet.operations_of(eight) == pytest.approx(elsewhere + weight.numel() * (8 + 32) / 32)
 
 
