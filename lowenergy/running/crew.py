@@ -1,6 +1,7 @@
 """Those who run stages: workers of this machine or of a cluster, and this process."""
 
 import asyncio
+import gc
 import logging
 import os
 import queue
@@ -292,11 +293,13 @@ def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
 def _event_loop() -> Iterator[Any]:
     """An event loop in a thread of its own.
 
-    Dask would start one itself, but waits for it no longer than ten seconds, and holds a lock meanwhile: if the new
-    thread happens to collect an older client as garbage, that client waits for the same lock and the ten seconds pass.
+    Dask would start one itself, but waits for it no longer than ten seconds, and holds a lock meanwhile: if an older
+    client happens to be collected as garbage then, it waits for the same lock, for as long or for ever. So what is left
+    of older ones goes first.
     """
     from tornado.ioloop import IOLoop
 
+    gc.collect()
     made: Future[tuple[IOLoop, asyncio.Event]] = Future()
 
     async def run() -> None:
