@@ -25,7 +25,7 @@ demo: .venv/ready
 test: setup # minutes
 	@$(MAKE) --no-print-directory --jobs 2 lint tests
 
-test-all: test slow-tests # and most of an hour more: what a change of the runner or of a method should pass
+test-all: test slow-tests # and twenty minutes more: what a change of the runner or of a method should pass
 
 lint:
 	ruff check .

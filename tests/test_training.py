@@ -227,6 +227,16 @@ def test_dropout_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), wanted.parameters(), strict=True))
 
 
+def said_on_one_thread(code: str) -> str:
+    """What a program prints, in a process of its own, which may end as it likes."""
+    here = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=here, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_odd_numbers_of_channels_are_trained_on_one_thread() -> None:
     """What structured pruning leaves; with channels last, oneDNN ended the process here."""
     code = """
@@ -240,12 +250,7 @@ for _ in range(5):
     network(torch.randn(64, 1, 8, 8)).square().mean().backward()
 print(training_format(network))
 """
-    here = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=here, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "contiguous" in done.stdout
+    assert "contiguous" in said_on_one_thread(code)
 
 
 def test_narrow_strided_convolutions_do_not_end_the_process() -> None:
@@ -258,12 +263,7 @@ network.to(memory_format=networks.training_format(network))
 network(torch.randn(8, 3, 56, 56)).square().mean().backward()
 print(networks.training_format(network))
 """
-    here = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=here, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "contiguous" in done.stdout
+    assert "contiguous" in said_on_one_thread(code)
 
 
 def test_graphs_of_such_convolutions_are_known_too() -> None:
