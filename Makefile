@@ -35,8 +35,8 @@ lint:
 tests:
 	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup -m "not slow"
 
-slow-tests: # many start processes that wait for one another: one that fails on a busy machine has a second try, and says so
-	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup -m slow --reruns 1
+slow-tests:
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup -m slow
 
 coverage: setup # half as long again: what stages and workers run is counted, too
 	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term
