@@ -13,7 +13,8 @@ from conftest import ROOT
 sys.path.append(str(ROOT / "benchmarks"))
 from conformance import cells, name_of
 
-SHARED = {"Around", "Between", "Tokens", "NormThatActivates", "Standard", "StandardisedConv", "Widths"}  # no networks
+SHARED = {"Around", "Between", "Tokens", "NormThatActivates", "SameConv"}  # no networks
+SHARED |= {"Standard", "StandardisedConv", "Widths"}
 NETWORKS = {
     node.name: f"{path}:{node.name}"
     for path in sorted((ROOT / "tests" / "networks").glob("*.py"))

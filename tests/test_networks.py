@@ -375,6 +375,27 @@ def test_a_file_is_data_not_code(tmp_path: Path, monkeypatch: Any) -> None:
             assert torch.equal(lowenergy.load("model.safetensors")(images), network(images))
 
 
+def test_what_a_weight_is_multiplied_with_holds_all_that_its_module_puts_around_it(generator: torch.Generator) -> None:
+    class PadsItself(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.conv2d(
+                nn.functional.pad(x, (1, 2, 0, 3)), self.weight, self.bias, self.stride, padding=(1, 0)
+            )
+
+    for layer in (
+        PadsItself(8, 6, 3, stride=2),
+        nn.Conv2d(8, 6, (4, 3), padding="same", dilation=(1, 2)),
+        nn.Conv2d(8, 6, 3, padding=(0, 2), stride=2),
+        nn.Conv2d(8, 6, 3, padding="valid"),
+        nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(8, 6, 3, padding="same", padding_mode="circular", groups=2),
+    ):
+        x = torch.randn(2, 8, 9, 7, generator=generator)
+        given = networks.operand(layer, x)
+        again = nn.functional.conv2d(given, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
+        torch.testing.assert_close(again, layer(x))
+
+
 def test_blocks_of_grouped_convolutions_meet_their_own_groups_inputs(generator: torch.Generator) -> None:
     """The error that the moments predict is that of the outputs, for every kind of convolution."""
     for layer in (

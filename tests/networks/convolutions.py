@@ -46,6 +46,20 @@ class PaddingUneven(Around):
         super().__init__(nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(16, 16, (3, 2), stride=2, padding=(1, 0))))
 
 
+class SameConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = zip(x.shape[2:], self.stride, self.kernel_size, strict=True)
+        down, right = (max(0, (n - 1) // s * s + k - n) for n, s, k in sizes)
+        return super().forward(F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2)))
+
+
+class PadsItself(Around):
+    """In code of its own; the last kernel is larger than what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(SameConv(16, 16, 3, stride=3), nn.SiLU(), SameConv(16, 16, 5, stride=2)))
+
+
 class Dilated(Around):
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(16, 16, 3, padding=2, dilation=2))

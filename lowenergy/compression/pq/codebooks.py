@@ -19,6 +19,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from lowenergy import networks
+
 CHUNK = 2**24  # distances held at once, 64 MiB
 
 
@@ -80,17 +82,13 @@ def input_moments(layer: nn.Conv2d | nn.Linear, inputs: Tensor, d: int) -> Momen
     Args:
         inputs: of the layer, (batch, channels, h, w) or (batch, [tokens,] features).
     """
+    inputs = networks.operand(layer, inputs)
     if isinstance(layer, nn.Linear):
         columns = inputs.reshape(-1, inputs.shape[-1])[:, :, None]  # (batch, features, 1)
+    elif layer.kernel_size == (1, 1):
+        columns = inputs[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)  # (batch, channels, pixels)
     else:
-        padding = layer.padding
-        if layer.padding_mode != "zeros" or isinstance(padding, str):
-            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-            inputs, padding = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        if layer.kernel_size == (1, 1) and not any(padding):
-            columns = inputs[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)  # (batch, channels, pixels)
-        else:
-            columns = F.unfold(inputs, layer.kernel_size, layer.dilation, padding, layer.stride)
+        columns = F.unfold(inputs, layer.kernel_size, layer.dilation, stride=layer.stride)
     blocks = columns.unflatten(1, (-1, d)).permute(1, 2, 0, 3).flatten(2)  # (p, d, batch * pixels)
     return Moments(torch.bmm(blocks, blocks.mT).double(), blocks.sum(2).double(), blocks.shape[2])
 

@@ -19,7 +19,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lowenergy import networks
 from lowenergy.base.progress import Progress
@@ -190,20 +189,18 @@ def _outputs_at(layer: Layer, output: Tensor, positions: Tensor) -> Tensor:
 
 def _patches_at(layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
     """What the outputs at these positions, counted through the batch, are products of."""
+    x = networks.operand(layer, x)
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)[positions][None]
-    padding = layer.padding
-    if layer.padding_mode != "zeros" or isinstance(padding, str):
-        raise ValueError("padded in another way")
     reach = [layer.dilation[d] * (layer.kernel_size[d] - 1) for d in (0, 1)]
-    size = [(x.shape[2 + d] + 2 * padding[d] - reach[d] - 1) // layer.stride[d] + 1 for d in (0, 1)]
+    size = [(x.shape[2 + d] - reach[d] - 1) // layer.stride[d] + 1 for d in (0, 1)]
     image, rest = positions // (size[0] * size[1]), positions % (size[0] * size[1])
     taps = [torch.arange(layer.kernel_size[d], device=x.device) * layer.dilation[d] for d in (0, 1)]
     rows = (rest // size[1] * layer.stride[0])[:, None] + taps[0]
     columns = (rest % size[1] * layer.stride[1])[:, None] + taps[1]
-    down, right = padding
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, right, right, down, down))
-    found = padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]  # (n, kernel, kernel, channels)
+    found = x.permute(0, 2, 3, 1)[
+        image[:, None, None], rows[:, :, None], columns[:, None, :]
+    ]  # (n, kernel, kernel, channels)
     grouped = found.unflatten(3, (layer.groups, -1)).permute(3, 0, 4, 1, 2)
     return grouped.reshape(layer.groups, len(positions), -1)
 
