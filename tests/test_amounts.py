@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch_pruning as tp
 from conftest import ROOT, with_changes
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -260,6 +262,28 @@ def test_channels_that_nothing_reads_leave_the_answers_as_they_are(section: Any,
             graph.remove(group, twins[group.root])
         torch.testing.assert_close(net(images()), answers, rtol=1e-4, atol=1e-5)
     assert all(twins.values())
+
+
+@pytest.mark.parametrize("name", ["Shuffled", "Dense", "Shortcut"])
+def test_a_group_is_found_without_comparing_all_with_all(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Which takes hours where thousands of operations go together, as in timm's efficientvit_m0."""
+
+    def groups() -> list[list[tuple[str, str, list[int]]]]:
+        graph = channels.ChannelGraph(network(name))
+        of_roots = (graph._together(root, range(4)) for root in graph.layers)
+        return [[(type(m).__name__, side, c) for m, side, c, _ in graph._held(group)] for group in of_roots]
+
+    compare, compared = tp.dependency.Group.has_pruning_op, []
+
+    def counted(self: Any, dep: Any, idxs: Any) -> bool:
+        compared.append(len(self))
+        return bool(compare(self, dep, idxs))
+
+    monkeypatch.setattr(tp.dependency.Group, "has_pruning_op", counted)
+    ours = groups()
+    assert not compared
+    monkeypatch.setattr(channels, "_as_it_is", lambda operations: nullcontext())
+    assert ours == groups() and compared
 
 
 def test_the_least_important_channel_is_missed_least(section: Any) -> None:

@@ -101,10 +101,15 @@ class ChannelGraph:
                         dependency.index_mapping[0] = None
         self.up_to_date = False
 
-    @property
+    @cached_property
     def layers(self) -> dict[str, Layer]:
         """The convolutions and fully connected layers that the network calls."""
         return {self.names[m]: m for m in self.graph.module2node if isinstance(m, Layer) and m in self.names}
+
+    @cached_property
+    def sized(self) -> dict[str, Layer]:
+        """These, and what is called without gradients."""
+        return {**networks.coded_layers(self.network), **self.layers}
 
     def groups(self, importance: str = "group", stay: Collection[str] = ()) -> tuple[list[Group], dict[str, str]]:
         """The groups that can go as far as can be seen; by layer, why others cannot.
@@ -214,9 +219,8 @@ class ChannelGraph:
 
     def sizes(self) -> dict[Holder, int]:
         """How many channels each layer makes and reads."""
-        layers: dict[str, Layer] = {**networks.coded_layers(self.network), **self.layers}
         return {
-            (name, side): _size(self.graph, layer, side) for name, layer in layers.items() for side in ("out", "in")
+            (name, side): _size(self.graph, layer, side) for name, layer in self.sized.items() for side in ("out", "in")
         }
 
     def fewest(self, whole: Mapping[Holder, int] | None = None) -> dict[Holder, int]:
@@ -280,17 +284,26 @@ class ChannelGraph:
 
 @contextmanager
 def _as_it_is(operations: int) -> Iterator[None]:
-    """Within it Torch-Pruning does not look at all operations again for each group; of DenseNets it has hundreds.
+    """Within it Torch-Pruning does not look at all operations again for each group; of DenseNets it has hundreds. Nor
+    does it compare each operation that it meets with all that the group holds: attention in cascades took hours so.
 
     And it gives up a group whose channels come back to the same operations in ever new places: as where a network adds
     a part of its channels to another part, in place. It would go on for ever.
     """
 
     class Bounded(tp.dependency.Group):
+        def __init__(self) -> None:
+            super().__init__()
+            self.there: set[tuple[Any, ...]] = set()
+
         def add_dep(self, dep: Any, idxs: Any) -> None:
             super().add_dep(dep, idxs)
+            self.there.add((dep.target, dep.handler, *idxs))
             if len(self) > PLACES * operations:
                 raise CannotGoError(UNKNOWN)
+
+        def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
+            return (dep.target, dep.handler, *idxs) in self.there
 
     update, group = index_mapping.update_index_mapping, dependencies.Group
     index_mapping.update_index_mapping, dependencies.Group = lambda graph: None, Bounded
@@ -393,16 +406,21 @@ def stuck(network: networks.Network) -> dict[str, str]:
     groups, found = ChannelGraph(networks.duplicate(original)).groups(stay={networks.output_layer(network)})
     makers = {group.root: group.makers for group in groups}
 
-    def settle(roots: list[str], good: list[str]) -> list[str]:
-        """Those of the roots that can go, together with those that are known to."""
-        if (why := _wrong_without(original, good + roots)) is None:
+    def settle(roots: list[str], good: list[str], why: str | None = None) -> list[str]:
+        """Those of the roots that can go, together with those that are known to.
+
+        Args:
+            why: not all of them can, where that is known.
+        """
+        why = why or _wrong_without(original, good + roots)
+        if why is None:
             return roots
         if len(roots) == 1:
             found.update(dict.fromkeys(makers[roots[0]], why))
             return []
         half = len(roots) // 2
         first = settle(roots[:half], good)
-        return first + settle(roots[half:], good + first)
+        return first + settle(roots[half:], good + first, why if len(first) == half else None)
 
     if makers:
         settle(list(makers), [])
