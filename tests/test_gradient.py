@@ -100,6 +100,33 @@ def test_a_graph_is_indifferent_to_how_tensors_lie_in_memory() -> None:
     torch.testing.assert_close(graph(images.contiguous(memory_format=torch.channels_last))[1], wanted)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+def test_the_gradient_of_one_image_does_not_depend_on_how_it_lies_in_memory(norm: Any, training: bool) -> None:
+    """What attention puts out has other strides along a batch of one, by which torch 2.15 read batch norms' gradients."""
+    generator = torch.Generator().manual_seed(0)
+    layer = norm(16, affine=True, track_running_stats=True, dtype=torch.double).train(training)
+    with torch.no_grad():
+        for value in (layer.weight, layer.running_mean, layer.running_var):
+            value.uniform_(0.5, 2, generator=generator)
+    values, slopes = torch.randn(2, 1, 16, 3, 3, dtype=torch.double, generator=generator)
+
+    def laid_out(value: Tensor, strides: tuple[int, ...]) -> Tensor:
+        return torch.empty_strided(value.shape, strides, dtype=value.dtype).copy_(value)
+
+    orders = ((144, 9, 3, 1), (144, 1, 48, 16), (16, 1, 48, 16), (7, 9, 3, 1))
+    found = []
+    for x, slope in product(orders, orders):
+        images = laid_out(values, x).requires_grad_()
+        (gradient,) = torch.autograd.grad(layer(images), images, laid_out(slopes, slope))
+        found.append(gradient)
+    for gradient in found[1:]:
+        torch.testing.assert_close(gradient, found[0])
+    if not training:
+        factor = layer.weight / (layer.running_var + layer.eps).sqrt()
+        torch.testing.assert_close(found[0], (slopes * factor.view(-1, 1, 1)).detach())
+
+
 def test_int8_scales_move_to_the_gradient_and_change_nothing() -> None:
     network, images = networks.build(SPEC, seed=0).eval(), images_for(SPEC.input_shape)
     graph = gradient_graph(network, "mean", SPEC.input_shape)

@@ -758,6 +758,7 @@ def test_what_is_wrong_is_one_line(case: str) -> None:
 def test_what_is_wrong_with_energies_is_one_line() -> None:
     wrong = {"Steps": "has no gradient by the images", "Root": "is not finite", "Aux": "auxiliary"}
     wrong["WritesOver"] = "writes into a tensor in place"
+    wrong["SlopeOfCompanions"] = "has other gradients by an image alone than among 3, by .* of their norm"
     for name, said in wrong.items():
         with pytest.raises(NetworkError, match=said) as error:
             taken(name, head="mean")
@@ -772,6 +773,21 @@ class Steps(Net):
 class Root(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + (x * 0).square().sum((1, 2, 3)).sqrt()[:, None]
+
+
+class OfCompanions(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        return slopes[0] * len(slopes[0])
+
+
+class SlopeOfCompanions(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(OfCompanions.apply(x))  # type: ignore[no-untyped-call]
 
 
 class Aux(Net):

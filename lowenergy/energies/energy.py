@@ -3,7 +3,6 @@
 The score ∇ log p = -∇E is what sampling follows.
 """
 
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -78,17 +77,6 @@ def energy_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]:
         energies = energy(images)
         (gradient,) = torch.autograd.grad(energies.sum(), images)
     return energies.detach(), gradient
-
-
-def _hardsigmoid_backward(g: Tensor, x: Tensor) -> Tensor:
-    return g * ((x > -3) & (x < 3)) / 6
-
-
-# torch has no derivative of this one (2.15), so that no MobileNetV3 could be trained as an energy.
-_ATEN = torch.library.Library("aten", "IMPL")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it says that a kernel is replaced
-    _ATEN.impl("hardsigmoid_backward", _hardsigmoid_backward, "Autograd")
 
 
 def twice_differentiable() -> AbstractContextManager[None]:

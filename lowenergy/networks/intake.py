@@ -24,6 +24,7 @@ from lowenergy.networks.foreign import (
     same,
 )
 from lowenergy.networks.given import take_weights
+from lowenergy.networks.graphs import sensitivity
 from lowenergy.networks.importing import NetworkError, first_line, run_anew
 from lowenergy.networks.network import Network
 from lowenergy.networks.plain import plain_weights
@@ -34,6 +35,7 @@ TRIED = 3  # images
 CLOSE = 1e-3  # of the outputs' norm: rounding, which differs between batches of one and three
 EQUAL = 1e-5  # the same, between two calls with the same images
 COUNTS = ["first", "second", "third"]
+NOT_FINITE = "is not finite, for a training image"
 RANDOM = (
     ": something in its constructor or file is random, or comes with pretrained weights; give it by arguments, or keep "
     "it in a buffer"
@@ -227,10 +229,37 @@ def check_answers(network: Network, images: Tensor, what: str) -> None:
             f"{what} gives an image other outputs alone than among {len(images)}, by {difference:.2g} of their norm, "
             "in evaluation mode: no image may depend on its companions; norms need running statistics"
         )
+    if network.spec.head is not None:
+        _check_slopes(network, images, what)
     changed += [name for name, value in _tensors(network).items() if name in before and not same(before[name], value)]
     if changed:
         raise NetworkError(
             f"{what} changes {_own(changed[0])} in evaluation mode, when asked; let it do so in training mode only"
+        )
+
+
+def _check_slopes(network: Network, images: Tensor, what: str) -> None:
+    """See that gradients by the images, too, are the same for each image alone: in torch itself they were not always.
+
+    Raises:
+        NetworkError: they are not.
+    """
+
+    def slopes(batch: Tensor) -> Tensor:
+        with torch.enable_grad():
+            shown = batch.clone().requires_grad_()
+            outputs = network(shown)
+            found = _gradients(outputs.square(), [shown], what)[0] if outputs.requires_grad else None
+        return torch.zeros_like(batch) if found is None else found
+
+    together, alone = slopes(images), torch.cat([slopes(image[None]) for image in images])
+    if not together.isfinite().all():
+        raise NetworkError(f"{what}: the gradient of its energy by the images {NOT_FINITE}")
+    difference = _difference(alone, together)
+    if not difference <= CLOSE and not difference <= sensitivity(slopes, images)[0]:
+        raise NetworkError(
+            f"{what} has other gradients by an image alone than among {len(images)}, by {difference:.2g} of their "
+            "norm, in evaluation mode, and an energy is sampled by them"
         )
 
 
@@ -440,7 +469,7 @@ def _check_slope(energies: Tensor, images: Tensor, what: str) -> None:
     if slope is None:
         raise NetworkError(f"{what}: its energy has no gradient by the images, which sampling follows")
     if not slope.isfinite().all():
-        raise NetworkError(f"{what}: the gradient of its energy by the images is not finite, for a training image")
+        raise NetworkError(f"{what}: the gradient of its energy by the images {NOT_FINITE}")
 
 
 def _gradients(outputs: Tensor, of: Sequence[Tensor], what: str) -> tuple[Tensor | None, ...]:
