@@ -103,7 +103,7 @@ def test_a_graph_is_indifferent_to_how_tensors_lie_in_memory() -> None:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
 def test_the_gradient_of_one_image_does_not_depend_on_how_it_lies_in_memory(norm: Any, training: bool) -> None:
-    """What attention puts out has other strides along a batch of one, by which torch 2.15 read batch norms' gradients."""
+    """Behind attention, a batch of one has other strides; torch 2.15 read batch norms' gradients by them."""
     generator = torch.Generator().manual_seed(0)
     layer = norm(16, affine=True, track_running_stats=True, dtype=torch.double).train(training)
     with torch.no_grad():
