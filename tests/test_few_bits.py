@@ -151,6 +151,22 @@ def test_learned_steps_round_as_files_say(bits: int, seed: int) -> None:
     assert step.range() == given
 
 
+@pytest.mark.parametrize("share", [-0.7, 0.0])
+def test_a_step_that_crosses_zero_rounds_in_training_as_in_the_file(share: float) -> None:
+    """The range of integers is not symmetric, so a step and its negative round differently."""
+    x = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    step = int8.LearnedStep(Range(0.21, 2, 3))
+    weights = quantizing.RoundedWeight(torch.full((4,), 0.21), 3, x.shape)
+    with torch.no_grad():
+        step.factor.fill_(share)
+        weights.scale.fill_(0.21 * share)
+    found = step.range()
+    assert found.scale > 0
+    torch.testing.assert_close(step(x), torch.fake_quantize_per_tensor_affine(x, found.scale, found.zero, 0, 7))
+    scale = weights.scale.detach().abs().clamp_min(int8.SMALLEST_SCALE).flatten()
+    torch.testing.assert_close(weights(x), int8.rounded(x, scale.view(-1, 1), 3).float() * scale.view(-1, 1))
+
+
 class Twice(nn.Module):
     """Calls a layer two times."""
 

@@ -59,10 +59,10 @@ class LearnedStep(nn.Module):
         self.factor = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        start = self.given.scale
+        start, factor = self.given.scale, self.factor.abs().clamp_min(SMALLEST_SCALE / self.given.scale)
         # The paper's factor for the gradient of the step itself, (numbers * levels)^-1/2, by the chain rule.
-        moved = (x[0].numel() * self.most) ** -0.5 / start * self.factor
-        step = start * self.factor.detach() + (moved - moved.detach())
+        moved = (x[0].numel() * self.most) ** -0.5 / start * factor
+        step = start * factor.detach() + (moved - moved.detach())
         steps = (x / step).clamp(-self.given.zero, self.most - self.given.zero)
         return (steps + (steps.round() - steps).detach()) * step
 

@@ -243,8 +243,9 @@ class RoundedWeight(nn.Module):
         self.caution = (shape.numel() / len(scale) * self.levels) ** -0.5  # a step moves all weights of its channel
 
     def forward(self, weight: Tensor) -> Tensor:
-        moved = self.caution * self.scale
-        scale = self.scale.detach() + (moved - moved.detach())
+        scale = self.scale.abs().clamp_min(int8.SMALLEST_SCALE)
+        moved = self.caution * scale
+        scale = scale.detach() + (moved - moved.detach())
         turned = 0.0 if self.turned is None else self.turned
         steps = (weight / scale - turned).clamp(-self.levels, self.levels - 1) + turned
         return (steps + (steps.round() - steps).detach()) * scale
