@@ -148,6 +148,20 @@ class SplitAndJoined(nn.Module):
         return self.fc(F.silu(self.last(x)).mean((2, 3)))
 
 
+class SplitAndAdded(nn.Module):
+    """A residual block for the first half of the channels, as in the stages of CSPNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.part = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.after, self.fc = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = F.silu(self.first(x)).chunk(2, 1)
+        x = torch.cat([F.silu(self.part(left)) + left, right], 1)
+        return self.fc(F.silu(self.after(F.silu(self.last(x)))).mean((2, 3)))
+
+
 class SubPixel(Around):
     """Pixels from channels and back."""
 

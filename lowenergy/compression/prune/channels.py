@@ -10,7 +10,7 @@ import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -33,6 +33,14 @@ Chosen = dict[str, list[int]]  # by root, which of a group's sets
 THINNEST = 0.9  # of a layer's channels no more than this is removed: none may vanish
 UNKNOWN = "Torch-Pruning does not know what goes with them"
 PLACES = 16  # of channels, for each operation, on average: more, and they go round in circles
+MAPPINGS: dict[Any, Callable[[Any, Any], None]] = {
+    tp.ops.OPTYPE.CONCAT: index_mapping.update_concat_index_mapping,
+    tp.ops.OPTYPE.SPLIT: index_mapping.update_split_index_mapping,
+    tp.ops.OPTYPE.RESHAPE: index_mapping.update_reshape_index_mapping,
+    tp.ops.OPTYPE.UNBIND: index_mapping.update_unbind_index_mapping,
+    tp.ops.OPTYPE.EXPAND: index_mapping.update_expand_index_mapping,
+    tp.ops.OPTYPE.SLICE: index_mapping.update_slice_index_mapping,
+}
 SAME = 1e-4  # relative difference of outputs that are summed in another order
 IMPORTANCE: dict[str, Callable[[], Any]] = {
     "l1": lambda: tp.importance.MagnitudeImportance(p=1, group_reduction="first"),
@@ -147,7 +155,10 @@ class ChannelGraph:
     def _together(self, root: str, channels: Sequence[int]) -> Any:
         """Torch-Pruning's group of these channels."""
         if not self.up_to_date:
-            index_mapping.update_index_mapping(self.graph)
+            for node in self.graph.module2node.values():
+                if update := MAPPINGS.get(node.type):
+                    with suppress(Exception):  # sums of parts it cannot size; what then goes wrong, the copy shows
+                        update(self.graph, node)
             self.up_to_date = True
         layer = self.modules[root]
         remove = self.graph.get_pruner_of_module(layer).prune_out_channels
