@@ -295,7 +295,11 @@ def test_learned_rounding_is_better_for_outputs_and_next_to_nearest(groups: int)
     nearest = int8.rounded(layer.weight.detach(), scale, 3).float()
     positions = torch.arange(64 * 16)
     with torch.no_grad():
-        patches, outputs = rounding._patches_at(layer, x, positions), rounding._outputs_at(layer, layer(x), positions)
+        around = networks.padded(layer, x, 1)
+        patches, outputs = (
+            rounding._patches_at(layer, around, positions),
+            rounding._outputs_at(layer, layer(x), positions),
+        )
         torch.testing.assert_close(patches @ rounding._as_matrices(layer, layer.weight).mT, outputs)
 
     def found() -> tuple[torch.Tensor, float]:
@@ -379,7 +383,7 @@ def test_gptq_leaves_less_of_the_outputs_error(groups: int) -> None:
     with torch.no_grad():
         outputs = rounding._outputs_at(layer, layer(x), positions)
         found, share = rounding.compensated(
-            layer, nearest, scale, 3, rounding._patches_at(layer, rough, positions), outputs
+            layer, nearest, scale, 3, rounding._patches_at(layer, networks.padded(layer, rough, 1), positions), outputs
         )
         integers = found.reshape(nearest.shape)
         assert integers.min() >= -4 and integers.max() <= 3 and torch.equal(integers, integers.round())
@@ -401,6 +405,26 @@ def test_gptq_makes_files_of_as_many_bits(compress: Any, target: str, capsys: An
     pairs = [(one, found.tensors[name]) for name, one in nearest.tensors.items() if isinstance(one, Int8)]
     assert all(one.bits == other.bits == 3 and torch.equal(one.scale, other.scale) for one, other in pairs)
     assert any(not torch.equal(one.values, other.values) for one, other in pairs)
+
+
+@pytest.mark.parametrize("how", ["learned", "gptq"])
+def test_rounding_answers_to_inputs_that_are_rounded_themselves(
+    compress: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    """Those of three bits have at most eight values, zeros around them included."""
+    counts: list[int] = []
+    choose = getattr(rounding, "learned" if how == "learned" else "compensated")
+
+    def counted(layer: Any, nearest: Any, scale: Any, bits: int, patches: torch.Tensor, *rest: Any) -> Any:
+        counts.append(len(patches.unique()))
+        return choose(layer, nearest, scale, bits, patches, *rest)
+
+    monkeypatch.setattr(rounding, choose.__name__, counted)
+    changes = {"quantize.activation_bits": 3, "quantize.weight_bits": 4, "quantize.rounding": how}
+    compress("quantize", "classifier", {**changes, "quantize.finetune.epochs": 0, "quantize.retrain.epochs": 0})
+    assert counts and max(counts) <= 8
 
 
 def test_rounding_is_learned_without_training(small_values: Any) -> None:

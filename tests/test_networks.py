@@ -375,6 +375,14 @@ def test_a_file_is_data_not_code(tmp_path: Path, monkeypatch: Any) -> None:
             assert torch.equal(lowenergy.load("model.safetensors")(images), network(images))
 
 
+def watched(layer: networks.Layer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What its weight is multiplied with, and what comes of it."""
+    seen = []
+    with networks.watched({"": layer}, lambda _, __, *both: seen.append(both)):
+        layer(x)
+    return seen[0]
+
+
 def test_what_a_weight_is_multiplied_with_holds_all_that_its_module_puts_around_it(generator: torch.Generator) -> None:
     class PadsItself(nn.Conv2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -391,9 +399,9 @@ def test_what_a_weight_is_multiplied_with_holds_all_that_its_module_puts_around_
         nn.Conv2d(8, 6, 3, padding="same", padding_mode="circular", groups=2),
     ):
         x = torch.randn(2, 8, 9, 7, generator=generator)
-        given = networks.operand(layer, x)
-        again = nn.functional.conv2d(given, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
-        torch.testing.assert_close(again, layer(x))
+        (given, output), whole = watched(layer, x), layer(x)
+        torch.testing.assert_close(networks.product(layer, given), whole)
+        torch.testing.assert_close(output, whole)
 
 
 def test_blocks_of_grouped_convolutions_meet_their_own_groups_inputs(generator: torch.Generator) -> None:
@@ -412,7 +420,7 @@ def test_blocks_of_grouped_convolutions_meet_their_own_groups_inputs(generator: 
         inputs = torch.randn(shape, generator=generator)
         change = torch.randn(layer.weight.shape, generator=generator)
         d = 3 if layer.weight[0].numel() % 3 == 0 else 2
-        blocks, moments = blocks_of(change, d, groups), input_moments(layer, inputs, d)
+        blocks, moments = blocks_of(change, d, groups), input_moments(layer, watched(layer, inputs)[0], d)
         with torch.no_grad():
             layer.weight.copy_(change)
             out = layer(inputs)

@@ -44,7 +44,8 @@ def test_moments_give_the_output_error_of_any_block(shape: tuple[int, int, int, 
     d = {"kernel": kernel * kernel, "row": kernel}[cut] if kernel > 1 else channels
     inputs, error = random(2, channels, 5, 5, seed=seed) + 1, random(d, seed=seed + 1)
     # Two batches add up to one.
-    moments = input_moments(layer, inputs[:1], d) + input_moments(layer, inputs[1:], d)
+    given = networks.padded(layer, inputs, layer.padding)
+    moments = input_moments(layer, given[:1], d) + input_moments(layer, given[1:], d)
     for position in range(channels * kernel * kernel // d):
         weight = torch.zeros(1, channels * kernel * kernel)
         weight[0, position * d : (position + 1) * d] = error
@@ -176,7 +177,7 @@ def test_coding_keeps_the_function_roughly(setting: Any, gram: str) -> None:
 def test_biases_put_the_mean_of_the_outputs_right() -> None:
     layer, inputs = nn.Conv2d(4, 8, 3, padding=1), random(20, 4, 6, 6) + 2
     before = layer(inputs)
-    moments = input_moments(layer, inputs, 9)
+    moments = input_moments(layer, networks.padded(layer, inputs, 1), 9)
     blocks = blocks_of(layer.weight.detach(), 9)
     found = learn(
         blocks, Metric(moments.covariance(), torch.ones(8)), 4, steps=10, generator=Generator().manual_seed(0)

@@ -9,13 +9,13 @@ from lowenergy.networks.graphs import MOST, SAME, check_same, sensitivity, trace
 from lowenergy.networks.importing import NetworkError
 from lowenergy.networks.intake import TRIED, batchnorm_warning, of_params, settled
 from lowenergy.networks.layers import (
+    Layer,
     coded_layers,
     features_and_logits,
     first_names,
     left_out,
     macs,
     memory_format,
-    operand,
     output_layer,
     own_tensors,
     training_format,
@@ -23,6 +23,7 @@ from lowenergy.networks.layers import (
 from lowenergy.networks.network import Network
 from lowenergy.networks.norms import batchnorms, fold_batchnorm, refresh_batchnorm, settle_norms
 from lowenergy.networks.plain import plain_weights
+from lowenergy.networks.products import fed, padded, product, watched
 from lowenergy.networks.spec import Given, Spec, spec_of
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Backbone",
     "Foreign",
     "Given",
+    "Layer",
     "Network",
     "NetworkError",
     "Spec",
@@ -44,16 +46,18 @@ __all__ = [
     "coded_layers",
     "duplicate",
     "features_and_logits",
+    "fed",
     "first_names",
     "fold_batchnorm",
     "left_out",
     "macs",
     "memory_format",
     "of_params",
-    "operand",
     "output_layer",
     "own_tensors",
+    "padded",
     "plain_weights",
+    "product",
     "refresh_batchnorm",
     "sensitivity",
     "settle_norms",
@@ -63,4 +67,5 @@ __all__ = [
     "stored_state",
     "traced",
     "training_format",
+    "watched",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from lowenergy.networks.copies import duplicate
 from lowenergy.networks.importing import NetworkError, first_line, imported
@@ -20,6 +21,7 @@ from lowenergy.networks.spec import Spec
 # Of constructors: weights come with the model file, or by architecture.weights.
 BRINGS_WEIGHTS = ("weights", "weights_backbone", "pretrained")
 LAYERS = nn.Conv2d, nn.Linear
+INNER = "_orig_mod", "_checkpoint_wrapped_module"  # what torch's wrappers call the module within
 
 
 class Foreign(Network):
@@ -54,30 +56,39 @@ class Foreign(Network):
         return self.body(self.normalised(x))
 
     def find_layers(self) -> None:
-        """Layers of one weight go by the name of the first, and stand last if one of them is called last; a layer
-        without a weight of its own, since other code sets it, is none."""
-        self.tied = tied(self)
-        weights = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        """Layers of one weight go by the name of the first, and stand last if one of them is called last.
+
+        A layer is none here if it has no weight of its own, since other code sets it; if it is called with another one,
+        by torch.func.functional_call; or not with a batch, but with a tuple or by torch.vmap.
+        """
+        counters = "num_batches_tracked"  # of norms, which no file keeps
+        self.tied = {name: first for name, first in tied(self).items() if not name.endswith(counters)}
+        weights = dict(self.named_parameters(remove_duplicate=False))
         modules = dict(self.named_modules(remove_duplicate=False))
         owners: dict[str, str] = {}
         calls: list[str] = []
         by_name: list[str] = []
+        others: set[str] = set()
         handles = []
 
         def look(name: str, inputs: tuple[Any, ...]) -> None:
             if not inputs:
                 by_name.append(name)
 
-        def note(name: str, inputs: tuple[Any, ...]) -> None:
+        def note(name: str, module: Any, inputs: tuple[Any, ...]) -> None:
             look(name, inputs)
-            calls.append(name)
+            is_batch = inputs and isinstance(inputs[0], Tensor) and not is_functorch_wrapped_tensor(inputs[0])
+            if is_batch and module.weight is weights[f"{name}.weight"]:
+                calls.append(name)
+            else:
+                others.add(owners[name])
 
         for name, module in self.named_modules():
             weight = f"{name}.weight"
             owner = self.tied.get(weight, weight).removesuffix(".weight")
             if weight in weights and isinstance(module, LAYERS) and isinstance(modules.get(owner), LAYERS):
                 owners[name] = owner
-                handles.append(module.register_forward_hook(lambda _, x, __, name=name: note(name, x)))
+                handles.append(module.register_forward_hook(lambda m, x, _, name=name: note(name, m, x)))
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                 handles.append(module.register_forward_hook(lambda _, x, __, name=name: look(name, x)))
         try:
@@ -88,6 +99,7 @@ class Foreign(Network):
         if by_name:
             name = by_name[0].removeprefix("body.")
             raise NetworkError(f"{self.spec.name} calls {name} with its input by name; write {name}(x)")
+        calls = [name for name in calls if owners[name] not in others]
         if calls:
             self.last = calls[-1]
             order = dict.fromkeys(owners[name] for name in calls if owners[name] != owners[self.last])
@@ -158,6 +170,10 @@ def adopted(spec: Spec, body: nn.Module) -> Foreign:
                 setattr(module, child, _unwrapped(inner))
     _check_made(body, spec.name)
     tensors = [*body.parameters(), *body.buffers()]
+    for tensor in tensors:
+        made = not nn.parameter.is_lazy(tensor) and tensor.layout == torch.strided
+        if made and tensor.numel() and 0 in tensor.stride():  # expanded, without room of its own
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     if any(tensor.device.type != "cpu" for tensor in tensors):
         body.cpu()
     network = Foreign(spec, body)
@@ -182,12 +198,12 @@ def _check_made(module: nn.Module, name: str) -> None:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """Out of DataParallel and torch.compile."""
+    """Out of DataParallel, torch.compile and checkpointing."""
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-            module = inner
+        elif inner := [part for key in INNER if isinstance(part := getattr(module, key, None), nn.Module)]:
+            module = inner[0]
         else:
             return module
 

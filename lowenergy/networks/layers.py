@@ -1,13 +1,12 @@
 """What compression asks of any network: its layers, and its arithmetic."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowenergy.networks.copies import duplicate
@@ -51,44 +50,6 @@ def own_tensors(network: nn.Module) -> dict[str, str]:
         for key in (*module._parameters, *module._buffers)
     ]
     return {name: first[name] for name in names if name in first}
-
-
-class _ReachedError(Exception):
-    """A layer's own operation, with what it is given: its inputs, and how it pads them."""
-
-
-class _UpToTheOperation(TorchFunctionMode):
-    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = dict(zip(("input", "weight", "bias", "stride", "padding"), args, strict=False)) | (kwargs or {})
-        if function in (torch.conv2d, F.linear):
-            raise _ReachedError(given["input"], given.get("padding", 0))
-        return function(*args, **(kwargs or {}))
-
-
-def operand(layer: Layer, inputs: Tensor) -> Tensor:
-    """What a layer's weight is multiplied with: its inputs, with all that is put around them.
-
-    Some modules pad in code of their own before they call their operation, as TensorFlow's "same" convolutions do.
-    """
-    padding: Any = getattr(layer, "padding", 0)
-    if type(layer).forward not in (nn.Conv2d.forward, nn.Linear.forward):
-        try:
-            with _UpToTheOperation():
-                layer.forward(inputs)
-        except _ReachedError as reached:
-            inputs, padding = reached.args
-    elif isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-        return F.pad(inputs, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-    if isinstance(layer, nn.Linear) or padding == "valid":
-        return inputs
-    around: list[int] = []
-    for d in (1, 0):  # F.pad begins with the last dimension
-        if padding == "same":
-            total = layer.dilation[d] * (layer.kernel_size[d] - 1)
-            around += [total // 2, total - total // 2]
-        else:
-            around += [padding if isinstance(padding, int) else padding[d]] * 2
-    return F.pad(inputs, around) if any(around) else inputs
 
 
 def output_layer(network: Network) -> str:
@@ -167,9 +128,26 @@ def _convolutions(network: nn.Module) -> Iterator[tuple[int, int, tuple[int, ...
             yield outputs, inputs, tuple(size), tuple(stride)
 
 
+def _uncounted() -> dict[Any, Any]:
+    """Operations that torch's counter does not know, by their arguments' shapes: multiplications and additions."""
+    aten = torch.ops.aten
+    known: dict[Any, Any] = {
+        aten.mv: lambda matrix, vector, **_: 2 * math.prod(matrix),
+        aten.addmv: lambda start, matrix, vector, **_: 2 * math.prod(matrix),
+        aten.dot: lambda one, other, **_: 2 * math.prod(one),
+        # of F.bilinear: (n, a), (o, a, b), (n, b)
+        aten._trilinear: lambda x, w, y, *_, **__: 2 * x[0] * (math.prod(w) + w[0] * w[2]),
+    }
+    if hasattr(torch.ops.torchvision, "deform_conv2d"):  # once torchvision is imported
+        known[torch.ops.torchvision.deform_conv2d] = lambda x, w, *_, out_shape, **__: (
+            2 * math.prod(w) * out_shape[0] * math.prod(out_shape[2:])
+        )
+    return known
+
+
 def macs(network: nn.Module) -> int:
     """Multiply-accumulates per image, counted while it runs once; zeros multiply too."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_uncounted())
     device = next(network.parameters()).device
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter knows no fused operations

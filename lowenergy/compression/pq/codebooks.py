@@ -19,8 +19,6 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from lowenergy import networks
-
 CHUNK = 2**24  # distances held at once, 64 MiB
 
 
@@ -76,13 +74,18 @@ class Moments:
         return (self.sums / self.count).float()
 
 
+def any_moments(layer: nn.Conv2d | nn.Linear, d: int) -> Moments:
+    """Where nothing is known of the inputs: all alike, and independent."""
+    positions = layer.weight[0].numel() * getattr(layer, "groups", 1) // d
+    return Moments(torch.eye(d, dtype=torch.double).repeat(positions, 1, 1), torch.zeros(positions, d).double(), 1)
+
+
 def input_moments(layer: nn.Conv2d | nn.Linear, inputs: Tensor, d: int) -> Moments:
     """Moments of the input blocks at each position of a layer's weight.
 
     Args:
-        inputs: of the layer, (batch, channels, h, w) or (batch, [tokens,] features).
+        inputs: what its weight is multiplied with, see networks.watched: (batch, channels, h, w) or (..., features).
     """
-    inputs = networks.operand(layer, inputs)
     if isinstance(layer, nn.Linear):
         columns = inputs.reshape(-1, inputs.shape[-1])[:, :, None]  # (batch, features, 1)
     elif layer.kernel_size == (1, 1):

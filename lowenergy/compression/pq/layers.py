@@ -65,7 +65,7 @@ def block_length(layer: Layer, p: Params) -> int:
     else:
         wanted = p.block_small if layer.weight.numel() <= p.small_weights else p.block_conv
     row = layer.weight[0].numel()
-    return max(d for d in range(1, wanted + 1) if row % d == 0)
+    return max(d for d in range(1, min(wanted, row) + 1) if row % d == 0)
 
 
 def codewords_for(layer: Layer, d: int, p: Params) -> int:

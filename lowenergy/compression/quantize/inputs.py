@@ -5,10 +5,9 @@ The steps can be trained (learned step size, Esser et al. 2020, arXiv 1902.08153
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from lowenergy import networks
 from lowenergy.runtimes.int8 import LearnedStep
@@ -34,12 +33,12 @@ class RoundedInputs(nn.Module):
             self.of_layer.setdefault(name.split(":")[0], []).append(place)
         self.calls: dict[str, int] = {}
 
-    def meet(self, layer: str, _: nn.Module, inputs: Any) -> Any:
-        """A forward pre-hook of that layer."""
+    def meet(self, layer: str, x: Tensor) -> Tensor:
+        """What that layer's weight is multiplied with, rounded."""
         places = self.of_layer[layer]
         call = self.calls.get(layer, 0)
         self.calls[layer] = (call + 1) % len(places)  # every forward pass makes all of them
-        return (self.steps[places[call]](inputs[0]), *inputs[1:])
+        return cast(Tensor, self.steps[places[call]](x))
 
     def ranges(self) -> dict[str, Range]:
         return {name: cast(LearnedStep, self.steps[place]).range() for name, place in self.places.items()}
@@ -58,16 +57,15 @@ def rounded_inputs(
     """
     inputs = RoundedInputs(ranges, same)
     coded = networks.coded_layers(network)
-    handles = [
-        owner.register_forward_pre_hook(partial(inputs.meet, name))
-        for name in inputs.of_layer
-        for owner, _ in networks.sharing(network, coded[name])
-    ]
+    layers: dict[str, Any] = {}
+    first: dict[str, str] = {}  # of layers that share a weight
+    for name in inputs.of_layer:
+        for number, (owner, _) in enumerate(networks.sharing(network, coded[name])):
+            layers[f"{name} {number}"], first[f"{name} {number}"] = owner, name
     network.add_module("rounded_inputs", inputs)  # whose parameters are trained with the network's
     try:
-        yield inputs
+        with networks.fed(layers, lambda name, x: inputs.meet(first[name], x)):
+            yield inputs
     finally:
-        for handle in handles:
-            handle.remove()
         del network._modules["rounded_inputs"]
         ranges.update(inputs.ranges())

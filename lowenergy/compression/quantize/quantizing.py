@@ -266,8 +266,10 @@ def rounded_weights(
         rounding = RoundedWeight(scales[name], bits[name], coded[name].weight.shape, (negative or {}).get(name))
         for owner, key in same:
             parametrize.register_parametrization(owner, key, rounding)
-    training.hold_zeros(network)
+    held = training.hold_zeros(network)
     yield
+    for handle in held:  # or graphs that are compared with the network later would have other gradients
+        handle.remove()
     for name, same in layers.items():
         of_weight: Any = coded[name].parametrizations.weight  # type: ignore[union-attr]
         scales[name] = of_weight[0].scale.detach().abs().clamp_min(int8.SMALLEST_SCALE).flatten()

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -79,7 +78,10 @@ def learn_rounding(
                 seen = []
                 for batch, positions in zip(batches, wanted[name].positions, strict=True):
                     inputs.calls.clear()
-                    seen.append(_patches_at(layer, _input_of(layer, network, batch), positions))
+                    given = _input_of(layer, network, batch)
+                    if name in inputs.of_layer:  # which rounds behind what was watched
+                        given = inputs.meet(name, given)
+                    seen.append(_patches_at(layer, given, positions))
                 inputs.calls.clear()
                 patches, outputs = torch.cat(seen, 1), wanted[name].outputs
                 if how == "gptq":
@@ -118,7 +120,7 @@ def _wanted(
     found: dict[str, _Wanted] = {name: _Wanted([], []) for name in layers}
     calls: Counter[str] = Counter()
 
-    def look(name: str, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def look(name: str, layer: Layer, given: Tensor, output: Tensor) -> None:
         calls[name] += 1
         if name not in found or calls[name] > 1:
             found.pop(name, None)
@@ -131,7 +133,7 @@ def _wanted(
             positions = (some + count * torch.arange(images)[:, None]).flatten().to(output.device)
             part = _outputs_at(layer, output, positions)
             if not found[name].parts:
-                again = _patches_at(layer, inputs[0], positions) @ _as_matrices(layer, layer.weight).mT
+                again = _patches_at(layer, given, positions) @ _as_matrices(layer, layer.weight).mT
                 if again.shape != part.shape or not (again - part).norm() <= SAME * part.norm():
                     raise ValueError("computes something else")
         except (RuntimeError, IndexError, ValueError):
@@ -140,16 +142,12 @@ def _wanted(
         found[name].positions.append(positions)
         found[name].parts.append(part)
 
-    handles = [layer.register_forward_hook(partial(look, name)) for name, layer in layers.items()]
-    try:
+    with networks.watched(layers, look):
         for batch in batches:
             images = len(batch)
             calls.clear()
             with torch.no_grad():
                 network(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: of for name, of in found.items() if of.parts}
 
 
@@ -158,13 +156,14 @@ class _MetError(Exception):
 
 
 def _input_of(layer: Layer, network: nn.Module, images: Tensor) -> Tensor:
+    """What the layer's weight is multiplied with."""
     met: list[Tensor] = []
 
-    def stop(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
-        met.append(inputs[0])
+    def stop(_: str, __: Layer, given: Tensor, ___: Tensor) -> None:
+        met.append(given)
         raise _MetError
 
-    with layer.register_forward_hook(stop), suppress(_MetError), torch.no_grad():
+    with torch.no_grad(), networks.watched({"": layer}, stop), suppress(_MetError):
         network(images)
     return met[0]
 
@@ -189,7 +188,6 @@ def _outputs_at(layer: Layer, output: Tensor, positions: Tensor) -> Tensor:
 
 def _patches_at(layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
     """What the outputs at these positions, counted through the batch, are products of."""
-    x = networks.operand(layer, x)
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)[positions][None]
     reach = [layer.dilation[d] * (layer.kernel_size[d] - 1) for d in (0, 1)]
