@@ -3,9 +3,11 @@
 All are read once, in order, into a temporary file that is mapped into memory: they may be more than memory holds.
 """
 
+import shutil
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from fractions import Fraction
 from numbers import Real
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lowenergy.base.progress import EVERY
 from lowenergy.data import DataError, Split, Splits
 
 HELD_OUT = 0.1  # of the images, to validate on, where nobody says how many
@@ -108,9 +111,14 @@ def read(images: Images, labels: Any = None, *, mean: Values = None, std: Values
 
 
 class _Room:
-    """Images of one split as they come, in a temporary file that goes with its last reader."""
+    """Images of one split as they come, in a temporary file that goes with its last reader.
+
+    Raises:
+        DataError: they would fill more than half of what the disk has left.
+    """
 
     def __init__(self) -> None:
+        self.most = shutil.disk_usage(tempfile.gettempdir()).free // 2
         self.file = tempfile.TemporaryFile(prefix="lowenergy-")  # noqa: SIM115 for as long as it is mapped
         self.labels: list[Tensor] = []
         self.shape: tuple[int, ...] = ()
@@ -120,6 +128,11 @@ class _Room:
     def add(self, images: Tensor, labels: Tensor) -> None:
         if len(images):
             self.shape, self.count = tuple(images.shape[1:]), self.count + len(images)
+            if self.count * images[0].numel() > self.most:
+                raise DataError(
+                    f"images: the first {self.count:,} fill half of the free disk at {tempfile.gettempdir()}; does the "
+                    "loader ever end? Give one that does, or let TMPDIR name a larger disk"
+                )
             self.file.write(images.contiguous().numpy().data)
             self.labels.append(labels)
 
@@ -139,8 +152,11 @@ def _fill(
     goes_there: Callable[[int], bool],
 ) -> None:
     """Read all images into `room`, but those into `other` whose labels `goes_there` says so of."""
-    lowest, floats, count = np.inf, False, 0
+    lowest, floats, count, said = np.inf, False, 0, time.monotonic()
     for batch, answers in _batches(images, labels):
+        if time.monotonic() - said > EVERY:
+            print(f"images: {count:,} read", flush=True)
+            said = time.monotonic()
         pixels = _upright(batch)
         if room.shape and tuple(pixels.shape[1:]) != room.shape:
             raise DataError(
@@ -173,6 +189,8 @@ def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
     """Batches of images with their labels, or None."""
     if not isinstance(labels, Tensor) and hasattr(labels, "__array__"):
         labels = np.asarray(labels)  # also of a Series, whose slices keep their place
+    elif isinstance(labels, Collection) and not isinstance(labels, Tensor | list | tuple | str | Set | Mapping):
+        labels = list(labels)
     if isinstance(images, Tensor | np.ndarray) or _is_sliced(images):
         _check_count(labels, len(images))
         for first in range(0, len(images), AT_A_TIME):
@@ -290,7 +308,7 @@ def _bytes(images: Tensor, normalised: Normalisation | None) -> Tensor:
 
 def _labels(given: Any, count: int) -> Tensor:
     try:
-        labels = torch.as_tensor(_native(given) if isinstance(given, np.ndarray) else given).detach().cpu()
+        labels = torch.as_tensor(_native(given.copy()) if isinstance(given, np.ndarray) else given).detach().cpu()
     except Exception:  # torch raises nearly anything at names, lists of uneven lists, or nothing
         kinds = ", ".join(sorted({type(label).__name__ for label in given})) if isinstance(given, list) else ""
         raise DataError(

@@ -54,6 +54,10 @@ class Made:
         with apart("cpu"):
             return artifact.to_bytes(self.model, self.provenance)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the ready network, which is made again: graphs of int8 cannot be pickled."""
+        return {key: value for key, value in self.__dict__.items() if key != "network"}
+
     def to_bytes(self) -> bytes:
         """The content of its file."""
         return self._bytes

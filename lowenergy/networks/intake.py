@@ -5,7 +5,7 @@ Whatever is wrong is one line that says what the network returned, for which inp
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -35,6 +35,7 @@ TRIED = 3  # images
 CLOSE = 1e-3  # of the outputs' norm: rounding, which differs between batches of one and three
 EQUAL = 1e-5  # the same, between two calls with the same images
 COUNTS = ["first", "second", "third"]
+EXTRA = "_extra_state"  # what modules may keep beside tensors
 NOT_FINITE = "is not finite, for a training image"
 RANDOM = (
     ": something in its constructor or file is random, or comes with pretrained weights; give it by arguments, or keep "
@@ -133,16 +134,24 @@ def check_tensors(network: nn.Module, what: str) -> None:
     Raises:
         NetworkError: naming the first tensor that is neither.
     """
-    for name, state in network.state_dict().items():
+    found = network.state_dict()
+    names = set(_names(network))
+    if unlike := [*(names - found.keys()), *(name for name in found.keys() - names if not name.endswith(EXTRA))]:
+        name = min(unlike)
+        its = "is not in its state dict" if name in names else "is in its state dict, but is none of its tensors"
+        raise NetworkError(f"{what}: {_own(name)} {its}; let it keep parameters and buffers by their own names")
+    for name, state in found.items():
         if ":" in name:
             raise NetworkError(f"{what}: {_own(name)}: a file keeps colons to itself; name it without")
         if not isinstance(state, Tensor):
             raise NetworkError(f"{what}: {_own(name)} is a {type(state).__name__}; keep it in buffers, as tensors")
         if state.dtype not in STORED or state.is_quantized or state.layout != torch.strided:
             raise NetworkError(f"{what}: {_own(name)} is {_type(state)}, which no file holds; keep it in another type")
-    if found := _overlapping(network):
+        if type(state).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            raise NetworkError(f"{what}: {_own(name)} is a {type(state).__name__}; give plain weights, not coded ones")
+    if pair := _overlapping(network):
         raise NetworkError(
-            f"{what}: {_own(found[0])} and {_own(found[1])} share memory without being one parameter; make them one"
+            f"{what}: {_own(pair[0])} and {_own(pair[1])} share memory without being one parameter; make them one"
         )
     norms = {name for name, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
@@ -154,6 +163,15 @@ def check_tensors(network: nn.Module, what: str) -> None:
                 f"{what}: {_own(name)} is {kind} in {int(bad.sum()):,} of its {tensor.numel():,} values; "
                 "give finite weights"
             )
+
+
+def _names(network: nn.Module) -> Iterator[str]:
+    """Of all parameters and of the buffers that are kept, as a state dict should have them."""
+    for path, module in network.named_modules(remove_duplicate=False):
+        own = [*module._parameters.items(), *module._buffers.items()]
+        for key, value in own:
+            if value is not None and key not in module._non_persistent_buffers_set:
+                yield f"{path}.{key}" if path else key
 
 
 def _overlapping(network: nn.Module) -> tuple[str, str] | None:

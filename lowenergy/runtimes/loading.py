@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from lowenergy import energies, networks
@@ -15,6 +16,8 @@ from lowenergy.storage.artifact import Model
 from lowenergy.storage.coded import CodedWeight, attach
 from lowenergy.storage.encodings import Coded
 
+SAME = 1e-4  # of the outputs' norm
+
 
 def dense_network(model: Model) -> networks.Network:
     """Every tensor decoded to float32 in the network of the model's spec; activations are not rounded."""
@@ -22,13 +25,27 @@ def dense_network(model: Model) -> networks.Network:
 
 
 def coded_network(model: Model) -> networks.Network:
-    """The network with its product-quantized weights still coded: each layer decodes its own whenever it is used."""
+    """The network with its product-quantized weights still coded: each layer decodes its own whenever it is used.
+
+    Raises:
+        FileError: that is another network, since its code writes into its weights.
+    """
     network = dense_network(model)
+    images = torch.rand(2, *model.spec.input_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        wanted = network(images)
     for name, layer in networks.coded_layers(network).items():
         encoded = model.tensors[f"{name}.weight"]
         if isinstance(encoded, Coded):
             code = CodedWeight(encoded.codes, len(encoded.codebook), encoded.shape)
             attach(network, layer, encoded.codebook.float(), code)
+    with torch.no_grad():
+        off = float((network(images) - wanted).norm())
+    if not off <= SAME * float(wanted.norm()):
+        raise FileError(
+            f"{model.origin or model.spec.name}: {model.spec.name} writes into its weights where it uses them, which "
+            "coded ones do not keep; load it without coded"
+        )
     return network
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.hooks import RemovableHandle
 
 from lowenergy.base.precision import Precision
 from lowenergy.data import Batches, Floats, at_a_time
@@ -107,9 +108,13 @@ def mean_loss(network: nn.Module, objective: Objective, index: Tensor, run: Run)
     return total / len(index)
 
 
-def hold_zeros(network: nn.Module) -> None:
-    """Let no gradient reach the weights that pruning removed: what is zero stays zero in all training to come."""
+def hold_zeros(network: nn.Module) -> list[RemovableHandle]:
+    """Let no gradient reach the weights that pruning removed: what is zero stays zero in all training to come, until
+    these handles are removed."""
+    handles = []
     for parameter in network.parameters():
         kept = parameter.detach() != 0
         if parameter.requires_grad and parameter.ndim > 1 and not kept.all():
-            parameter.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient.device))
+            held = parameter.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient.device))
+            handles.append(held)
+    return handles

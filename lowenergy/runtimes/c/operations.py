@@ -8,7 +8,8 @@ part of it.
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lowenergy.base.errors import UserError
+from lowenergy.networks.importing import first_line
 from lowenergy.runtimes.c.expressions import POINTWISE, literal
 from lowenergy.runtimes.c.trace import Trace
 
@@ -267,7 +269,8 @@ class _Lowering:
         (given,) = next(node for node in nodes if node.op == "output").args
         for node in nodes:
             if node.op == "call_function" and node not in self.values:
-                self._lower(node)
+                with self._refusing(node):
+                    self._lower(node)
             if node in given[:2]:
                 ahead = len(self.operations)  # views that are copied later only copy
         logits, *rest = (self._settled(node) for node in given)
@@ -277,6 +280,16 @@ class _Lowering:
             if any(view.index.numel() and strides_of(view.index) is None for view in (operation.out, *operation.views)):
                 raise UserError(f"no C form of how elements are moved after layer {operation.layer}; export it as ONNX")
         return Program(self.operations, ahead, logits, energy, gradient, self.constants, self.input_shape)
+
+    @contextmanager
+    def _refusing(self, node: Node) -> Iterator[None]:
+        """Within it, what cannot be done with an operation as it is used is said of the operation."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise self._refused(node, f"as it is used here: {first_line(error)}") from None
 
     def _last_writer(self, views: Sequence[View]) -> int:
         wanted = {view.of for view in views}
@@ -297,7 +310,8 @@ class _Lowering:
             if node.target in (aten.full_like.default, aten.zeros_like.default, aten.ones_like.default,
                                aten.empty_like.default, aten.new_empty.default, aten.new_zeros.default,
                                aten.new_full.default):  # fmt: skip
-                self.values[node] = _Known(self._filled(node))
+                with self._refusing(node):
+                    self.values[node] = _Known(self._filled(node))
                 continue
             if all(isinstance(self.values.get(given), _Known) for given in node.all_input_nodes):
                 if node.target in LAYERS:  # a weight times a constant would be a second, larger array of it

@@ -1,0 +1,375 @@
+"""Layers that do more than multiply, and tensors that go other ways: the same as written plainly, or one line."""
+
+import itertools
+import pickle
+import shutil
+from collections import deque, namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_strangers import CODED, IMAGES, LABELS, NOTHING, PRUNED, Net
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn import functional as F
+
+import lowenergy
+from lowenergy.base.errors import UserError
+
+X = IMAGES[:6].float() / 127.5 - 1
+FEW: dict[str, Any] = {"codewords": 16, "codewords_fc": 16, "block_conv": 9, "block_fc": 4, "calibration_images": 100}
+ROUNDED: dict[str, Any] = {"finetune": NOTHING, "retrain": NOTHING, "calibration_images": 20}
+
+
+def compressed(network: nn.Module, method: str, **given: Any) -> Any:
+    options: dict[str, Any] = {"images": IMAGES, "labels": LABELS, "accept_chance": True, "device": "cpu"}
+    return lowenergy.compress(network, method, **{**options, **given})
+
+
+# -- the same function, written in another way ------------------------------------------------------------------------
+
+
+class Two(nn.Module):
+    """A 1x1 convolution and one of 3x3, whose channels are of very different size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.pre, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 3)
+        with torch.no_grad():
+            self.pre.weight.mul_(torch.logspace(-1.5, 1, 16)[:, None, None, None])
+            self.fc.weight.mul_(torch.logspace(-2, 0.5, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.both(F.relu(self.a(x)))).mean((2, 3)))
+
+    def both(self, x: Tensor) -> Any:
+        return self.b(F.relu(self.pre(x)))
+
+
+def moved(network: nn.Module, **parts: nn.Conv2d) -> None:
+    """With other layers of the same weights in their places."""
+    for name, layer in parts.items():
+        layer.load_state_dict(network.get_submodule(name).state_dict(), strict=False)
+        setattr(network, name, layer)
+
+
+class ChannelsLast(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class LastChannels(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        moved(self, b=ChannelsLast(16, 16, 3, padding=1))
+
+    def both(self, x: Tensor) -> Any:
+        return self.b(F.relu(self.pre(x)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class CallsAnother(nn.Conv2d):
+    first: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.relu(self.first(x)))
+
+
+class Inner(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        moved(self, b=CallsAnother(16, 16, 3, padding=1))
+        self.b.first = self.pre
+
+    def both(self, x: Tensor) -> Any:
+        return self.b(x)
+
+
+class GivesTwo(nn.Conv2d):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), self.bias
+
+
+class Pair(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        moved(self, b=GivesTwo(16, 16, 3, padding=1))
+
+    def both(self, x: Tensor) -> Any:
+        return self.b(F.relu(self.pre(x)))[0]
+
+
+def weights(network: nn.Module, method: str, **given: Any) -> list[Tensor]:
+    model = compressed(network, method, **given).model
+    first = {name: part for name, part in model.tensors.items() if name.endswith("weight")}
+    return [first[f"body.{name}.weight"].decode() for name in ("a", "b", "fc")]
+
+
+@pytest.mark.parametrize(
+    "method", [("pq", {**CODED, **FEW}), ("quantize", {**ROUNDED, "weight_bits": 2, "rounding": "gptq"})]
+)
+@pytest.mark.parametrize("other", [LastChannels, Inner, Pair])
+def test_a_layer_is_compressed_by_what_its_weight_multiplies(other: Any, method: tuple[str, dict[str, Any]]) -> None:
+    made = []
+    for kind in (Two, other):
+        torch.manual_seed(0)
+        made.append(weights(kind(), method[0], **method[1]))
+    for plain, found in zip(*made, strict=True):
+        torch.testing.assert_close(found, plain)
+
+
+class TakesTwo(nn.Conv2d):
+    def forward(self, given: Any) -> Any:
+        x, mask = given
+        return super().forward(x * mask)
+
+
+class Masked(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = TakesTwo(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = (x.mean(1, keepdim=True) > -1).float()
+        return self.fc(F.silu(self.b((F.silu(self.a(x)), mask))).mean((2, 3)))
+
+
+class Turned(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.func.functional_call(self.b, {"weight": self.b.weight.flip(0)}, (F.silu(self.a(x)),))
+        return self.fc(F.silu(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Masked, Turned])
+def test_layers_that_are_called_otherwise_stay_as_they_are(kind: Any, capsys: Any) -> None:
+    torch.manual_seed(0)
+    network = kind()
+    for method, given in (
+        ("pq", {**CODED, **FEW}),
+        ("quantize", {"activation_bits": 4, "finetune": {"epochs": 1}, "retrain": {"epochs": 1}}),
+    ):
+        made = compressed(network, method, **given)
+        assert made.model.tensors["body.b.weight"].kind == "dense"
+        assert made.network(X).isfinite().all()
+    assert "of no layer" in capsys.readouterr().err
+
+
+class EachAlone(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda image: self.fc(F.silu(self.b(F.silu(self.a(image)))).mean((1, 2))))(x)
+
+
+def test_networks_that_are_mapped_over_images_are_refused_in_one_line() -> None:
+    for method in ("prune", "pq"):
+        with pytest.raises(UserError, match="calls no convolution or fully connected layer") as error:
+            compressed(EachAlone(), method)
+        assert "\n" not in str(error.value)
+
+
+# -- tensors ----------------------------------------------------------------------------------------------------------
+
+
+class OutOfState(nn.Conv2d):
+    def _save_to_state_dict(self, *_: Any) -> None:
+        pass
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        pass
+
+
+class Unsaved(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = OutOfState(16, 16, 3, padding=1)
+
+
+def test_weights_that_no_file_would_hold_are_refused(tmp_path: Path) -> None:
+    for call in (
+        lambda: lowenergy.save(Unsaved().eval(), tmp_path / "x.safetensors", images=IMAGES),
+        lambda: compressed(Unsaved(), "quantize", **ROUNDED),
+    ):
+        with pytest.raises(UserError, match=r"b\.(bias|weight) is not in its state dict"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_torchs_wrapper_of_layers_to_be_computed_twice_is_taken_off() -> None:
+    network = Net()
+    network.b = checkpoint_wrapper(network.b)
+    made = compressed(network, "quantize", finetune={"epochs": 2, "lr": 0.01}, retrain=NOTHING)
+    assert made.model.tensors["body.b.weight"].kind == "int8"
+
+
+class TwoNames(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = nn.BatchNorm2d(16)
+        self.block = nn.Sequential(self.b, self.n, nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.block(F.silu(self.a(x))).mean((2, 3)))
+
+
+def test_a_norm_under_two_names_is_stored_once(tmp_path: Path) -> None:
+    network, path = TwoNames().eval(), tmp_path / "x.safetensors"
+    lowenergy.save(network, path, images=IMAGES)
+    assert torch.equal(lowenergy.load(path, network=TwoNames())(X), network(X))
+    made = compressed(network, "prune", **PRUNED)
+    made.save(path)
+    assert torch.equal(lowenergy.load(path, network=TwoNames())(X), made.network(X))
+
+
+class AsksItsNorm(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(F.silu(self.a(x)))
+        assert x.shape[1] == self.n.num_features
+        return self.fc(F.silu(self.n(x)).mean((2, 3)))
+
+
+def test_a_norm_that_its_network_asks_stays(capsys: Any) -> None:
+    assert compressed(AsksItsNorm(), "quantize", **ROUNDED).network(X).isfinite().all()
+    assert "norms that are not folded: body.n" in capsys.readouterr().err
+
+
+class Expanded(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.full((1,), 0.3).expand(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.silu(self.b(F.silu(self.a(x)))).mean((2, 3)) + self.shift)
+
+
+def test_an_expanded_buffer_is_one_like_others() -> None:
+    network = Expanded()
+    assert torch.allclose(compressed(network, "prune", **{**PRUNED, "amount": 0.01}).network(X), network(X), atol=0.1)
+
+
+def test_weights_that_are_quantized_already_are_refused() -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    network = Net()
+    quantize_(network, Int8WeightOnlyConfig())
+    with pytest.raises(UserError, match=r"fc\.weight is a \w+; give plain weights"):
+        compressed(network, "prune", **PRUNED)
+
+
+class MasksInPlace(nn.Conv2d):
+    mask: Tensor
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        mask = torch.ones_like(self.weight)
+        mask[:, :, 1, 2:] = mask[:, :, 2:] = 0
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+class Pixels(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = MasksInPlace(16, 16, 3, padding=1)
+
+
+def test_weights_that_are_written_where_they_are_used_do_not_stay_coded(tmp_path: Path) -> None:
+    made = compressed(Pixels(), "pq", **{**CODED, **FEW})
+    made.save(path := tmp_path / "x.safetensors")
+    assert torch.equal(lowenergy.load(path, network=Pixels())(X), made.network(X))
+    with pytest.raises(UserError, match="writes into its weights where it uses them"):
+        lowenergy.load(path, network=Pixels(), coded=True)
+
+
+# -- zeros, counts, numbers -------------------------------------------------------------------------------------------
+
+
+def test_what_was_pruned_is_trained_on_rounded() -> None:
+    """The hooks that keep zeros are gone when the new graph's gradients are compared with the network's."""
+    pruned = compressed(Net(), "prune", **{**PRUNED, "amount": 0.7})
+    again = lowenergy.compress(
+        pruned, "quantize", accept_chance=True, calibration_images=20, finetune=NOTHING, retrain={"epochs": 1}
+    )
+    for name, part in again.model.tensors.items():
+        if name.endswith("weight"):
+            zeros = pruned.model.tensors[name].decode() == 0
+            assert zeros.any() and not part.decode()[zeros].any()
+
+
+class Products(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs, self.v = nn.Bilinear(16, 16, 16), nn.Parameter(torch.randn(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.b(F.silu(self.a(x)))).mean((2, 3))
+        return self.fc(self.pairs(x, x)) * (x @ self.v)[:, None]
+
+
+def test_products_of_three_and_of_a_vector_are_counted() -> None:
+    counts = [compressed(kind(), "prune", **PRUNED).card(IMAGES, LABELS).macs for kind in (Net, Products)]
+    assert counts[1] - counts[0] == 16 * 16 * 16 + 16 * 16 + 16
+
+
+def test_blocks_longer_than_any_row_are_found_at_once() -> None:
+    long = dict.fromkeys(("block_conv", "block_small", "block_1x1", "block_fc"), 10**9)
+    assert compressed(Net(), "pq", **{**CODED, **FEW, **long}).size_bytes > 0
+
+
+def test_labels_in_any_order_and_holder() -> None:
+    wanted = compressed(Net(), "prune", **PRUNED).card(IMAGES, LABELS)
+    assert wanted.accuracy is not None
+    for labels in (LABELS.flip(0).numpy()[::-1], deque(LABELS.tolist()), dict(enumerate(LABELS.tolist())).values()):
+        assert compressed(Net(), "prune", **PRUNED, labels=labels).card(IMAGES, labels).images == wanted.images
+
+
+def test_a_loader_without_end_is_ended_by_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 10**6))
+    with pytest.raises(UserError, match="fill half of the free disk at .* does the loader ever end"):
+        compressed(Net(), "prune", images=itertools.cycle([(IMAGES, LABELS)]), labels=None)
+
+
+def test_what_was_made_is_pickled_without_its_graph() -> None:
+    made = compressed(Net(), "quantize", **ROUNDED)
+    made.network(X)
+    again = pickle.loads(pickle.dumps(made))
+    assert again.to_bytes() == made.to_bytes() and torch.equal(again.network(X), made.network(X))
+
+
+# -- C ----------------------------------------------------------------------------------------------------------------
+
+
+class Times(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        for t in torch.linspace(0, 1, 3):
+            x = x + torch.full_like(x[:, :1], t.item())
+        return super().forward(x)
+
+
+class Halves(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.a(x))
+        n, c, height, width = x.shape
+        return self.fc(
+            F.silu(self.b(x.reshape(2 * n, c // 2, height, width)).reshape(n, c, height, width)).mean((2, 3))
+        )
+
+
+@pytest.mark.parametrize("kind", [Times, Halves])
+def test_operations_used_as_c_knows_them_not_are_named(kind: Callable[[], nn.Module], tmp_path: Path) -> None:
+    lowenergy.save(kind().eval(), tmp_path / "x.safetensors", images=IMAGES)
+    with pytest.raises(UserError, match="no C form of .* as it is used here") as error:
+        lowenergy.export(tmp_path / "x.safetensors", tmp_path / "c", to="c", network=kind())
+    assert "\n" not in str(error.value)
