@@ -318,6 +318,30 @@ def test_products_of_three_and_of_a_vector_are_counted() -> None:
     assert counts[1] - counts[0] == 16 * 16 * 16 + 16 * 16 + 16
 
 
+class HandsOn(Net):
+    """A weight of its own goes into the next module beside what it has computed, as class tokens do."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(16, 3)
+
+        def forward(self, both: Any) -> Tensor:
+            return self.fc(both[0] + both[1])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.token = HandsOn.Last(), nn.Parameter(torch.zeros(1, 16))  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((F.silu(self.b(F.silu(self.a(x)))).mean((2, 3)), self.token.expand(len(x), -1)))
+
+
+def test_weights_that_are_handed_on_do_not_keep_operations_from_being_counted() -> None:
+    counts = [compressed(kind(), "prune", **PRUNED).card(IMAGES, LABELS).macs for kind in (Net, HandsOn)]
+    assert counts[0] == counts[1]
+
+
 def test_blocks_longer_than_any_row_are_found_at_once() -> None:
     long = dict.fromkeys(("block_conv", "block_small", "block_1x1", "block_fc"), 10**9)
     assert compressed(Net(), "pq", **{**CODED, **FEW, **long}).size_bytes > 0

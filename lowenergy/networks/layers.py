@@ -151,6 +151,9 @@ def macs(network: nn.Module) -> int:
     device = next(network.parameters()).device
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter knows no fused operations
+    learning = [w for w in network.parameters() if w.requires_grad]
+    for w in learning:  # it would look for the gradients of weights that are handed from module to module
+        w.requires_grad_(False)
     try:
         with counter, torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
             network(torch.zeros(1, *spec_of(network).input_shape, device=device))
@@ -158,4 +161,6 @@ def macs(network: nn.Module) -> int:
         raise NetworkError(f"{spec_of(network).name}: its operations cannot be counted: {first_line(error)}") from None
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        for w in learning:
+            w.requires_grad_(True)
     return counter.get_total_flops() // 2  # a multiplication and an addition each
