@@ -559,6 +559,7 @@ def _trimmed(model: Any, *, largest_folded: int = LARGEST_FOLDED) -> bytes:
 
     optimize_ir(model, input_size_limit=largest_folded, output_size_limit=4 * largest_folded)
     _without_flips(model)
+    _with_zeros_that_count(model)
     DeduplicateInitializersPass()(model)
     ClearMetadataAndDocStringPass()(model)
     given = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
@@ -599,6 +600,28 @@ def _without_flips(model: Any) -> None:
             value.type, value.shape = node.outputs[0].type, shape
             made.append(gather)
         replace_nodes_and_values(model.graph, node, [node], made, node.outputs, [value])
+
+
+def _with_zeros_that_count(model: Any) -> None:
+    """Zeros put around what a maximum is taken of, as the least number above 0, in place: onnxruntime (1.31, its pull
+    request 18136) makes zeros part of the pooling, which looks at none of them.
+
+    Args:
+        model: onnx_ir.Model.
+    """
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        if node.op_type != "Pad" or not any(user.op_type == "MaxPool" for user, _ in node.outputs[0].uses()):
+            continue
+        value = node.inputs[2] if len(node.inputs) > 2 else None
+        if value is None or (value.const_value is not None and not value.const_value.numpy().any()):
+            least, name = torch.finfo(torch.float32).tiny, f"{node.outputs[0].name}_around"
+            tensor = ir.tensor(least, dtype=ir.DataType.FLOAT, name=name)
+            around = ir.val(name, const_value=tensor)
+            model.graph.register_initializer(around)
+            node.resize_inputs(max(3, len(node.inputs)))
+            node.replace_input_with(2, around)
 
 
 def _proto(model: Any) -> Any:

@@ -60,6 +60,13 @@ class Pools(Between):
         return F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True)
 
 
+class ZerosAroundMaxima(Between):
+    """Which count, as TensorFlow's networks of even kernels have them: most of what is pooled here is below 0."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.pad(F.silu(x) - 0.2, (0, 1, 0, 1)), 2, stride=1)
+
+
 class PoolsOfOddSizes(Between):
     """Adaptive pools to sizes that do not divide the input's."""
 
