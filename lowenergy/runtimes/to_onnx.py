@@ -554,14 +554,24 @@ def _trimmed(model: Any, *, largest_folded: int = LARGEST_FOLDED) -> bytes:
     Args:
         model: onnx_ir.Model.
     """
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
-    from onnxscript.optimizer import optimize_ir
+    import onnx_ir.passes.common as passes
+    from onnxscript.optimizer import fold_constants
 
-    optimize_ir(model, input_size_limit=largest_folded, output_size_limit=4 * largest_folded)
+    # Not onnxscript's optimize: it looks at all nodes again for each node and rule, and takes minutes over thousands.
+    passes.InlinePass()(model)
+    fold_constants(model, input_size_limit=largest_folded, output_size_limit=4 * largest_folded)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.LiftSubgraphInitializersToMainGraphPass()(model)
+    passes.DeduplicateInitializersPass()(model)
+    passes.CommonSubexpressionEliminationPass()(model)
     _without_flips(model)
     _with_zeros_that_count(model)
-    DeduplicateInitializersPass()(model)
-    ClearMetadataAndDocStringPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    passes.OutputFixPass()(model)
+    passes.NameFixPass()(model)
     given = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
     inner = [value for node in model.graph for value in node.outputs if value.name not in given]
     for number, value in enumerate(inner):
