@@ -4,6 +4,7 @@ All are read once, in order, into a temporary file that is mapped into memory: t
 """
 
 import shutil
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -155,7 +156,7 @@ def _fill(
     lowest, floats, count, said = np.inf, False, 0, time.monotonic()
     for batch, answers in _batches(images, labels):
         if time.monotonic() - said > EVERY:
-            print(f"images: {count:,} read", flush=True)
+            print(f"images: {count:,} read", file=sys.stderr, flush=True)
             said = time.monotonic()
         pixels = _upright(batch)
         if room.shape and tuple(pixels.shape[1:]) != room.shape:

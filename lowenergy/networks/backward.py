@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NORM = "native_batch_norm_backward"
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-KERNEL: Any = torch.library.get_kernel("aten::native_batch_norm_backward", "CPU")
+KERNEL: Any = torch.library.get_kernel(f"aten::{NORM}", "CPU") if hasattr(torch.library, "get_kernel") else None
 ATEN = torch.library.Library("aten", "IMPL")
 
 
@@ -26,5 +27,6 @@ def _hardsigmoid_backward(g: Tensor, x: Tensor) -> Tensor:
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it says that a kernel is replaced
-    ATEN.impl("native_batch_norm_backward", _batch_norm_backward, "CPU")
+    if KERNEL is not None:  # which older torch does not hand out
+        ATEN.impl(NORM, _batch_norm_backward, "CPU")
     ATEN.impl("hardsigmoid_backward", _hardsigmoid_backward, "Autograd")

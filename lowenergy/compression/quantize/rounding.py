@@ -196,9 +196,8 @@ def _patches_at(layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
     taps = [torch.arange(layer.kernel_size[d], device=x.device) * layer.dilation[d] for d in (0, 1)]
     rows = (rest // size[1] * layer.stride[0])[:, None] + taps[0]
     columns = (rest % size[1] * layer.stride[1])[:, None] + taps[1]
-    found = x.permute(0, 2, 3, 1)[
-        image[:, None, None], rows[:, :, None], columns[:, None, :]
-    ]  # (n, kernel, kernel, channels)
+    places = image[:, None, None], rows[:, :, None], columns[:, None, :]
+    found = x.permute(0, 2, 3, 1)[places]  # (n, kernel, kernel, channels)
     grouped = found.unflatten(3, (layer.groups, -1)).permute(3, 0, 4, 1, 2)
     return grouped.reshape(layer.groups, len(positions), -1)
 
