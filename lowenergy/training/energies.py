@@ -35,9 +35,9 @@ from lowenergy.training.graphs import RecordedEnergy
 from lowenergy.training.loop import DivergedError, Logs, fit
 from lowenergy.training.run import Run
 
+OWN = 128  # images by whose own loss weights are judged
 # When training counts as diverged, see guard below. Healthy energies stay in the hundreds, healthy chains above half of
 # the data's spread; both bounds are far from that, because going back costs time.
-OWN = 128  # images by whose own loss weights are judged
 LARGEST_ENERGY = 1e5
 SMALLEST_SPREAD = 0.05
 FROM_NOISE = 64  # chains that are started anew now and then: those of the buffer may live on where none would get to
