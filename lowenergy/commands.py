@@ -131,10 +131,12 @@ def score(model: Path, *, root: str | None = None, trust: Collection[str] = (), 
     from lowenergy.base.files import FileError
     from lowenergy.storage import artifact
 
-    if artifact.read(model, trust=None, limit=limit)[0].target == "ebm":
+    target = artifact.read(model, trust=None, limit=limit)[0].target
+    if target == "ebm":
         raise FileError(f"{model}: an ebm does not classify; see `lowenergy sample`")
     card = lowenergy.evaluate(model, root=root, trust=trust, limit=limit)
-    assert card.accuracy is not None
+    if card.accuracy is None:
+        raise FileError(f"{model}: its target, {target!r}, has no accuracy")
     print(f"{model}: {card.size_bytes:,} bytes, {card.images:,} test images of {card.data}")
     print(f"accuracy {card.accuracy.value:.4f} ({card.accuracy.low:.4f} to {card.accuracy.high:.4f})")
     print(f"nll {card.nll:.4f}")

@@ -5,7 +5,9 @@ import pickle
 import shutil
 from collections import deque, namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,11 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn import functional as F
 
 import lowenergy
+from lowenergy import commands
 from lowenergy.base.errors import UserError
+from lowenergy.runtimes import to_onnx
+from lowenergy.storage import artifact
+from lowenergy.storage.encodings import Dense
 
 X = IMAGES[:6].float() / 127.5 - 1
 FEW: dict[str, Any] = {"codewords": 16, "codewords_fc": 16, "block_conv": 9, "block_fc": 4, "calibration_images": 100}
@@ -366,6 +372,24 @@ def test_what_was_made_is_pickled_without_its_graph() -> None:
     made.network(X)
     again = pickle.loads(pickle.dumps(made))
     assert again.to_bytes() == made.to_bytes() and torch.equal(again.network(X), made.network(X))
+
+
+def test_a_bias_of_another_shape_is_one_line(tmp_path: Path) -> None:
+    """Which only a damaged file has."""
+    model = compressed(Net(), "quantize", **ROUNDED).model
+    for shape in ((1, 16), (5,)):
+        wrong = replace(model, tensors={**model.tensors, "body.b.bias": Dense(torch.ones(shape))})
+        with pytest.raises(UserError, match="cannot be built") as error:
+            to_onnx.export(wrong, {}, tmp_path / "x.onnx")
+        assert "\n" not in str(error.value)
+
+
+def test_a_file_of_an_unknown_target_has_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lowenergy, "evaluate", lambda *_, **__: SimpleNamespace(accuracy=None))
+    made = compressed(Net(), "prune", **PRUNED)
+    artifact.save(replace(made.model, target="other"), tmp_path / "x.safetensors", made.provenance)
+    with pytest.raises(UserError, match="its target, 'other', has no accuracy"):
+        commands.score(tmp_path / "x.safetensors")
 
 
 # -- C ----------------------------------------------------------------------------------------------------------------

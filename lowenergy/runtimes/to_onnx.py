@@ -370,7 +370,9 @@ def _with_room_for_biases(model: Model) -> Model:
         biases = [model.tensors.get(name.removesuffix("weight") + "bias") for name in names]
         if not isinstance(part, Int8) or not steps:
             continue
-        for bias in filter(None, biases):
+        for bias in biases:
+            if bias is None or bias.shape != part.scale.shape:  # a damaged file's; no network takes it
+                continue
             scale = torch.maximum(part.scale, bias.decode().abs() / (min(steps) * LARGEST_BIAS))
             if not torch.equal(scale, part.scale):
                 along = (part.scale / scale).view(-1, *[1] * (part.values.ndim - 1))
