@@ -485,7 +485,8 @@ def judged(checks: Callable[[], Checks]) -> dict[str, Any]:
                 elif verdict == "right" and by > largest:
                     largest, at = by, what
     except UserError as error:
-        verdict, at = ("refused" if "\n" not in str(error) else "traceback"), str(error)
+        said_so = str(error).replace(f"{Path.cwd()}/", "")  # a folder of no use to others
+        verdict, at = ("refused" if "\n" not in said_so else "traceback"), said_so
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if "/lowenergy/" in frame.filename] or frames
