@@ -8,6 +8,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from conftest import ROOT
 from test_gradient import assert_same_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -253,3 +254,14 @@ def test_outputs_may_be_off_by_what_errors_of_rounding_do() -> None:
     assert to_onnx._own_errors(Jumping(), {"images": images}, ["logits"], {}, 0.3) == {"logits": 0.3}
     smooth = to_onnx._own_errors(nn.Flatten(), {"images": images}, ["logits"], {}, 0.3)
     assert 0 < smooth["logits"] < 1e-4
+
+
+def test_large_graphs_are_exported_without_being_rewritten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Small ones are, and their files are smaller for it; export itself compares the answers."""
+    model, header = artifact.read(ROOT / "pretrained/mnist-ebm-12k.safetensors", trust=None)
+    sizes = []
+    for most in (to_onnx.REWRITTEN, 0):
+        monkeypatch.setattr(to_onnx, "REWRITTEN", most)
+        to_onnx.export(model, header, tmp_path / "x.onnx")
+        sizes.append((tmp_path / "x.onnx").stat().st_size)
+    assert 0.8 * sizes[1] < sizes[0] < sizes[1]

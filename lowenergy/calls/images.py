@@ -308,7 +308,7 @@ def _bytes(images: Tensor, normalised: Normalisation | None) -> Tensor:
 
 
 def _labels(given: Any, count: int) -> Tensor:
-    try:
+    try:  # a copy, for torch takes no array that runs backwards
         labels = torch.as_tensor(_native(given.copy()) if isinstance(given, np.ndarray) else given).detach().cpu()
     except Exception:  # torch raises nearly anything at names, lists of uneven lists, or nothing
         kinds = ", ".join(sorted({type(label).__name__ for label in given})) if isinstance(given, list) else ""

@@ -47,6 +47,7 @@ OPSET = 20
 LARGEST_FOLDED = 64  # bytes of a constant that may be computed ahead; more, and coded weights would be unpacked
 LARGEST_UNPACKED = 2**30  # where the graph is not kept, all of them
 
+REWRITTEN = 1000  # nodes; onnxscript's rules look at all of them again for each: with thousands it takes minutes
 LARGEST_FILE = 2**31 - 2**24  # bytes, its graph left out
 
 LARGEST_BIAS = 2**30  # steps, of the 2^31 that onnxruntime's int8 kernels have room for
@@ -557,17 +558,20 @@ def _trimmed(model: Any, *, largest_folded: int = LARGEST_FOLDED) -> bytes:
         model: onnx_ir.Model.
     """
     import onnx_ir.passes.common as passes
-    from onnxscript.optimizer import fold_constants
+    from onnxscript.optimizer import fold_constants, optimize_ir
 
-    # Not onnxscript's optimize: it looks at all nodes again for each node and rule, and takes minutes over thousands.
+    limits: Any = {"input_size_limit": largest_folded, "output_size_limit": 4 * largest_folded}
     passes.InlinePass()(model)
-    fold_constants(model, input_size_limit=largest_folded, output_size_limit=4 * largest_folded)
-    passes.RemoveUnusedNodesPass()(model)
-    passes.RemoveUnusedOpsetsPass()(model)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    passes.LiftSubgraphInitializersToMainGraphPass()(model)
-    passes.DeduplicateInitializersPass()(model)
-    passes.CommonSubexpressionEliminationPass()(model)
+    if len(model.graph) <= REWRITTEN:
+        optimize_ir(model, **limits)
+    else:
+        fold_constants(model, **limits)
+        passes.RemoveUnusedNodesPass()(model)
+        passes.RemoveUnusedOpsetsPass()(model)
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        passes.LiftSubgraphInitializersToMainGraphPass()(model)
+        passes.DeduplicateInitializersPass()(model)
+        passes.CommonSubexpressionEliminationPass()(model)
     _without_flips(model)
     _with_zeros_that_count(model)
     passes.RemoveUnusedNodesPass()(model)
