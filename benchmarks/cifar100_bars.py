@@ -51,7 +51,7 @@ def pq(budget: int, epochs: int, **more: Any) -> Changes:
 
 def fewer_macs_and_bits(amount: float) -> tuple[tuple[str, ...], Changes]:
     """Channels first, then four bits of weights and activations, as MicroNet's score counts both."""
-    changes = {**prune(amount, 12), **quantize(4, 4, 0.0005, activation_bits=4, calibration_images=250)}
+    changes = {**prune(amount, 9), **quantize(4, 4, 0.0005, activation_bits=4, calibration_images=250)}
     return ("prune", "quantize"), {**changes, "branches.classifier-quantize.start": "classifier-prune"}
 
 

@@ -142,11 +142,9 @@ class LabelObjective:
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         p, labels = self.p.matching, self.labels[index]
         images = augment(self.inputs[index], self.p.train.crop_padding, self.p.train.flip, run.generator)
-        if {training_format(network), memory_format(self.teacher)} == {torch.channels_last}:
-            images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            of_teacher, wanted = self._shared(self.teacher, images, run)
-        features, logits = self._shared(network, images, run)
+            of_teacher, wanted = self._shared(self.teacher, images, memory_format(self.teacher), run)
+        features, logits = self._shared(network, images, training_format(network), run)
         given, wanted = (F.log_softmax(found / p.temperature, 1) for found in (logits, wanted))
         divergence = p.temperature**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         value = p.label_weight * F.cross_entropy(logits, labels) + (1 - p.label_weight) * divergence
@@ -157,8 +155,11 @@ class LabelObjective:
         return value, logs
 
     @staticmethod
-    def _shared(network: nn.Module, images: Tensor, run: Run) -> tuple[Tensor | None, Tensor]:
-        features, logits = features_and_logits(network, run.team.own_rows(images))
+    def _shared(
+        network: nn.Module, images: Tensor, order: torch.memory_format, run: Run
+    ) -> tuple[Tensor | None, Tensor]:
+        own = run.team.own_rows(images).contiguous(memory_format=order)
+        features, logits = features_and_logits(network, own)
         all_features = None if features is None else run.team.gather(features, len(images))
         return all_features, run.team.gather(logits, len(images))
 
