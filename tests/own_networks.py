@@ -256,3 +256,15 @@ class Fours(nn.Module):
         x = F.relu(self.b(F.relu(self.a(x))))
         n, c, h, w = x.shape
         return self.fc((x.view(n, 4, c // 4, h, w) * 2).reshape(n, c, h, w).mean((2, 3)))
+
+
+class SharedInput(nn.Module):
+    """Two layers look at the same image; what follows is transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 4, 1)
+        self.up = nn.ConvTranspose2d(4, 2, 2, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.first(x) + self.second(x)).mean((2, 3))

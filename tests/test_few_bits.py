@@ -125,7 +125,7 @@ def test_the_score_counts_bits_of_activations() -> None:
     eight = replace(plain, tensors={**plain.tensors, "fc.weight": weight}, activations={"fc:in": Range(0.1, 0)})
     four, two = (replace(eight, activations={"fc:in": Range(0.1, 0, bits)}) for bits in (4, 2))
     n = weight.values.numel()
-    operations = [micronet.operations_of(model) for model in (eight, four, two)]
+    operations = [micronet.operations_of(model).wide for model in (eight, four, two)]
     assert operations[0] - operations[1] == pytest.approx(n * (8 - 4) / 32)
     assert operations[1] - operations[2] == pytest.approx(n * (4 - 3) / 32)  # the wider operand counts
     assert micronet.storage_of(eight) - micronet.storage_of(four) == 4 / 32  # a zero point is as wide

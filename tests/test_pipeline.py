@@ -117,7 +117,8 @@ def test_cards_are_those_of_the_contract(clone: Clone) -> None:
                 own, theirs = (f if figures is card else f["validation"] for f in (card, kept[target]))
                 lost = theirs[quality] - own[quality] if quality == "accuracy" else own[quality] - theirs[quality]
                 assert low < figures["lost"][quality] < high and figures["lost"][quality] == pytest.approx(lost)
-    assert set(kept["classifier"]["micronet"]) == {"storage", "operations", "score", "simplified"}
+    scores = {"score", "score_integer", "score_tree", "simplified"}
+    assert set(kept["classifier"]["micronet"]) == {"storage", "operations"} | scores
     assert set(kept["ebm"]["ood_auroc"]) == {"noise", "rotation", "reduction"}
     pruned = kept["classifier-prune"]
     assert pruned["nonzero_parameters"] < 0.35 * pruned["parameters"]  # amount: 0.7, masks held while finetuning

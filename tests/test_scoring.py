@@ -27,6 +27,7 @@ from lowenergy.storage import artifact
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Coded, Int8, Range, Sparse
 
+OWN = Path(__file__).parent / "own_networks.py"
 SPEC = networks.Spec("cnn", 8, "3x3", "relu", "batch", channels=1, image_size=8, outputs=10)
 
 
@@ -188,16 +189,36 @@ def test_micronet_operations_by_hand() -> None:
     model = linear_only()
     activations = 8 * 64 + 2 * 16 * 16 + 2 * 32 * 4  # ReLU: one comparison each
     macs = size_macs(model)
-    assert micronet.operations_of(model) == pytest.approx((2 * macs + activations) / 2)
+    assert micronet.operations_of(model).wide == pytest.approx((2 * macs + activations) / 2)
     weight = model.tensors["fc.weight"].decode()
     emptied = replace(model, tensors={**model.tensors, "fc.weight": Sparse(torch.zeros_like(weight))})
-    assert micronet.operations_of(model) - micronet.operations_of(emptied) == weight.numel()
+    assert micronet.operations_of(model).wide - micronet.operations_of(emptied).wide == weight.numel()
     eight = replace(model, tensors={**model.tensors, "fc.weight": Int8(torch.ones(10, 128).char(), torch.ones(10))})
-    # The freebie is gone everywhere else; this layer adds in 32 bits and multiplies in those of the wider one.
-    elsewhere = 2 * (macs - weight.numel()) + activations
-    assert micronet.operations_of(eight) == pytest.approx(elsewhere + weight.numel() * (32 + 32) / 32)
+    # The freebie is gone everywhere else; this layer adds in 32 bits and multiplies in those of the wider one. Its ten
+    # outputs are scaled.
+    elsewhere = 2 * (macs - weight.numel()) + activations + 10
+    assert micronet.operations_of(eight) == pytest.approx([elsewhere + weight.numel() * (32 + 32) / 32] * 3)
     eight = replace(eight, activations={"fc:in": Range(0.1, 0)})
-    assert micronet.operations_of(eight) == pytest.approx(elsewhere + weight.numel() * (8 + 32) / 32)
+    found, elsewhere = micronet.operations_of(eight), elsewhere + 128  # inputs that are rounded
+    assert found.wide == pytest.approx(elsewhere + weight.numel() * (8 + 32) / 32)
+    # 127 sums of 128 products of 16 bits, and a bias in 32: in 23 bits, or 64 in 16, 32 in 17, ..., 1 in 22.
+    narrow = [127 * 23, sum(2 ** (6 - level) * (16 + level) for level in range(7))]
+    assert found[1:] == pytest.approx([elsewhere + (weight.numel() * 8 + 10 * (of + 32)) / 32 for of in narrow])
+
+
+def test_micronet_counts_a_shared_input_once_and_transposed_products_by_their_inputs() -> None:
+    network = networks.build(
+        networks.Spec(f"{OWN}:SharedInput", channels=1, image_size=8, outputs=2, arguments={}), seed=0
+    ).eval()
+    model = artifact.dense(network, "classifier")
+    known = 2 * 4 * 64 * 2 + 4 * 64 + 2 * 4 * 2 * 4 * 64 + 2 * 256  # convolutions, sum, transposed, mean
+    assert micronet.operations_of(model).wide == pytest.approx(known / 2)
+    layers = ["body.first", "body.second"]
+    ones = {f"{name}.weight": Int8(torch.ones(4, 1, 1, 1).char(), torch.ones(4)) for name in layers}
+    ranges = {f"{name}:in": Range(0.1, 0) for name in layers}
+    known += 2 * 4 * 64 - 2 * 4 * 64 * (1 - 8 / 32) + 64  # steps, narrower products, one rounded image
+    whole = replace(model, tensors={**model.tensors, **ones}, activations=ranges)
+    assert micronet.operations_of(whole).wide == pytest.approx(known)
 
 
 def size_macs(model: Model) -> int:

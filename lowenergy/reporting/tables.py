@@ -42,6 +42,8 @@ FORMATS = {
     "micronet.storage": "{:,.0f}",
     "micronet.operations": "{:,.0f}",
     "micronet.score": "{:.5f}",
+    "micronet.score_integer": "{:.5f}",
+    "micronet.score_tree": "{:.5f}",
     "micronet.simplified": "{:.5f}",
 }
 HEADS = {
