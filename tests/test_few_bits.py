@@ -151,6 +151,24 @@ def test_learned_steps_round_as_files_say(bits: int, seed: int) -> None:
     assert step.range() == given
 
 
+def test_rounding_has_the_second_gradients_of_its_formula() -> None:
+    """Those by which an energy is trained whose inputs are rounded."""
+    start = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+
+    def plain(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        steps = (x / step).clamp(-2, 5)
+        return (steps + (steps.round() - steps).detach()) * step
+
+    def gradients(rounds: Any) -> list[torch.Tensor]:
+        x, step = start.clone().requires_grad_(), torch.tensor(0.3, requires_grad=True)
+        (by_image,) = torch.autograd.grad((rounds(x, step) ** 3).sum(), x, create_graph=True)
+        return list(torch.autograd.grad(by_image.square().sum(), (x, step)))
+
+    found = gradients(lambda x, step: int8.on_steps(x, step, -2, 5))
+    torch.testing.assert_close(found, gradients(plain), rtol=1e-4, atol=1e-4)
+    assert float(found[0].norm()) > 0 < float(found[1].abs())
+
+
 @pytest.mark.parametrize("share", [-0.7, 0.0])
 def test_a_step_that_crosses_zero_rounds_in_training_as_in_the_file(share: float) -> None:
     """The range of integers is not symmetric, so a step and its negative round differently."""

@@ -47,6 +47,43 @@ IN_CACHE = 2**17  # weights
 SAMPLED = 2**14  # activations of a batch, by which a range of few levels is chosen
 
 
+class _OnSteps(torch.autograd.Function):
+    """clamp(round(x / step), low, high) * step, with the gradients of LSQ: x's where it is within the levels, as if
+    nothing were rounded; the step's is the level less x / step there, and the last level beyond (equation 3).
+
+    In a few passes over memory, where autograd's own of the same takes three times as many.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: Any, high: Any) -> Tensor:
+        levels = (x / step).round_().clamp_(low, high)
+        ctx.save_for_backward(x, step, levels)
+        ctx.ends = low, high
+        return levels * step
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (given,), (x, step, levels) = gradients, ctx.saved_tensors
+        steps = x / step
+        inside = torch.where(steps.clamp(*ctx.ends) == steps, given, 0.0)
+        of_step = (given * levels - inside * steps).sum_to_size(step.shape) if ctx.needs_input_grad[1] else None
+        return inside, of_step, None, None
+
+
+def on_steps(x: Tensor, step: Tensor, low: Any, high: Any) -> Tensor:
+    """x on the nearest multiples of `step`, from `low` to `high` of them; gradients reach both (LSQ, Esser et al. 2020,
+    arXiv 1902.08153).
+
+    Args:
+        step: of a shape that broadcasts to x's; low, high: numbers, or tensors that do.
+
+    >>> on_steps(torch.tensor([-0.9, 0.2, 0.3, 5.0]), torch.tensor(0.5), -1, 2)
+    tensor([-0.5000,  0.0000,  0.5000,  1.0000])
+    """
+    found: Tensor = _OnSteps.apply(x, step, low, high)  # type: ignore[no-untyped-call]
+    return found
+
+
 class LearnedStep(nn.Module):
     """Rounds activations as a range says, by a step that can be trained (LSQ, Esser et al. 2020, arXiv 1902.08153)."""
 
@@ -63,8 +100,7 @@ class LearnedStep(nn.Module):
         # The paper's factor for the gradient of the step itself, (numbers * levels)^-1/2, by the chain rule.
         moved = (x[0].numel() * self.most) ** -0.5 / start * factor
         step = start * factor.detach() + (moved - moved.detach())
-        steps = (x / step).clamp(-self.given.zero, self.most - self.given.zero)
-        return (steps + (steps.round() - steps).detach()) * step
+        return on_steps(x, step, -self.given.zero, self.most - self.given.zero)
 
     def range(self) -> Range:
         scale = self.given.scale * float(self.factor.detach().abs())

@@ -247,8 +247,7 @@ class RoundedWeight(nn.Module):
         moved = self.caution * scale
         scale = scale.detach() + (moved - moved.detach())
         turned = 0.0 if self.turned is None else self.turned
-        steps = (weight / scale - turned).clamp(-self.levels, self.levels - 1) + turned
-        return (steps + (steps.round() - steps).detach()) * scale
+        return int8.on_steps(weight, scale, turned - self.levels, turned + self.levels - 1)
 
 
 @contextmanager
