@@ -51,7 +51,7 @@ def pq(budget: int, epochs: int, **more: Any) -> Changes:
 
 def fewer_macs_and_bits(amount: float) -> tuple[tuple[str, ...], Changes]:
     """Channels first, then four bits of weights and activations, as MicroNet's score counts both."""
-    changes = {**prune(amount, 9), **quantize(4, 4, 0.0005, activation_bits=4, calibration_images=250)}
+    changes = {**prune(amount, 6), **quantize(4, 3, 0.0005, activation_bits=4, calibration_images=250)}
     return ("prune", "quantize"), {**changes, "branches.classifier-quantize.start": "classifier-prune"}
 
 
@@ -92,7 +92,7 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
         ("quantize",),
         quantize(4, 0, 0.001, rounding="gptq", calibration_images=125),
     ),
-    "4 and 4 bits": (("quantize",), quantize(4, 4, 0.0005, activation_bits=4, calibration_images=250)),
+    "4 and 4 bits": (("quantize",), quantize(4, 3, 0.0005, activation_bits=4, calibration_images=250)),
     "half the MACs, 4 and 4 bits": fewer_macs_and_bits(0.5),
     "a quarter of the MACs, 4 and 4 bits": fewer_macs_and_bits(0.75),
     "4 and 4 bits, calibrated only": (
