@@ -1,6 +1,7 @@
 """Activations of fewer than eight bits, in torch, ONNX and C, their learned steps; and learned rounding of weights."""
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,59 @@ def test_activations_have_as_many_levels_as_bits_allow(
     assert max(len(seen[name]) for name in wanted) == 2**bits  # all of them are used somewhere
 
 
+@pytest.mark.parametrize("target", ["classifier", "ebm"])
+def test_inputs_share_bits_by_what_they_cost(
+    compress: Any,  # noqa: F811
+    target: str,
+    small: params.Params,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Without labels, of which an untrained network knows nothing: rounding could only help there.
+    eight_and_four = {"quantize.weight_bits": 8, "quantize.activation_bits": 4, **UNTRAINED}
+    eight_and_four["classifier.matching.label_weight"] = 0.0
+    by_sensitivity = {**eight_and_four, "quantize.allocation": "sensitivity"}
+    source = teacher(target, small)
+    with torch.no_grad():
+        source.fc.weight *= 30  # or all answers are alike
+    model = compress("quantize", target, by_sensitivity, source)
+    said = capsys.readouterr().out
+    assert "bits of inputs: " in said
+    graph = int8.restore(model, gradient=target != "classifier")
+    spent, operations = 0, 0
+    for place in int8.places(graph):
+        (name,) = (name for name in place.activations if name.endswith(":in"))
+        spent += place.multiplications * model.activations[name].bits
+        operations += place.multiplications
+    assert 3 * operations < spent <= 4 * operations
+    assert len({given.bits for name, given in model.activations.items() if name.endswith(":in")}) > 1
+    seen = steps_seen(graph, images_for(model))
+    for name in seen:
+        assert seen[name].max() <= 2 ** model.activations[name].bits - 1, name
+    artifact.save(model, tmp_path / "m.safetensors", {})
+    assert artifact.read(tmp_path / "m.safetensors")[0].activations == model.activations
+
+    compress("quantize", target, eight_and_four, source)
+    added = (
+        re.search(r"rounding adds ([^ ]+) to", said),
+        re.search(r"rounding adds ([^ ]+) to", capsys.readouterr().out),
+    )
+    assert added[0] and added[1] and float(added[0][1]) < float(added[1][1])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "bits"), [("classifier", 3), ("ebm", 4)])
+@pytest.mark.parametrize(
+    ("target", "bits", "allocation"), [("classifier", 3, "uniform"), ("ebm", 4, "uniform"), ("ebm", 4, "sensitivity")]
+)
 def test_onnx_and_c_have_these_levels(
     compress: Any,  # noqa: F811
     target: str,
     bits: int,
+    allocation: str,
     tmp_path: Path,
 ) -> None:
-    model = compress("quantize", target, {"quantize.activation_bits": bits, **UNTRAINED})
+    changes = {"quantize.activation_bits": bits, "quantize.allocation": allocation, **UNTRAINED}
+    model = compress("quantize", target, changes)
     images = 1.5 * images_for(model)  # beyond the ranges
     network = int8.restore(model, outputs=True)
     to_onnx.export(model, HEADER, tmp_path / "m.onnx", sampler=target != "classifier")

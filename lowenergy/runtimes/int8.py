@@ -80,7 +80,7 @@ def on_steps(x: Tensor, step: Tensor, low: Any, high: Any) -> Tensor:
     >>> on_steps(torch.tensor([-0.9, 0.2, 0.3, 5.0]), torch.tensor(0.5), -1, 2)
     tensor([-0.5000,  0.0000,  0.5000,  1.0000])
     """
-    found: Tensor = _OnSteps.apply(x, step, low, high)  # type: ignore[no-untyped-call]
+    found: Tensor = _OnSteps.apply(x, step, low, high)
     return found
 
 
@@ -120,9 +120,13 @@ class Rounding(FakeQuantize):
         self.scale, self.zero_point, self.held = scale, zero_point, True
         self.disable_observer()
 
+    def limit(self, bits: int) -> None:
+        """The levels of activations, before their range is asked for."""
+        self.activation_post_process.quant_max = self.quant_max = 2**bits - 1
+
     def hold_range(self, given: Range) -> None:
         """Of activations."""
-        self.activation_post_process.quant_max = self.quant_max = 2**given.bits - 1
+        self.limit(given.bits)
         device = self.scale.device
         self.hold(
             torch.tensor([given.scale], device=device), torch.tensor([given.zero], dtype=torch.int, device=device)
@@ -458,6 +462,7 @@ class Place:
     weight: Rounding
     activations: dict[str, Rounding]  # by their names in the file: the input, and the output where that is rounded
     channels: int  # that the operation puts out
+    multiplications: int  # for one image
 
 
 def places(prepared: GraphModule) -> Iterator[Place]:
@@ -475,7 +480,8 @@ def places(prepared: GraphModule) -> Iterator[Place]:
             after = next(iter(node.users))
             if after.op == "call_module":  # the logits have none
                 activations[f"{name}:out"] = modules[after.target]
-            yield Place(layer, pulled, modules[node.args[1].target], activations, node.meta["val"].shape[1])
+            weight, channels = modules[node.args[1].target], node.meta["val"].shape[1]
+            yield Place(layer, pulled, weight, activations, channels, _multiplications(node, node.args[1].args[0]))
 
 
 def multiplications(prepared: GraphModule) -> Iterator[tuple[bool, bool, int]]:
@@ -484,8 +490,13 @@ def multiplications(prepared: GraphModule) -> Iterator[tuple[bool, bool, int]]:
         if node.target in ROUNDED:
             is_rounded = node.args[1].op == "call_module"
             weight = node.args[1].args[0] if is_rounded else node.args[1]
-            each = weight.meta["val"][0].numel()  # weights that one output meets
-            yield _layer(node)[1], is_rounded, each * node.meta["val"][0].numel()
+            yield _layer(node)[1], is_rounded, _multiplications(node, weight)
+
+
+def _multiplications(node: Node, weight: Node) -> int:
+    each = weight.meta["val"][0].numel()  # weights that one output meets
+    found: int = each * node.meta["val"][0].numel()
+    return found
 
 
 def ranges(prepared: GraphModule) -> dict[str, Range]:

@@ -27,8 +27,8 @@ class Params(Method):
     """of weights; learned (AdaRound): up or down, so that each layer's output changes least; gptq: each makes up for
     errors of others; both without training only"""
     allocation: Literal["uniform", "sensitivity"] = "uniform"
-    """uniform: weight_bits in every layer; sensitivity: 2 to 8, more where rounding costs more of the matching loss,
-    weight_bits of them on average"""
+    """uniform: weight_bits and activation_bits in every layer; sensitivity: 2 to 8, more where rounding costs more of
+    the matching loss, so many on average over the weights, or over the operations"""
     keep_float: list[Annotated[str, AfterValidator(_with_slash)]] = Field(default=[])
     """layers that stay float32, as in `lowenergy show`; ebm/fc is the EBM's alone"""
     loss_budget: Positive | None = None

@@ -9,7 +9,6 @@ Of energies both directions are rounded, logits and input gradient, so that the 
 
 import csv
 import io
-import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,17 +25,15 @@ from lowenergy import networks, training
 from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.base.progress import Progress
-from lowenergy.compression.budget import divide_bits
-from lowenergy.compression.quantize import Params
+from lowenergy.compression.quantize import Params, allocation
 from lowenergy.compression.quantize.inputs import of_inputs, rounded_inputs
 from lowenergy.compression.quantize.rounding import IMAGES, learn_rounding
-from lowenergy.data import at_a_time
 from lowenergy.runtimes import int8
 from lowenergy.storage.artifact import Model, weights
 from lowenergy.storage.encodings import Dense, Encoding, Int8, Range
 from lowenergy.training import Objective, Run
 
-FEWEST, MOST = 2, 8  # bits of a weight
+MOST = 8  # bits of an activation, which are rounded only once all is trained
 CHECKED = 8  # images on which folded networks and graphs are compared with what they were made from
 
 
@@ -47,6 +44,7 @@ class _Rounded:
     network: networks.Network  # whose norms are folded
     scales: dict[str, Tensor]  # (out,) by layer: of those that are rounded
     bits: Mapping[str, int]  # by layer
+    input_bits: int | Mapping[str, int]  # by input, or of all
     graph: GraphModule  # its int8 form, with the ranges of activations
 
 
@@ -110,12 +108,17 @@ def _without_training(
     if rest := networks.left_out(folded):
         run.fabric.print(f"{run.name}: of no layer, and float: {', '.join(rest)}")
     bits = dict.fromkeys(layers, p.weight_bits)
+    input_bits: int | Mapping[str, int] = p.activation_bits
+    scales = {name: int8.best_scale(layer.weight, p.weight_bits) for name, layer in layers.items()}
     if p.allocation == "sensitivity":
-        scales = {name: int8.best_scale(layer.weight, p.weight_bits) for name, layer in layers.items()}
         fit = {place.layer for place in int8.places(int8.prepare(folded, scales, bits))}  # others take none of the bits
-        bits |= _allocated(folded, fit - keep_float, objective, index, p.weight_bits, run)
-    scales = {name: int8.best_scale(layer.weight, bits[name]) for name, layer in layers.items()}
-    graph = _calibrated(folded, scales, images, bits, p.activation_bits)
+        fit -= keep_float
+        bits |= allocation.weight_bits(folded, fit, objective, index, p.weight_bits, run)
+        scales = {name: int8.best_scale(layer.weight, bits[name]) for name, layer in layers.items()}
+        if p.activation_bits < MOST:
+            own = {name: scales[name] for name in fit}
+            input_bits = allocation.input_bits(folded, own, bits, images, objective, index, p.activation_bits, run)
+    graph = _calibrated(folded, scales, images, bits, input_bits)
     if unfit := scales.keys() - {place.layer for place in int8.places(graph)}:
         run.fabric.print(f"{run.name}: without an int8 form, and float: {', '.join(sorted(unfit))}")
         keep_float = keep_float | unfit
@@ -128,7 +131,7 @@ def _without_training(
         )
     if spared:
         scales = {name: scale for name, scale in scales.items() if name not in spared}
-        graph = _calibrated(folded, scales, images, bits, p.activation_bits)
+        graph = _calibrated(folded, scales, images, bits, input_bits)
     else:
         int8.round_only(graph.cpu(), scales)
     if p.rounding != "nearest":
@@ -136,9 +139,9 @@ def _without_training(
         learn_rounding(
             folded, scales, bits, of_inputs(int8.ranges(graph)), objective.inputs[some].cpu(), run, p.rounding
         )
-        graph = _calibrated(folded, scales, images, bits, p.activation_bits)
+        graph = _calibrated(folded, scales, images, bits, input_bits)
     run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
-    return _Rounded(folded, scales, bits, graph)
+    return _Rounded(folded, scales, bits, input_bits, graph)
 
 
 def _train_with_norms(
@@ -155,9 +158,9 @@ def _train_with_norms(
         if p.retrain.epochs:
             objective.retrain(network, p.retrain, run)
     folded, scales = _folded(network, starts, _few(images))
-    graph = _calibrated(folded, scales, images, bits, p.activation_bits)
+    graph = _calibrated(folded, scales, images, bits, rounded.input_bits)
     int8.hold_ranges(graph, inputs)
-    return _Rounded(folded, scales, bits, graph)
+    return _Rounded(folded, scales, bits, rounded.input_bits, graph)
 
 
 def _negated(network: networks.Network, folded: networks.Network, names: Collection[str]) -> dict[str, Tensor]:
@@ -193,9 +196,9 @@ def _train_folded(
         learned = {
             name: found for name, found in int8.ranges(graph).items() if name.endswith(":in") and found.bits < MOST
         }
-        graph = _calibrated(folded, scales, images, bits, p.activation_bits)
+        graph = _calibrated(folded, scales, images, bits, rounded.input_bits)
         int8.hold_ranges(graph, inputs if p.retrain.epochs else learned)
-    return _Rounded(folded, scales, bits, graph)
+    return _Rounded(folded, scales, bits, rounded.input_bits, graph)
 
 
 def _encoded(rounded: _Rounded, target: str) -> Model:
@@ -295,49 +298,17 @@ def _calibrated(
     scales: dict[str, Tensor],
     images: Tensor,
     bits: Mapping[str, int],
-    activation_bits: int,
+    input_bits: int | Mapping[str, int],
 ) -> GraphModule:
-    gradient = network.spec.head is not None
-    prepared = int8.prepare(network, scales, bits, activation_bits=activation_bits, gradient=gradient, outputs=True)
+    """The int8 form, with the ranges that these images have."""
+    same = input_bits if isinstance(input_bits, int) else MOST - 1
+    prepared = allocation.observed(network, scales, bits, same, images)
     int8.check(prepared, network, _few(images))
-    with torch.no_grad():
-        for batch in images.split(at_a_time(images, 250)):
-            prepared(batch)
+    if not isinstance(input_bits, int):
+        for place in int8.places(prepared):
+            for name in place.activations.keys() & input_bits.keys():
+                place.activations[name].limit(input_bits[name])
     return int8.freeze(prepared)
-
-
-def _allocated(
-    network: networks.Network, names: Collection[str], objective: Objective, index: Tensor, mean: int, run: Run
-) -> dict[str, int]:
-    """Bits of each layer's weights, at most `mean` of them on average, where they lower the objective's loss most.
-
-    Each layer's weights alone are rounded to each number of bits; for an energy, the loss includes the error of the
-    score. From the fewest bits on, the layer that gains most for each bit of its file gets more, as long as the budget
-    lasts.
-    """
-    network = networks.duplicate(network).to(run.device)
-    layers = {name: layer for name, layer in networks.coded_layers(network).items() if name in names}
-    exact = training.mean_loss(network, objective, index.to(run.device), run)
-    progress = Progress(f"{run.name}: bits of each layer tried", (MOST - FEWEST + 1) * len(layers))
-    costs: dict[str, dict[int, float]] = {}
-    for name, layer in layers.items():
-        weight = layer.weight.detach().clone()
-        lowest = math.inf  # more bits never cost more: what says so is chance
-        for bits in range(FEWEST, MOST + 1):
-            scale = int8.best_scale(weight.cpu(), bits)
-            values = int8.rounded(weight.cpu(), scale, bits) * scale.view(-1, *[1] * (weight.ndim - 1))
-            with torch.no_grad():
-                layer.weight.copy_(values)
-            lowest = min(lowest, training.mean_loss(network, objective, index.to(run.device), run) - exact)
-            costs.setdefault(name, {})[bits] = lowest
-            progress(1)
-        with torch.no_grad():
-            layer.weight.copy_(weight)
-    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
-    choices = {name: {bits: (sizes[name] * bits, cost) for bits, cost in costs[name].items()} for name in layers}
-    bits_of = divide_bits(choices, mean * sum(sizes.values()))
-    run.fabric.print(f"{run.name}: bits {', '.join(f'{name} {bits}' for name, bits in bits_of.items())}")
-    return bits_of
 
 
 def _spared(
