@@ -63,7 +63,7 @@ class _Operations(TorchFunctionMode):
         if not self.calling or function not in (torch.conv2d, F.linear):
             return function(*args, **kwargs)
         layer, given = self.calling[-1], dict(zip(ARGUMENTS, args, strict=False)) | kwargs
-        if not _is_own(given["weight"], layer):
+        if layer not in self.names or not _is_own(given["weight"], layer):  # of a copy, which has these hooks, too
             return function(*args, **kwargs)
         if self.change:
             given["input"] = self.change(self.names[layer], given["input"])
