@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from lowenergy.networks.building import build, build_with, stored_state
 from lowenergy.networks.copies import duplicate
@@ -408,6 +410,8 @@ def _check_copies(network: Network, images: Tensor, what: str) -> None:
     """See that it can be copied after a step of training, as compression does."""
     strange: list[str] = []
     try:
+        with _Parameters() as of_another:
+            duplicate(network).eval().outputs(images)
         tried = duplicate(network)
         own = {*tried.modules()}
 
@@ -417,6 +421,8 @@ def _check_copies(network: Network, images: Tensor, what: str) -> None:
 
         handle = register_module_forward_pre_hook(look)
         try:
+            with _Parameters() as of_one:
+                tried.eval().outputs(images)
             tried.train().outputs(images)
         finally:
             handle.remove()
@@ -425,11 +431,27 @@ def _check_copies(network: Network, images: Tensor, what: str) -> None:
         raise NetworkError(
             f"{what} cannot be copied (copy.deepcopy) after a forward pass: {first_line(error)}"
         ) from None
+    in_both = of_one.met.keys() & of_another.met.keys()
+    strange += [f"parameter of shape {tuple(of_one.met[key].shape)}" for key in in_both]
     if strange:
         raise NetworkError(
-            f"{what}: a copy of it calls a {strange[0]} that is none of its own: a lambda or an inner function keeps "
+            f"{what}: a copy of it uses a {strange[0]} that is none of its own: a lambda or an inner function keeps "
             "that of the original; write it as a method"
         )
+
+
+class _Parameters(TorchFunctionMode):
+    """Those that torch's functions are given within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: dict[int, nn.Parameter] = {}  # by identity
+
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for given in tree_leaves((args, kwargs)):
+            if isinstance(given, nn.Parameter):
+                self.met[id(given)] = given
+        return function(*args, **(kwargs or {}))
 
 
 def _twin(network: Network, seed: int, what: str) -> Network:
