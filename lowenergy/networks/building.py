@@ -71,7 +71,7 @@ def build_with(spec: Spec, state: Mapping[str, Tensor]) -> Network:
     _reshape(network, state)
     try:
         _load(network, state)
-        network.eval()
+        network.train().eval()  # what layers keep of their former weights, they drop where training begins
         network.find_layers()
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise ValueError(f"the tensors do not fit architecture {spec.name}: {error}") from None
