@@ -11,6 +11,7 @@ from lowenergy.storage.coded import coded_weights
 from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding
 
 FAITHFUL = 1e-3  # relative error of float16; what is beyond its range stays float32
+OF_ONE = 1e-2  # of one number by which a whole channel is multiplied or moved, so that a small one counts as much
 
 
 def encoded(network: networks.Network, target: str) -> Model:
@@ -40,5 +41,8 @@ def _narrow(value: Tensor) -> Tensor:
     """As float16, or as it is: integers, and numbers that float16 is too coarse for, or has no room."""
     if value.dtype != torch.float32:
         return value
-    half = value.half()
-    return half if (half.double() - value.double()).norm() <= FAITHFUL * value.double().norm() else value
+    half, exact = value.half(), value.double()
+    off = half.double() - exact
+    if value.numel() == max(value.shape, default=1) and (off.abs() > OF_ONE * exact.abs()).any():
+        return value
+    return half if off.norm() <= FAITHFUL * exact.norm() else value
