@@ -174,7 +174,182 @@ def test_networks_that_are_mapped_over_images_are_refused_in_one_line() -> None:
         assert "\n" not in str(error.value)
 
 
+class Empty(Net):
+    """One of its layers has no inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none = nn.Linear(0, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = F.silu(self.b(F.silu(self.a(x)))).mean((2, 3))
+        return self.fc(features + self.none(features[:, :0]))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("method", ["quantize", "pq"])
+def test_layers_without_weights_stay_as_they_are(method: str) -> None:
+    torch.manual_seed(0)
+    made = compressed(Empty(), method, **{"quantize": ROUNDED, "pq": CODED}[method])
+    assert made.model.tensors["body.none.weight"].decode().shape == (16, 0)
+    assert made.model.tensors["body.b.weight"].kind != "dense"
+
+
+class MoreInTraining(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.also = nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.b(F.silu(self.a(x))))
+        if self.training:
+            x = x + 0.1 * self.also(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_channels_that_training_needs_stay() -> None:
+    torch.manual_seed(0)
+    given: dict[str, Any] = {**PRUNED, "kind": "structured", "finetune": {"epochs": 1}}
+    made = compressed(MoreInTraining(), "prune", **given)
+    assert made.model.tensors["body.b.weight"].decode().shape[0] == 16
+    assert made.model.tensors["body.a.weight"].decode().shape[0] < 16
+
+
+class Steps(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return (x * 4).round() / 4
+
+    @staticmethod
+    def backward(_: Any, *given: Tensor) -> Tensor:
+        return given[0]
+
+
+class Stepped(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.silu(self.b(Steps.apply(F.silu(self.a(x))))).mean((2, 3)))
+
+
+def test_gradients_matter_only_where_a_graph_is_trained() -> None:
+    torch.manual_seed(0)
+    network = Stepped().eval()
+    with torch.no_grad():
+        wanted, found = network(X), compressed(network, "quantize", **ROUNDED).network(X)
+    assert float((found - wanted).norm()) < 0.05 * float(wanted.norm())
+    with pytest.raises(UserError, match="gradients by"):
+        compressed(network, "quantize", **{**ROUNDED, "finetune": {"epochs": 1}})
+
+
+class Normed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.silu(self.norm(self.b(F.silu(self.a(x))))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("head", [None, "logsumexp"])
+def test_few_bits_are_trained_in_networks_with_norms(head: str | None) -> None:
+    """In memory they bear channels last: whether they do is tried with a copy, while inputs are rounded."""
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"activation_bits": 4, "calibration_images": 20, "finetune": {"epochs": 1}}
+    if head:
+        given |= {"labels": None, "head": head, "finetune": NOTHING, "retrain": {"epochs": 1}}
+    made = compressed(Normed(), "quantize", **given)
+    assert {of.bits for name, of in made.model.activations.items() if name.endswith(":in")} == {4}
+
+
 # -- tensors ----------------------------------------------------------------------------------------------------------
+
+
+class SeesParameter(Net):
+    """Its copies use the parameter of the network that they are copies of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = lambda x: F.conv2d(x, self.b.weight, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.a(x))
+        return self.fc((F.silu(self.b(x)) + self.middle(x)).mean((2, 3)))
+
+
+class KeepsParameter(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        weight = self.b.weight
+        self.middle = lambda x: F.conv2d(x, weight, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.a(x))
+        return self.fc((F.silu(self.b(x)) + self.middle(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [SeesParameter, KeepsParameter])
+def test_copies_with_a_parameter_of_the_original_are_refused(kind: Any) -> None:
+    with pytest.raises(UserError, match=r"uses a parameter of shape \(16, 16, 3, 3\) that is none of its own"):
+        compressed(kind(), "prune", **PRUNED)
+
+
+class Standardised(nn.Conv2d):
+    """Keeps what it has made of its weight, until training begins."""
+
+    kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> "Standardised":
+        if mode:
+            self.kept = None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        if not self.training:
+            weight = self.kept = weight.detach() if self.kept is None else self.kept
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class Keeping(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = Standardised(16, 16, 3, padding=1)
+
+
+@pytest.mark.parametrize("method", ["prune", "pq"])
+def test_what_layers_keep_of_former_weights_is_forgotten(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Keeping().eval()
+    network(X)  # somebody has evaluated it
+    made = compressed(network, method, **{"prune": {**PRUNED, "amount": 0.6}, "pq": {**CODED, **FEW}}[method])
+    right = Keeping()
+    right.load_state_dict({name.removeprefix("body."): of.decode() for name, of in made.model.tensors.items()})
+    with torch.no_grad():
+        torch.testing.assert_close(made.network(X), right.eval()(X))
+    made.save(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            lowenergy.load(tmp_path / "model.safetensors", network=Keeping())(X), made.network(X)
+        )
+
+
+class Gains(Net):
+    """Small gains of channels, which a buffer makes up for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor([1e3, *[1e-8] * 15]).view(16, 1, 1))
+        self.register_buffer("up", 1 / self.gain.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.silu(self.b(F.silu(self.a(x) * self.gain * self.up))).mean((2, 3)))
+
+
+def test_small_numbers_by_which_channels_are_multiplied_are_kept() -> None:
+    torch.manual_seed(0)
+    network = Gains().eval()
+    with torch.no_grad():
+        wanted, found = network(X), compressed(network, "pq", **CODED).network(X)
+    assert float((found - wanted).norm()) < 0.01 * float(wanted.norm())
 
 
 class OutOfState(nn.Conv2d):

@@ -86,7 +86,8 @@ class Foreign(Network):
         for name, module in self.named_modules():
             weight = f"{name}.weight"
             owner = self.tied.get(weight, weight).removesuffix(".weight")
-            if weight in weights and isinstance(module, LAYERS) and isinstance(modules.get(owner), LAYERS):
+            has_weights = weight in weights and weights[weight].numel() > 0  # or there is nothing to compress
+            if has_weights and isinstance(module, LAYERS) and isinstance(modules.get(owner), LAYERS):
                 owners[name] = owner
                 handles.append(module.register_forward_hook(lambda m, x, _, name=name: note(name, m, x)))
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -366,10 +366,11 @@ def _divides_by_scale(node: Node) -> bool:
     return scale.op == "call_function" and scale.args[0].op == "get_attr" and scale.args[0].target.endswith(f".{SCALE}")
 
 
-def check(prepared: GraphModule, network: networks.Network, images: Tensor) -> None:
+def check(prepared: GraphModule, network: networks.Network, images: Tensor, *, trained: bool = True) -> None:
     """See that a prepared graph, with rounding off, is the network.
 
-    Compared are outputs and their gradients by images and weights; of an energy, logits and input gradients.
+    Compared are outputs and, where it is to be trained, their gradients by images and weights; of an energy, logits and
+    input gradients.
 
     Raises:
         UserError: it is not, with the operation and the layer at which the two first differ.
@@ -387,7 +388,8 @@ def check(prepared: GraphModule, network: networks.Network, images: Tensor) -> N
             networks.check_same(prepared, partial(logits_and_gradient, network, head), images, what)
         else:
             networks.check_same(prepared, network, images, what)
-            _check_gradients(prepared, network, images, what)
+            if trained:
+                _check_gradients(prepared, network, images, what)
     finally:
         for rounding, (observes, rounds) in zip(roundings, states, strict=True):
             rounding.observer_enabled.copy_(observes)

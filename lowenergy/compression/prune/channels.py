@@ -469,6 +469,8 @@ def _wrong_without(original: networks.Network, roots: Sequence[str]) -> str | No
                 if group.can_lose(graph.sizes(), graph.fewest()):
                     graph.remove(group, [0])
             wanted = network(images)
+            with torch.random.fork_rng(devices=[]):
+                networks.duplicate(network).train().outputs(images)  # which may take another way
             again = networks.build_with(replace(network.spec, given=networks.Given(original)), weights(network))
             return None if same(again(images), wanted) else "it cannot be made again with fewer"
     except CannotGoError as error:

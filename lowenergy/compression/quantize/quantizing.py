@@ -118,7 +118,8 @@ def _without_training(
         if p.activation_bits < MOST:
             own = {name: scales[name] for name in fit}
             input_bits = allocation.input_bits(folded, own, bits, images, objective, index, p.activation_bits, run)
-    graph = _calibrated(folded, scales, images, bits, input_bits)
+    trained = bool(p.finetune.epochs) and not networks.batchnorms(network)  # the graph itself
+    graph = _calibrated(folded, scales, images, bits, input_bits, trained)
     if unfit := scales.keys() - {place.layer for place in int8.places(graph)}:
         run.fabric.print(f"{run.name}: without an int8 form, and float: {', '.join(sorted(unfit))}")
         keep_float = keep_float | unfit
@@ -131,7 +132,7 @@ def _without_training(
         )
     if spared:
         scales = {name: scale for name, scale in scales.items() if name not in spared}
-        graph = _calibrated(folded, scales, images, bits, input_bits)
+        graph = _calibrated(folded, scales, images, bits, input_bits, trained)
     else:
         int8.round_only(graph.cpu(), scales)
     if p.rounding != "nearest":
@@ -299,11 +300,16 @@ def _calibrated(
     images: Tensor,
     bits: Mapping[str, int],
     input_bits: int | Mapping[str, int],
+    trained: bool = False,
 ) -> GraphModule:
-    """The int8 form, with the ranges that these images have."""
+    """The int8 form, with the ranges that these images have.
+
+    Args:
+        trained: the graph is to be.
+    """
     same = input_bits if isinstance(input_bits, int) else MOST - 1
     prepared = allocation.observed(network, scales, bits, same, images)
-    int8.check(prepared, network, _few(images))
+    int8.check(prepared, network, _few(images), trained=trained)
     if not isinstance(input_bits, int):
         for place in int8.places(prepared):
             for name in place.activations.keys() & input_bits.keys():
