@@ -99,6 +99,10 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
         ("quantize",),
         quantize(4, 0, 0.001, activation_bits=4, rounding="learned", calibration_images=125),
     ),
+    "4 and 4 bits on average, calibrated only": (
+        ("quantize",),
+        quantize(4, 0, 0.001, activation_bits=4, allocation="sensitivity", rounding="learned", calibration_images=125),
+    ),
     "pq, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9)),
 }
 
