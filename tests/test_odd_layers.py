@@ -469,6 +469,19 @@ def test_weights_that_are_written_where_they_are_used_do_not_stay_coded(tmp_path
         lowenergy.load(path, network=Pixels(), coded=True)
 
 
+class Overflowing(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / (x.amax() < 0.9)  # not of the images that are tried
+
+
+def test_answers_that_are_not_finite_stay_coded(tmp_path: Path) -> None:
+    made = compressed(Overflowing(), "pq", images=IMAGES.clamp(max=200), **{**CODED, **FEW})
+    made.save(path := tmp_path / "x.safetensors")
+    bright = torch.ones(2, 3, 8, 8)
+    for coded in (False, True):
+        assert not lowenergy.load(path, network=Overflowing(), coded=coded)(bright).isfinite().any()
+
+
 # -- zeros, counts, numbers -------------------------------------------------------------------------------------------
 
 

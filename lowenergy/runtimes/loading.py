@@ -41,7 +41,7 @@ def coded_network(model: Model) -> networks.Network:
             attach(network, layer, encoded.codebook.float(), code)
     with torch.no_grad():
         off = float((network(images) - wanted).norm())
-    if not off <= SAME * float(wanted.norm()):
+    if wanted.isfinite().all() and not off <= SAME * float(wanted.norm()):
         raise FileError(
             f"{model.origin or model.spec.name}: {model.spec.name} writes into its weights where it uses them, which "
             "coded ones do not keep; load it without coded"
