@@ -85,9 +85,7 @@ def test_inputs_share_bits_by_what_they_cost(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Without labels, of which an untrained network knows nothing: rounding could only help there.
     eight_and_four = {"quantize.weight_bits": 8, "quantize.activation_bits": 4, **UNTRAINED}
-    eight_and_four["classifier.matching.label_weight"] = 0.0
     by_sensitivity = {**eight_and_four, "quantize.allocation": "sensitivity"}
     source = teacher(target, small)
     with torch.no_grad():

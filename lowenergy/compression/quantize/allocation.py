@@ -129,7 +129,7 @@ def _divided(
     for name, by_bits in costs.items():
         lowest = math.inf  # more bits never cost more: what says so is chance
         for bits, cost in by_bits.items():
-            lowest = min(lowest, cost)
+            lowest = min(lowest, abs(cost))  # and a loss that rounding lowers has changed no less
             choices.setdefault(name, {})[bits] = (sizes[name] * bits, lowest)
     found = divide_bits(choices, mean * sum(sizes.values()))
     run.fabric.print(f"{run.name}: bits of {what}: {', '.join(f'{name} {bits}' for name, bits in found.items())}")
