@@ -104,7 +104,7 @@ class Scaled(Net):
 @pytest.mark.parametrize(
     ("network", "given", "said"),
     [
-        (Closure(), {}, "a copy of it calls a Conv2d that is none of its own: a lambda or an inner function"),
+        (Closure(), {}, "a copy of it uses a Conv2d that is none of its own: a lambda or an inner function"),
         (NormByName(), {}, r"calls norm with its input by name; write norm\(x\)"),
         (ByName(), {}, r"calls fc with its input by name; write fc\(x\)"),
         (Pairs((3, 4)), {"arguments": {"widths": (3, 4)}}, "arguments=.*give those that the module was made with"),
