@@ -45,8 +45,6 @@ def _sum(sign: str, *, turned: bool = False) -> Rule:
         a, b = (b, a) if turned else (a, b)
         if alpha == 1:
             return f"{say(a)} {sign} {say(b)}"
-        if turned:
-            return f"{say(a)} {sign} {literal(alpha)} * {say(b)}"
         return f"{say(a)} {sign} {literal(alpha)} * {say(b)}"
 
     return Rule(write)
@@ -55,7 +53,7 @@ def _sum(sign: str, *, turned: bool = False) -> Rule:
 def _divided(say: Say, a: Any, b: Any, rounding_mode: Any = None) -> str:
     if rounding_mode is not None:
         raise NotImplementedError("with a rounding mode")
-    return f"{say(a)} / {say(b)}"
+    return f"to_float({say(a)}) / {say(b)}"  # conditions are int, whose quotient C would truncate
 
 
 def _power(say: Say, a: Any, exponent: Any) -> str:
@@ -98,7 +96,7 @@ def _leaky(say: Say, x: Any, slope: Any = 0.01) -> str:
 
 
 def _cast(say: Say, x: Any, dtype: Any = None, **_: Any) -> str:
-    if dtype not in (None, torch.float32, torch.float16, torch.float64):
+    if dtype not in (None, torch.float32, torch.float64):
         raise NotImplementedError(f"to {dtype}")
     return f"to_float({say(x)})"
 
@@ -163,7 +161,6 @@ POINTWISE: dict[Any, Rule] = {
     aten.ge.Tensor: _simple("({0} >= {1})"),
     aten.lt.Tensor: _simple("({0} < {1})"),
     aten.le.Tensor: _simple("({0} <= {1})"),
-    # Of booleans: there are no integers here. Those that the network keeps are stored as floats.
     aten.bitwise_and.Tensor: _simple("(({0} != 0) & ({1} != 0))"),
     aten.bitwise_or.Tensor: _simple("(({0} != 0) | ({1} != 0))"),
     aten.logical_and.default: _simple("(({0} != 0) & ({1} != 0))"),
@@ -173,3 +170,23 @@ POINTWISE: dict[Any, Rule] = {
     aten._to_copy.default: Rule(_cast),
 }
 """By operation; arguments that are images or constants are said as x0, t1, 0.5f."""
+
+OF_BOOLEANS = (aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_not.default)
+OR = POINTWISE[aten.logical_or.default]
+KINDS = (torch.bool, torch.int32, torch.int64, torch.float32, torch.float64)  # all as float: others are narrower
+
+
+def rule_of(node: Node) -> Rule:
+    """The rule for an operation on the values that it has: booleans are int in C, all numbers are float.
+
+    Raises:
+        NotImplementedError: C would compute something else.
+    """
+    kind = node.meta["val"].dtype
+    if kind not in KINDS:
+        raise NotImplementedError(f"in {kind}")
+    if kind is torch.bool and node.target in (aten.add.Tensor, aten.add.Scalar):
+        return OR
+    if kind is not torch.bool and node.target in OF_BOOLEANS:
+        raise NotImplementedError("of integers")
+    return POINTWISE[node.target]

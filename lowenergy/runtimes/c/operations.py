@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from lowenergy.base.errors import UserError
 from lowenergy.networks.importing import first_line
-from lowenergy.runtimes.c.expressions import POINTWISE, literal
+from lowenergy.runtimes.c.expressions import KINDS, POINTWISE, literal, rule_of
 from lowenergy.runtimes.c.trace import Trace
 
 aten = torch.ops.aten
@@ -352,6 +352,13 @@ class _Lowering:
         value = node.meta.get("val")
         return tuple(value.shape) if isinstance(value, Tensor) else ()
 
+    def _see_that_values_stay(self, node: Node, source: Any) -> None:
+        """Refuse a result whose kind has no room for the values that it is made of."""
+        given, into = source.meta["val"].dtype, node.meta["val"].dtype
+        cut = given.is_floating_point and not into.is_floating_point
+        if given != into and (cut or into is torch.bool or into not in KINDS):
+            raise self._refused(node, f"from {given} to {into}")
+
     # -- one node -----------------------------------------------------------------------------------------------------
 
     def _lower(self, node: Node) -> None:
@@ -363,6 +370,7 @@ class _Lowering:
             if self.roots[node] is node:
                 self.values[node] = self._map(node)
         elif target is aten.copy.default:
+            self._see_that_values_stay(node, _args(node)[1])
             source = self._view(_args(node)[1])
             self.values[node] = View(source.of, source.index.expand(self._shape(node)))
         elif target is aten.as_strided.default:
@@ -479,15 +487,14 @@ class _Lowering:
             return names[given]
 
         for number, node in enumerate(cone):
-            rule = POINTWISE[node.target]
             try:
-                text = rule.text(said, node)
+                text = rule_of(node).text(said, node)
             except NotImplementedError as error:
                 raise self._refused(node, str(error)) from None
             if node is root:
                 result = text
             else:
-                kind = "float" if node.meta["val"].is_floating_point() else "int"
+                kind = "int" if node.meta["val"].dtype is torch.bool else "float"
                 names[node] = f"t{number}"
                 statements.append(f"{kind} t{number} = {text};")
         return self._add(Map(tuple(views), self._new(shape), self.layer, tuple(statements), result))
@@ -591,6 +598,7 @@ class _Lowering:
     # -- reductions, windows, joins -----------------------------------------------------------------------------------
 
     def reduction(self, node: Node) -> View:
+        self._see_that_values_stay(node, node.args[0])
         x = self._view(node.args[0])
         dims: Any = node.args[1] if len(node.args) > 1 and node.args[1] is not None else range(x.index.ndim)
         dims = tuple(sorted(d % x.index.ndim for d in ([dims] if isinstance(dims, int) else dims)))

@@ -1,0 +1,74 @@
+"""Where C's arithmetic is not torch's: conditions, integers, small numbers, masks; and what is refused instead."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_device import COMPARED, HEADER, agrees, foreign, sizes_untold  # noqa: F401 fixture
+from torch import Tensor, nn
+
+from lowenergy.base.errors import UserError
+from lowenergy.runtimes import c
+from lowenergy.storage import Model
+
+
+class Between(nn.Module):
+    """A function between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.LazyLinear(4)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.function(self.conv(x)).flatten(1))
+
+
+def with_function(function: Callable[[Tensor], Tensor], target: str = "classifier") -> Model:
+    torch.manual_seed(0)
+    return foreign(Between(function), target, 8)
+
+
+INTEGERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "conditions added": lambda x: x * ((x > 0) + (x > -0.2) + (x < 0.1)),
+    "conditions divided": lambda x: x * ((x > 0) / ((x > -9) | (x < 0))),
+    "counts divided": lambda x: x * (((x > 0) * 1 + (x > 0.2) * 1) / ((x < 0.3) * 1 + 1)),
+    "counts multiplied": lambda x: x * ((x > 0) * 3) ** 2 * (1 - (x > 0.1) * 1),
+    "conditions chosen": lambda x: x * (torch.where(x > 0, x > 0.1, x > -0.2) / 2),
+    "counts chosen": lambda x: x * (torch.where(x > 0, (x > 0.1) * 3, (x > -0.2) * 2) / 2),
+    "counts compared": lambda x: x * (((x > 0) * 1) > x) * torch.maximum((x > 0) * 1, x),
+    "conditions summed": lambda x: x * (x > 0).sum(1, keepdim=True) / (x > 0).amax(1, keepdim=True).add(1),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_conditions_and_counts_are_torchs(name: str, tmp_path: Path) -> None:
+    assert agrees(with_function(INTEGERS[name], "ebm"), tmp_path / "c") == COMPARED["ebm"]
+
+
+def _written_as(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def function(x: Tensor) -> Tensor:
+        written = torch.zeros(x.shape, dtype=kind)
+        written[:] = x * 5
+        return x * written
+
+    return function
+
+
+REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
+    "bitwise_not of integers": lambda x: x * ~((x > 0) * 1),
+    "bitwise_or of integers": lambda x: x * (((x > 0) * 2) | ((x > 0.1) * 1)),
+    "_to_copy in torch.float16": lambda x: x.half().float(),
+    "_to_copy to torch.int64": lambda x: x * (4 * x).long(),
+    "add in torch.uint8": lambda x: x * (torch.tensor(255, dtype=torch.uint8) + (x > 0)),
+    "copy from torch.float32 to torch.int64": _written_as(torch.int64),
+    "copy from torch.float32 to torch.float16": _written_as(torch.float16),
+    "sum from torch.float32 to torch.float16": lambda x: x * x.sum(1, keepdim=True, dtype=torch.float16).float(),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_c_would_compute_otherwise_is_refused(words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^no C form of {words} \(after layer body.conv\); export it as ONNX$"):
+        c.export(with_function(REFUSED[words]), HEADER, tmp_path / "c")
