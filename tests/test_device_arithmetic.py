@@ -72,3 +72,27 @@ REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
 def test_what_c_would_compute_otherwise_is_refused(words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^no C form of {words} \(after layer body.conv\); export it as ONNX$"):
         c.export(with_function(REFUSED[words]), HEADER, tmp_path / "c")
+
+
+class Products(nn.Module):
+    """torch.addmm with biases of every shape, times numbers of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(6, 4)
+        self.weight = nn.Parameter(torch.randn(8, 6))
+        shapes = ((6,), (64, 6), (64, 1), (1,), (6,))
+        self.biases = nn.ParameterList([torch.randn(shape) for shape in shapes])
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.conv(x).movedim(1, 3).flatten(0, 2)
+        layer, matrix, column, number, scaled = self.biases
+        one = [torch.addmm(bias, pixels, self.weight) for bias in (layer, number)]
+        one += [torch.addmm(bias.repeat(len(x), 1), pixels, self.weight) for bias in (matrix, column)]
+        one += [torch.addmm(scaled, pixels, self.weight, beta=beta, alpha=2.0) for beta in (0.5, 0)]
+        return self.fc(sum(x.tanh() * n for n, x in enumerate(one, 1)).unflatten(0, (len(x), -1)).mean(1))
+
+
+def test_products_with_sums_of_every_shape(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert agrees(foreign(Products(), "ebm", 8), tmp_path / "c") == COMPARED["ebm"]

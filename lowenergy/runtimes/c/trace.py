@@ -98,6 +98,7 @@ def _decompositions() -> Any:
     for whole in WHOLE:
         table.pop(whole, None)
     table[aten.convolution_backward.default] = _convolution_backward
+    table[aten.addmm.default] = _product_and_sum
     table[aten.native_batch_norm.default] = _norm
     table[aten._native_batch_norm_legit_no_training.default] = _norm_of_constants
     table[aten._softmax.default] = _softmax
@@ -120,6 +121,14 @@ def _convolution_backward(
     places = zip(x.shape[2:], g.shape[2:], spans, stride, padding, strict=True)
     rest = [size + 2 * p - ((out - 1) * s + span) for size, out, span, s, p in places]
     return aten.convolution(g, w, None, stride, padding, dilation, True, rest, groups), None, None
+
+
+def _product_and_sum(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """As the layer that it is only where the bias is one: a number for each output."""
+    if beta == alpha == 1 and bias.shape == (b.shape[1],):
+        return NotImplemented
+    product = aten.mm(a, b) if alpha == 1 else aten.mm(a, b) * alpha
+    return product if beta == 0 else product + bias * beta
 
 
 def _norm_of_constants(
