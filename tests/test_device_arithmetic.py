@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_device import COMPARED, HEADER, agrees, foreign, sizes_untold  # noqa: F401 fixture
+from test_device_int8 import is_the_reference
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lowenergy.base.errors import UserError
 from lowenergy.runtimes import c
+from lowenergy.runtimes.c import reference
 from lowenergy.storage import Model
 
 
@@ -72,6 +76,38 @@ REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
 def test_what_c_would_compute_otherwise_is_refused(words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^no C form of {words} \(after layer body.conv\); export it as ONNX$"):
         c.export(with_function(REFUSED[words]), HEADER, tmp_path / "c")
+
+
+def of_small_numbers(x: Tensor) -> Tensor:
+    small = 1e-6 * x
+    y = torch.log1p(small.abs()) + torch.expm1(small) + F.elu(small) + F.celu(small, 0.3) + torch.erf(small)
+    return 1e6 * y + 1e7 * (F.softplus(x - 18) + F.logsigmoid(x + 18)) + torch.expm1(x) + torch.erf(3 * x)
+
+
+def test_small_numbers_lose_no_digits(tmp_path: Path) -> None:
+    assert agrees(with_function(of_small_numbers, "ebm"), tmp_path / "c") == COMPARED["ebm"]
+
+
+def test_functions_are_exact_to_a_few_units_of_the_last_place() -> None:
+    sizes = 10 ** np.linspace(-30, 1.9, 10001)
+    both = np.concatenate([sizes, -sizes])
+    of: dict[str, tuple[Callable[[Tensor], Tensor], np.ndarray]] = {
+        "expm1_of": (torch.expm1, both),
+        "log1p_of": (torch.log1p, np.concatenate([sizes, -sizes[sizes < 0.99]])),
+        "error_function": (torch.erf, both),
+    }
+    for name, (function, numbers) in of.items():
+        x = numbers.astype(np.float32)
+        wanted = function(torch.from_numpy(x).double()).numpy()
+        found = reference.FUNCTIONS[name](x)
+        kept = np.abs(wanted) < 1e38  # exponential goes no further
+        np.testing.assert_allclose(found[kept], wanted[kept], rtol=3e-7)
+
+
+def test_functions_have_the_references_bits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = with_function(lambda x: F.elu(x) + F.softplus(4 * x) + torch.erf(2 * x) + torch.log1p(x * x), "jem")
+    is_the_reference(model, tmp_path / "c", steps=True)
 
 
 class Products(nn.Module):

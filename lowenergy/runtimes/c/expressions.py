@@ -87,7 +87,7 @@ def _gelu(say: Say, x: Any, approximate: str = "none") -> str:
 
 def _elu(say: Say, x: Any, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> str:
     v = say(x)
-    negative = f"{literal(alpha)} * (exponential({v} * {literal(input_scale)}) - 1.0f)"
+    negative = f"{literal(alpha)} * expm1_of({v} * {literal(input_scale)})"
     return f"{literal(scale)} * choose({v} > 0.0f, {v}, {negative})"
 
 
@@ -103,7 +103,7 @@ def _cast(say: Say, x: Any, dtype: Any = None, **_: Any) -> str:
 
 def _softplus(say: Say, x: Any, beta: Any = 1, threshold: Any = 20) -> str:
     v, b = say(x), literal(beta)
-    return f"choose({v} * {b} > {literal(threshold)}, {v}, logarithm(1.0f + exponential({v} * {b})) / {b})"
+    return f"choose({v} * {b} > {literal(threshold)}, {v}, log1p_of(exponential({v} * {b})) / {b})"
 
 
 POINTWISE: dict[Any, Rule] = {
@@ -126,9 +126,9 @@ POINTWISE: dict[Any, Rule] = {
     aten.silu_backward.default: _simple("{0} * swish_slope({1})"),
     aten.tanh.default: _simple("tanh_of({0})"),
     aten.exp.default: _simple("exponential({0})"),
-    aten.expm1.default: _simple("(exponential({0}) - 1.0f)"),
+    aten.expm1.default: _simple("expm1_of({0})"),
     aten.log.default: _simple("logarithm({0})"),
-    aten.log1p.default: _simple("logarithm(1.0f + {0})"),
+    aten.log1p.default: _simple("log1p_of({0})"),
     aten.sqrt.default: _simple("root({0})"),
     aten.rsqrt.default: _simple("1.0f / root({0})"),
     aten.erf.default: _simple("error_function({0})"),

@@ -120,6 +120,24 @@ static float logarithm(float x)
     return (m + y) + 0.693359375f * e;
 }
 
+/* == expm1_of == */
+/* e^x - 1, as exact for small x: what y = e^x rounds off, the factor x / log(y) brings back (Kahan). */
+static float expm1_of(float x)
+{
+    const float y = exponential(x);
+    if (!(x > -0.5f && x < 0.5f))
+        return y - 1.0f;
+    return y == 1.0f ? x : (y - 1.0f) * (x / logarithm(y));
+}
+
+/* == log1p_of == */
+/* log(1 + x), likewise. */
+static float log1p_of(float x)
+{
+    const float y = 1.0f + x;
+    return y == 1.0f ? x : logarithm(y) * (x / (y - 1.0f));
+}
+
 /* == root == */
 /* The square root, by Newton's steps from a guess at 1/sqrt(x): no library's rounding to depend on. */
 static float root(float x)
@@ -136,13 +154,25 @@ static float root(float x)
 }
 
 /* == error_function == */
-/* Abramowitz and Stegun 7.1.26, to 2e-7. */
+/* Abramowitz and Stegun 7.1.26, to 2e-7; below 1 a polynomial (Cephes), as exact for small x. */
 static float error_function(float x)
 {
     const float size = x < 0.0f ? -x : x;
-    const float t = 1.0f / (1.0f + 0.3275911f * size);
-    const float p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-    const float y = 1.0f - p * exponential(-size * size);
+    float y, t;
+    if (size < 1.0f) {
+        t = x * x;
+        y = 7.853861353e-5f;
+        y = y * t - 8.010193625e-4f;
+        y = y * t + 5.188327686e-3f;
+        y = y * t - 2.685381194e-2f;
+        y = y * t + 1.128358515e-1f;
+        y = y * t - 3.761262582e-1f;
+        y = y * t + 1.128379166f;
+        return x * y;
+    }
+    t = 1.0f / (1.0f + 0.3275911f * size);
+    y = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    y = 1.0f - y * exponential(-size * size);
     return x < 0.0f ? -y : y;
 }
 

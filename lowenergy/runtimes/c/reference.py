@@ -256,6 +256,17 @@ def logarithm(x: Numbers) -> Numbers:
     return np.where(x > 0, found, np.where(x == 0, f32(-87), f32(np.nan)))
 
 
+def expm1_of(x: Numbers) -> Numbers:
+    y = exponential(x)
+    small = np.where(y == 1, x, (y - f32(1)) * (x / logarithm(y)))
+    return np.where((x > f32(-0.5)) & (x < f32(0.5)), small, y - f32(1))
+
+
+def log1p_of(x: Numbers) -> Numbers:
+    y = f32(1) + x
+    return np.where(y == 1, x, logarithm(y) * (x / (y - f32(1))))
+
+
 def root(x: Numbers) -> Numbers:
     y = (np.uint32(0x5F3759DF) - (np.asarray(x, f32).view(np.uint32) >> 1)).view(f32)
     for _ in range(3):
@@ -266,17 +277,22 @@ def root(x: Numbers) -> Numbers:
 
 def error_function(x: Numbers) -> Numbers:
     size = np.where(x < 0, -x, x)
+    t = x * x
+    y = np.full_like(t, f32(7.853861353e-5))
+    for c in (-8.010193625e-4, 5.188327686e-3, -2.685381194e-2, 1.128358515e-1, -3.761262582e-1, 1.128379166):
+        y = y * t + f32(c)
+    small = x * y
     t = f32(1) / (f32(1) + f32(0.3275911) * size)
     p = f32(-1.453152027) + t * f32(1.061405429)
     for c in (1.421413741, -0.284496736, 0.254829592):
         p = f32(c) + t * p
     y = f32(1) - (t * p) * exponential(-size * size)
-    return np.where(x < 0, -y, y)
+    return np.where(size < 1, small, np.where(x < 0, -y, y))
 
 
 FUNCTIONS: dict[str, Any] = {
     "f32": f32, "choose": lambda condition, a, b: np.asarray(np.where(condition, a, b), f32),
     "to_float": lambda x: np.asarray(x).astype(f32), "larger": larger, "smaller": smaller, "exponential": exponential,
     "sigmoid": sigmoid, "swish_slope": swish_slope, "tanh_of": tanh_of, "logarithm": logarithm, "root": root,
-    "error_function": error_function,
+    "error_function": error_function, "expm1_of": expm1_of, "log1p_of": log1p_of,
 }  # fmt: skip
