@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lowenergy.base.errors import UserError
 from lowenergy.runtimes import c
-from lowenergy.runtimes.c import reference
+from lowenergy.runtimes.c import directory, reference
 from lowenergy.storage import Model
 
 
@@ -132,3 +132,39 @@ class Products(nn.Module):
 def test_products_with_sums_of_every_shape(tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert agrees(foreign(Products(), "ebm", 8), tmp_path / "c") == COMPARED["ebm"]
+
+
+class Masks(nn.Module):
+    """Attention that sees a part: by a flag, by conditions, of which some leave nothing, by infinities kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Linear(8, 4)
+        self.register_buffer("seen", torch.rand(16, 16).gt(0.4) & torch.arange(16).ne(3)[:, None])
+        self.register_buffer("mask", torch.full((16, 16), -torch.inf).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).flatten(2).mT
+        causal = F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True)
+        seen = F.scaled_dot_product_attention(tokens, tokens, tokens, attn_mask=self.seen)
+        kept = (tokens @ tokens.mT + self.mask).softmax(-1) @ tokens  # type: ignore[operator]
+        return self.fc(torch.cat([causal, seen.tanh(), kept], 1).mean(1))
+
+
+def test_masks_of_attention(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert agrees(foreign(Masks(), "ebm", 8), tmp_path / "c") == COMPARED["ebm"]
+
+
+def test_constants_that_are_no_number_are_refused(tmp_path: Path) -> None:
+    model = with_function(lambda x: torch.where(x > 9, torch.tensor([torch.nan, 1] * 4), x))
+    words = r"^no C form of where with a constant that is no number \(after layer body.conv\); export it as ONNX$"
+    with pytest.raises(UserError, match=words):
+        c.export(model, HEADER, tmp_path / "c")
+
+
+def test_what_a_compiler_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "COMPILERS", {"gcc": (["gcc", "-DMODEL_LANES=many"], "size")})
+    with pytest.raises(UserError, match=r"^gcc does not compile this model's C: .*many"):
+        c.export(with_function(torch.relu), HEADER, tmp_path / "c")
+    assert not list(tmp_path.iterdir())

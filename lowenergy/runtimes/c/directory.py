@@ -141,14 +141,22 @@ def _code_bytes(made: emit.Code) -> dict[str, int]:
 
 
 def text_bytes(made: emit.Code, compiler: list[str], size: str) -> int:
-    """Bytes of code and constants of model.c, compiled for size."""
+    """Bytes of code and constants of model.c, compiled for size.
+
+    Raises:
+        UserError: it does not compile.
+    """
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / "model.h").write_text(made.header)
         (place / "model.c").write_text(made.source)
         files = [str(place / "model.o"), str(place / "model.c")]
         command = [*compiler, "-std=c99", "-ffp-contract=off", "-Os", "-c", "-o", *files]
-        subprocess.run(command, check=True, capture_output=True)
+        compiled = subprocess.run(command, capture_output=True, text=True)
+        if compiled.returncode:
+            errors = [line.partition("error: ")[2] for line in compiled.stderr.splitlines() if "error: " in line]
+            reason = errors[0] if errors else f"it ends with {compiled.returncode}"
+            raise UserError(f"{compiler[0]} does not compile this model's C: {reason}")
         shown = subprocess.run([size, place / "model.o"], check=True, capture_output=True, text=True).stdout
         return int(shown.splitlines()[1].split()[0])
 

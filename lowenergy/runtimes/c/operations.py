@@ -52,6 +52,7 @@ class View:
         return tuple(self.index.shape)
 
 
+LARGEST = torch.finfo(torch.float32).max
 IMAGE = Buffer(0)  # the caller's; never placed
 
 
@@ -270,6 +271,7 @@ class _Lowering:
         for node in nodes:
             if node.op == "call_function" and node not in self.values:
                 with self._refusing(node):
+                    self._see_that_constants_are_numbers(node)
                     self._lower(node)
             if node in given[:2]:
                 ahead = len(self.operations)  # views that are copied later only copy
@@ -308,8 +310,8 @@ class _Lowering:
             if node.op != "call_function":
                 continue
             if node.target in (aten.full_like.default, aten.zeros_like.default, aten.ones_like.default,
-                               aten.empty_like.default, aten.new_empty.default, aten.new_zeros.default,
-                               aten.new_full.default):  # fmt: skip
+                               aten.empty_like.default, aten.empty.memory_format, aten.new_empty.default,
+                               aten.new_zeros.default, aten.new_full.default):  # fmt: skip
                 with self._refusing(node):
                     self.values[node] = _Known(self._filled(node))
                 continue
@@ -351,6 +353,12 @@ class _Lowering:
     def _shape(node: Node) -> tuple[int, ...]:
         value = node.meta.get("val")
         return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+    def _see_that_constants_are_numbers(self, node: Node) -> None:
+        for given in node.all_input_nodes:
+            value = getattr(self.values.get(given), "value", None)
+            if isinstance(value, Tensor) and (value.isnan().any() or (node.target in LAYERS and value.isinf().any())):
+                raise self._refused(node, "with a constant that is no number")
 
     def _see_that_values_stay(self, node: Node, source: Any) -> None:
         """Refuse a result whose kind has no room for the values that it is made of."""
@@ -399,6 +407,7 @@ class _Lowering:
 
     def _constant(self, node: Node, known: _Known) -> View:
         value = known.value if isinstance(known.value, Tensor) else torch.tensor(known.value)
+        value = value.float().clamp(-LARGEST, LARGEST)  # of masks the infinities, as literal writes them
         name = known.name or self.made.setdefault(node, f"constant{len(self.made)}")
         self.constants[name] = value
         return View(name, torch.arange(value.numel()).view(value.shape))

@@ -5,6 +5,7 @@ shape is a number, and a convolution's way back is a transposed convolution with
 directions read one array.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ def _decompositions() -> Any:
     table[aten.native_batch_norm.default] = _norm
     table[aten._native_batch_norm_legit_no_training.default] = _norm_of_constants
     table[aten._softmax.default] = _softmax
-    table[aten._safe_softmax.default] = lambda x, dim, dtype=None: _softmax(x, dim, False)
+    table[aten._safe_softmax.default] = _masked_softmax
     table[aten._log_softmax.default] = _log_softmax
     table[aten.upsample_nearest2d.default] = _repeated
     table[aten.upsample_nearest2d.vec] = _repeated_to
@@ -147,6 +148,11 @@ def _norm_of_constants(
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     grown = aten.exp(x - aten.amax(x, [dim], True))
     return grown / aten.sum(grown, [dim], True)
+
+
+def _masked_softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
+    """Zeros where a mask leaves nothing."""
+    return aten.where(aten.amax(x, [dim], True) == -math.inf, 0.0, _softmax(x, dim, False))
 
 
 def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
