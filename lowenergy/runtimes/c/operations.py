@@ -20,7 +20,7 @@ from torch.fx import Node
 from lowenergy.base.errors import UserError
 from lowenergy.networks.importing import first_line
 from lowenergy.runtimes.c.expressions import KINDS, POINTWISE, literal, rule_of
-from lowenergy.runtimes.c.trace import Trace
+from lowenergy.runtimes.c.trace import Trace, said
 
 aten = torch.ops.aten
 
@@ -244,6 +244,12 @@ MOVES: set[Any] = {
 }  # fmt: skip
 
 
+FILLED = (
+    aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.new_zeros.default,
+    aten.new_full.default,
+)  # fmt: skip
+
+
 def _args(node: Node) -> list[Any]:
     return list(node.args)
 
@@ -309,9 +315,7 @@ class _Lowering:
                 self.values[node] = _Known(getattr(self.trace.graph, str(node.target)))
             if node.op != "call_function":
                 continue
-            if node.target in (aten.full_like.default, aten.zeros_like.default, aten.ones_like.default,
-                               aten.empty_like.default, aten.empty.memory_format, aten.new_empty.default,
-                               aten.new_zeros.default, aten.new_full.default):  # fmt: skip
+            if node.target in FILLED or "empty" in said(node.target):  # what was in memory by chance is no constant
                 with self._refusing(node):
                     self.values[node] = _Known(self._filled(node))
                 continue
@@ -388,13 +392,13 @@ class _Lowering:
         elif made := LOWER.get(target):
             self.values[node] = made(self, node)
         else:
-            raise UserError(f"no C form of {_said(target)} ({self._where(node)}); export it as ONNX")
+            raise UserError(f"no C form of {said(target)} ({self._where(node)}); export it as ONNX")
 
     def _where(self, node: Node) -> str:
         return f"after layer {self.layer}" if self.layer else "before the first layer"
 
     def _refused(self, node: Node, why: str) -> UserError:
-        return UserError(f"no C form of {_said(node.target)} {why} ({self._where(node)}); export it as ONNX")
+        return UserError(f"no C form of {said(node.target)} {why} ({self._where(node)}); export it as ONNX")
 
     def _view(self, given: Any) -> View:
         """What a node stands for, as elements of something."""
@@ -403,7 +407,7 @@ class _Lowering:
             return value
         if isinstance(value, _Known):
             return self._constant(given, value)
-        raise UserError(f"no C form of {_said(getattr(given, 'target', given))} ({self._where(given)})")
+        raise UserError(f"no C form of {said(getattr(given, 'target', given))} ({self._where(given)})")
 
     def _constant(self, node: Node, known: _Known) -> View:
         value = known.value if isinstance(known.value, Tensor) else torch.tensor(known.value)
@@ -465,6 +469,7 @@ class _Lowering:
 
     def _dense(self, view: View, index: Tensor) -> View:
         """The view, or a copy of it, whose elements lie as `index` says."""
+        view = View(view.of, view.index.reshape(index.shape))
         if isinstance(view.of, Buffer) and view.of is not IMAGE and torch.equal(view.index, index):
             return view
         out = View(Buffer(index.numel()), index)
@@ -480,7 +485,7 @@ class _Lowering:
         statements: list[str] = []
         shape = self._shape(root)
 
-        def said(given: Any) -> str:
+        def say(given: Any) -> str:
             if not isinstance(given, Node):
                 return literal(given)
             if given in names:
@@ -497,7 +502,7 @@ class _Lowering:
 
         for number, node in enumerate(cone):
             try:
-                text = rule_of(node).text(said, node)
+                text = rule_of(node).text(say, node)
             except NotImplementedError as error:
                 raise self._refused(node, str(error)) from None
             if node is root:
@@ -540,6 +545,8 @@ class _Lowering:
             raise self._refused(node, f"in {len(stride)} dimensions")
         weight = self._named(w)
         shape, out = self._shape(x), self._shape(node)
+        if shape[0] != 1:
+            raise self._refused(node, f"of {shape[0]} images at a time")
         place = self._place(weight, bool(transposed))
         return self._conv(
             self._view(x), out, weight, b, bool(transposed), int(groups), (shape[2], shape[3]), (out[2], out[3]),
@@ -646,10 +653,10 @@ class _Lowering:
             g, x = args.pop(0), args.pop(0)
         else:
             g, x = None, args.pop(0)
-        channels, *large = self._shape(x)[1:]
-        small = list(
-            self._shape(g)[2:] if back else (node.meta["val"][0] if how == "largest" else node.meta["val"]).shape[2:]
-        )
+        shape = self._shape(x)
+        channels, large = math.prod(shape[:-2]), shape[-2:]  # images are more channels
+        made: Any = node.meta["val"][0] if how == "largest" and not back else node.meta["val"]
+        small = self._shape(g)[-2:] if back else made.shape[-2:]
         if "adaptive" in name:
             if large[0] % small[0] or large[1] % small[1]:
                 raise self._refused(node, f"from {large[0]}x{large[1]} to {small[0]}x{small[1]}")
@@ -673,13 +680,14 @@ class _Lowering:
         views = [self._dense(self._view(g), result)] if back else []
         if how == "largest" or not back:
             views.append(self._dense(self._view(x), image))
-        made = self._add(
+        self._add(
             Pool(
                 tuple(views), out, self.layer, f"{how}_back" if back else how, (channels, large[0], large[1]),
                 (small[0], small[1]), (kernel[0], kernel[1]), (stride[0], stride[1]), (padding[0], padding[1]), counted,
             )
         )  # fmt: skip
-        return [made, None] if how == "largest" and not back else made
+        out = View(out.of, out.index.reshape(made.shape))
+        return [out, None] if how == "largest" and not back else out
 
     def join(self, node: Node) -> View:
         parts: Any = node.args[0]
@@ -740,10 +748,6 @@ def _part(target: Any) -> Any:
 def _two(given: Any) -> list[int]:
     pair = [given] if isinstance(given, int) else list(given)
     return [int(n) for n in (pair * 2 if len(pair) == 1 else pair)]
-
-
-def _said(target: Any) -> str:
-    return str(target).removeprefix("aten.").partition(".")[0]
 
 
 LOWER: dict[Any, Callable[[_Lowering, Node], Any]] = {

@@ -7,6 +7,7 @@ directions read one array.
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from lowenergy.base.errors import UserError
 from lowenergy.energies import HEADS
 from lowenergy.energies.gradient import PLAIN
 from lowenergy.networks.copies import duplicate
+from lowenergy.networks.graphs import SAME, reason_of
 from lowenergy.networks.inputconv import InputConv2d
 
 aten = torch.ops.aten
@@ -32,7 +34,16 @@ WHOLE = (
     aten.max_pool2d_with_indices_backward.default,
     aten.avg_pool2d_backward.default,
     aten._adaptive_avg_pool2d.default,
+    # And that have none, so that a refusal names them instead of their parts.
+    aten._upsample_nearest_exact2d.default,
+    aten.reflection_pad2d.default,
+    aten.replication_pad2d.default,
 )
+
+
+def said(operation: Any) -> str:
+    """An operation's name, for messages."""
+    return str(operation).removeprefix("aten.").partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,8 @@ def trace(network: nn.Module, head: str | None, input_shape: tuple[int, int, int
         head: of an energy; None for a classifier.
         gradient: with the energy's input gradient.
     Raises:
-        UserError: an operation that cannot be traced, with torch's reason.
+        UserError: an operation that cannot be traced, with torch's reason, or a network that answers otherwise each
+            time.
     """
     network = _with_plain_convolutions(network)
     weights = {**dict(network.named_parameters()), **dict(network.named_buffers())}
@@ -71,17 +83,23 @@ def trace(network: nn.Module, head: str | None, input_shape: tuple[int, int, int
     try:
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no plain backward pass
             warnings.simplefilter("ignore")
-            image = torch.zeros(1, *input_shape)
-            traced = make_fx(run, decomposition_table=_decompositions(), tracing_mode="fake")(weights, image)
+            image = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+            wanted = run(weights, image)  # before the trace, so that what the network keeps of its first run is real
+            traced = make_fx(run, _decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)(weights, image)
             if any(
                 getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in traced.graph.nodes
             ):
                 plain = functionalize(Interpreter(traced).run, remove="mutations")
-                traced = make_fx(plain, tracing_mode="fake")(*weights.values(), image)
+                traced = make_fx(plain, tracing_mode="fake", _allow_non_fake_inputs=True)(*weights.values(), image)
+            traced.graph.eliminate_dead_code()
+            if any(node.op == "get_attr" for node in traced.graph.nodes):  # constants, which code must not change
+                found = Interpreter(traced).run(*weights.values(), image)
+                if (found[0] - wanted[0]).norm() > SAME * wanted[0].norm():
+                    raise UserError("this network answers otherwise each time: its code changes a tensor of its own")
+    except UserError:
+        raise
     except Exception as error:  # torch raises nearly anything here
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"this network cannot be traced: {reason[0]}") from None
-    traced.graph.eliminate_dead_code()
+        raise UserError(f"this network cannot be traced: {reason_of(error)}") from None
     return Trace(traced, weights)
 
 
@@ -96,8 +114,6 @@ def _with_plain_convolutions(network: nn.Module) -> nn.Module:
 
 def _decompositions() -> Any:
     table: Any = {**core_aten_decompositions(), **PLAIN}
-    for whole in WHOLE:
-        table.pop(whole, None)
     table[aten.convolution_backward.default] = _convolution_backward
     table[aten.addmm.default] = _product_and_sum
     table[aten.native_batch_norm.default] = _norm
@@ -107,7 +123,23 @@ def _decompositions() -> Any:
     table[aten._log_softmax.default] = _log_softmax
     table[aten.upsample_nearest2d.default] = _repeated
     table[aten.upsample_nearest2d.vec] = _repeated_to
-    return table
+    table[aten.adaptive_max_pool2d.default] = _largest_of_parts
+    table[aten.adaptive_max_pool2d_backward.default] = _largest_of_parts_backward
+    return {operation: _named(operation, plain) for operation, plain in table.items() if operation not in WHOLE}
+
+
+def _named(operation: Any, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A decomposition that says of which operation it is, should it fail."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return plain(*args, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:  # torch raises nearly anything here
+            raise UserError(f"no C form of {said(operation)}: {reason_of(error)}; export it as ONNX") from None
+
+    return run
 
 
 def _convolution_backward(
@@ -168,13 +200,32 @@ def _norm(x: Tensor, w: Any, b: Any, mean: Any, variance: Any, training: bool, m
 
 def _repeated(x: Tensor, size: Any, *_scales: Any) -> Tensor:
     """Nearest neighbours, each repeated equally often: a view, and no arithmetic."""
-    channels, height, width = x.shape[1:]
+    images, channels, height, width = x.shape
     if size[0] % height or size[1] % width:
-        raise UserError(f"{height}x{width} interpolated to {size[0]}x{size[1]}: only multiples can be")
+        return NotImplemented
     tall, wide = size[0] // height, size[1] // width
-    spread = aten.expand(aten.reshape(x, [1, channels, height, 1, width, 1]), [1, channels, height, tall, width, wide])
-    return aten.reshape(spread, [1, channels, *size])
+    spread = aten.reshape(x, [images, channels, height, 1, width, 1])
+    spread = aten.expand(spread, [images, channels, height, tall, width, wide])
+    return aten.reshape(spread, [images, channels, *size])
 
 
 def _repeated_to(x: Tensor, size: Any, scales: Any) -> Tensor:
     return _repeated(x, size or [int(n * s) for n, s in zip(x.shape[2:], scales, strict=True)])
+
+
+def _largest_of_parts(x: Tensor, size: Any) -> Any:
+    """The largest of windows of one size, where an image is cut into such: a pool that C has."""
+    window = _window(x, size)
+    return NotImplemented if window is None else aten.max_pool2d_with_indices(x, window, window)
+
+
+def _largest_of_parts_backward(g: Tensor, x: Tensor, winners: Tensor) -> Tensor:
+    window = _window(x, g.shape[-2:])
+    if window is None:
+        return NotImplemented
+    return aten.max_pool2d_with_indices_backward(g, x, window, window, [0, 0], [1, 1], False, winners)
+
+
+def _window(x: Tensor, size: Any) -> list[int] | None:
+    fits = not any(n % parts for n, parts in zip(x.shape[-2:], size, strict=True))
+    return [n // parts for n, parts in zip(x.shape[-2:], size, strict=True)] if fits else None

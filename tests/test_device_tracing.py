@@ -1,0 +1,88 @@
+"""How networks become lists of operations for C: tensors that their code holds, windows, and refusals by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_device import COMPARED, HEADER, agrees, sizes_untold  # noqa: F401 fixture
+from test_device_arithmetic import with_function
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lowenergy.base.errors import UserError
+from lowenergy.runtimes import c
+from lowenergy.runtimes.c import trace
+
+HELD = torch.rand(8, 1, 1, generator=torch.Generator().manual_seed(0))
+KEPT: dict[str, Tensor] = {}
+
+
+def of_a_cache(x: Tensor) -> Tensor:
+    if "places" not in KEPT:
+        KEPT["places"] = torch.linspace(0, 1, x.shape[3])
+    return x * HELD + KEPT["places"]
+
+
+def written(x: Tensor) -> Tensor:
+    """Written part by part into memory that is new."""
+    y = torch.empty_like(x)
+    y[:, ::2], y[:, 1::2] = x[:, 1::2].tanh(), x[:, ::2]
+    return y
+
+
+RIGHT: dict[str, Callable[[Tensor], Tensor]] = {
+    "tensors that code holds": of_a_cache,
+    "written in part": written,
+    "largest of parts": lambda x: F.adaptive_max_pool2d(x, (4, 2)) + F.adaptive_max_pool2d(x, 1),
+    "channels as images": lambda x: (
+        F.max_pool2d(x.reshape(-1, 2, 8, 8), 2).reshape(len(x), 8, 4, 4)
+        + F.adaptive_avg_pool2d(x.reshape(-1, 1, 8, 8), 4).reshape(len(x), 8, 4, 4)
+        + F.interpolate(x.reshape(-1, 4, 8, 8), scale_factor=2).reshape(len(x), 8, 16, 16)[..., ::4, ::4]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_is_torchs(name: str, tmp_path: Path) -> None:
+    KEPT.clear()
+    assert agrees(with_function(RIGHT[name], "ebm"), tmp_path / "c") == COMPARED["ebm"]
+
+
+REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
+    "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, 3),
+    "_adaptive_avg_pool2d from 8x8 to 5x5": lambda x: F.adaptive_avg_pool2d(x, 5),
+    "convolution of 8 images at a time": lambda x: F.conv2d(x.reshape(-1, 1, 8, 8), HELD[:1, None]).view(x.shape),
+    "upsample_bilinear2d": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "_upsample_nearest_exact2d": lambda x: F.interpolate(x, (12, 12), mode="nearest-exact"),
+    "upsample_nearest2d": lambda x: F.interpolate(x, (12, 12)),
+    "reflection_pad2d": lambda x: F.pad(x, (1, 2, 1, 2), mode="reflect"),
+    "replication_pad2d": lambda x: F.pad(x, (1, 2, 1, 2), mode="replicate"),
+    "avg_pool3d": lambda x: F.local_response_norm(x, 3),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_an_energy_without_c_form_is_refused_by_name(words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^no C form of {words} \(after layer body.conv\); export it as ONNX$"):
+        c.export(with_function(REFUSED[words], "ebm"), HEADER, tmp_path / "c")
+
+
+def test_an_operation_that_cannot_be_taken_apart_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError("no such size")
+
+    monkeypatch.setattr(trace, "_repeated", broken)
+    with pytest.raises(UserError, match=r"^no C form of upsample_nearest2d: no such size; export it as ONNX$"):
+        trace.trace(nn.Upsample(scale_factor=2), None, (3, 4, 4), gradient=False)
+
+
+def test_code_that_changes_a_tensor_is_refused() -> None:
+    factor = torch.ones(1)
+
+    class Growing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * factor.mul_(2)
+
+    with pytest.raises(UserError, match="answers otherwise each time: its code changes a tensor of its own$"):
+        trace.trace(Growing(), None, (3, 4, 4), gradient=False)
