@@ -34,6 +34,11 @@ def written(x: Tensor) -> Tensor:
 RIGHT: dict[str, Callable[[Tensor], Tensor]] = {
     "tensors that code holds": of_a_cache,
     "written in part": written,
+    "continued": lambda x: F.pad(F.pad(x, (1, 2, 3, 0), mode="reflect"), (2, 0, 1, 3), mode="replicate"),
+    "spread": lambda x: x / x.std((2, 3), keepdim=True) + x.flatten(1).var(1, unbiased=False)[:, None, None, None],
+    "smallest": lambda x: x.amin(1) + x.amax((1, 2, 3), keepdim=True)[:, 0],
+    "local response norm": lambda x: F.local_response_norm(x, 3, alpha=0.5),
+    "powers": lambda x: x.abs() ** 1.5 + (x.abs() + 0.1) ** -0.3,
     "largest of parts": lambda x: F.adaptive_max_pool2d(x, (4, 2)) + F.adaptive_max_pool2d(x, 1),
     "channels as images": lambda x: (
         F.max_pool2d(x.reshape(-1, 2, 8, 8), 2).reshape(len(x), 8, 4, 4)
@@ -56,9 +61,7 @@ REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
     "upsample_bilinear2d": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "_upsample_nearest_exact2d": lambda x: F.interpolate(x, (12, 12), mode="nearest-exact"),
     "upsample_nearest2d": lambda x: F.interpolate(x, (12, 12)),
-    "reflection_pad2d": lambda x: F.pad(x, (1, 2, 1, 2), mode="reflect"),
-    "replication_pad2d": lambda x: F.pad(x, (1, 2, 1, 2), mode="replicate"),
-    "avg_pool3d": lambda x: F.local_response_norm(x, 3),
+    "pow with exponent 5": lambda x: x**5,
 }
 
 

@@ -68,7 +68,10 @@ def _power(say: Say, a: Any, exponent: Any) -> str:
         return f"1.0f / root({x})"
     if exponent == -2:
         return f"1.0f / ({x} * {x})"
-    raise NotImplementedError(f"with exponent {exponent}")
+    if exponent == int(exponent):  # of negative numbers too, which have no logarithm
+        raise NotImplementedError(f"with exponent {exponent}")
+    power = f"exponential({literal(exponent)} * logarithm({x}))"
+    return f"choose({x} > 0.0f, {power}, 0.0f)" if exponent > 0 else power
 
 
 def _clamp(say: Say, x: Any, low: Any = None, high: Any = None) -> str:

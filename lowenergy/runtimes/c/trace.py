@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch._decomp import core_aten_decompositions
 from torch.func import functional_call, functionalize
 from torch.fx import GraphModule, Interpreter
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lowenergy.base.errors import UserError
@@ -36,8 +38,6 @@ WHOLE = (
     aten._adaptive_avg_pool2d.default,
     # And that have none, so that a refusal names them instead of their parts.
     aten._upsample_nearest_exact2d.default,
-    aten.reflection_pad2d.default,
-    aten.replication_pad2d.default,
 )
 
 
@@ -125,6 +125,14 @@ def _decompositions() -> Any:
     table[aten.upsample_nearest2d.vec] = _repeated_to
     table[aten.adaptive_max_pool2d.default] = _largest_of_parts
     table[aten.adaptive_max_pool2d_backward.default] = _largest_of_parts_backward
+    table[aten.amin.default] = lambda x, dims=(), keepdim=False: -aten.amax(-x, dims, keepdim)
+    table[aten.var.correction] = _variance
+    table[aten.avg_pool3d.default] = _mean_of_channels
+    table[aten.avg_pool3d_backward.default] = _mean_of_channels_backward
+    table[aten.reflection_pad2d.default] = partial(_continued, True)
+    table[aten.replication_pad2d.default] = partial(_continued, False)
+    table[aten.reflection_pad2d_backward.default] = partial(_continued_backward, True)
+    table[aten.replication_pad2d_backward.default] = partial(_continued_backward, False)
     return {operation: _named(operation, plain) for operation, plain in table.items() if operation not in WHOLE}
 
 
@@ -229,3 +237,55 @@ def _largest_of_parts_backward(g: Tensor, x: Tensor, winners: Tensor) -> Tensor:
 def _window(x: Tensor, size: Any) -> list[int] | None:
     fits = not any(n % parts for n, parts in zip(x.shape[-2:], size, strict=True))
     return [n // parts for n, parts in zip(x.shape[-2:], size, strict=True)] if fits else None
+
+
+def _variance(x: Tensor, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
+    correction = 1 if correction is None else correction
+    return aten.var_mean(x, dims or list(range(x.ndim)), correction=correction, keepdim=keepdim)[0]
+
+
+def _continued(mirrored: bool, x: Tensor, padding: Any) -> Tensor:
+    """Padded by an image's own pixels: those beside the edges in reverse, or the edges themselves."""
+    if min(padding) < 0:
+        return NotImplemented
+    for dim, (before, after) in ((-1, padding[:2]), (-2, padding[2:])):
+        n = x.shape[dim]
+        if mirrored:
+            front, back = x.narrow(dim, 1, before).flip(dim), x.narrow(dim, n - 1 - after, after).flip(dim)
+            x = torch.cat([front, x, back], dim)
+        else:
+            front, back = x.narrow(dim, 0, 1), x.narrow(dim, n - 1, 1)
+            x = torch.cat([*[front] * before, x, *[back] * after], dim)
+    return x
+
+
+def _continued_backward(mirrored: bool, g: Tensor, x: Tensor, padding: Any) -> Tensor:
+    if min(padding) < 0:
+        return NotImplemented
+    for dim, (before, after) in ((-1, padding[:2]), (-2, padding[2:])):
+        n = x.shape[dim]
+        front, g, back = g.split([before, n, after], dim)
+        ends = []
+        if before:
+            ends.append((1, front.flip(dim)) if mirrored else (0, front.sum(dim, keepdim=True)))
+        if after:
+            ends.append((n - 1 - after, back.flip(dim)) if mirrored else (n - 1, back.sum(dim, keepdim=True)))
+        for place, end in ends:
+            around = [place, n - place - end.shape[dim]]
+            g = g + F.pad(end, around if dim == -1 else [0, 0, *around])
+    return g
+
+
+def _mean_of_channels(x: Tensor, kernel: Any, stride: Any, padding: Any = (0,), *rest: Any) -> Any:
+    """Of neighbours, as nn.LocalResponseNorm takes it: each channel is an image's row of pixels."""
+    if list(kernel[1:]) != [1, 1] or set(stride) != {1} or any(padding):
+        return NotImplemented
+    rows = aten.avg_pool2d(x.flatten(-2), [kernel[0], 1], [1, 1], [0, 0], *rest)
+    return rows.unflatten(-1, x.shape[-2:])
+
+
+def _mean_of_channels_backward(g: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, *rest: Any) -> Any:
+    if list(kernel[1:]) != [1, 1] or set(stride) != {1} or any(padding):
+        return NotImplemented
+    back = aten.avg_pool2d_backward(g.flatten(-2), x.flatten(-2), [kernel[0], 1], [1, 1], [0, 0], *rest)
+    return back.unflatten(-1, x.shape[-2:])
