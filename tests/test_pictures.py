@@ -132,6 +132,11 @@ def test_sixteen_bits_where_zero_is_white(folder: Folder) -> None:
     assert folder.all_of(image, ".tif", **options)[0, 0].tolist() == list(range(255, -1, -17))
 
 
+def test_sixteen_bits_with_a_hole_show_white(folder: Folder) -> None:
+    read = folder.all_of(GRADIENT.astype(np.uint16), ".png", transparency=0)
+    assert read[0, 0].tolist() == [255, *range(17, 256, 17)]
+
+
 def test_what_is_white_is_the_same_for_the_whole_folder(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     """A dark picture stays dark beside brighter ones, whatever its own brightest pixel is."""
     for name, scale in (("dark", 0.1), ("light", 1.0)):
@@ -357,19 +362,50 @@ def test_files_that_are_no_images_are_named(folder: Folder, tmp_path: Path) -> N
     assert "a/nothing.jpg: not a readable image (" in refusal and "(2 more files are like it)" in refusal
 
 
-def test_links_and_names_of_all_kinds(folder: Folder) -> None:
+def test_a_long_strip_takes_no_more_memory_than_its_middle(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, resize = [], Image.Image.resize
+
+    def noted(image: Image.Image, size: tuple[int, int], *given: Any, **more: Any) -> Image.Image:
+        sizes.append(size)
+        return resize(image, size, *given, **more)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    strip = np.zeros((1, 4000), np.uint8)
+    strip[:, 1998:2002] = 200  # all that the square shows
+    for picture in (strip, strip.T):
+        assert folder.all_of(picture, ".png")[0, 8, 8] == 200
+    assert max(wide * high for wide, high in sizes) <= 16 * 16 * 17
+
+    def full(*given: Any, **more: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", full)
+    assert "takes more memory than there is; make it smaller, or remove it" in folder.refused()
+
+
+def test_names_of_all_kinds(folder: Folder) -> None:
     folder.fill("zwölf", "Äpfel")
-    folder.fill("elsewhere")
-    (folder.path / "elsewhere").rename(folder.path.with_name("elsewhere"))
-    (folder.path / "linked").symlink_to(folder.path.with_name("elsewhere"))
-    (folder.path / "linked/back").symlink_to(folder.path.with_name("elsewhere"))
-    prepared = folder.prepared()
-    assert prepared.classes == ["linked", "zwölf", "Äpfel"]
-    assert sum(len(part) for part in (prepared.train, prepared.validation, prepared.test)) == 12
+    assert folder.prepared().classes == ["zwölf", "Äpfel"]
     folder.path = folder.path.with_name("normal")
     for part, form in (("train", "NFC"), ("test", "NFD")):
         folder.fill(*(f"{part}/{unicodedata.normalize(form, name)}" for name in ("é", "e")))
     assert folder.prepared().classes == ["e", "é"]
+    for name in (b"caf\xe9", b"caf\xe8"):  # Latin-1, which would both be caf?
+        folder.fill(f"train/{os.fsdecode(name)}")
+    assert r"caf\udce8': its name is not UTF-8; rename it" in folder.refused()
+
+
+def test_links_are_followed_where_dvc_follows_them(folder: Folder, tmp_path: Path) -> None:
+    folder.fill("a", "b")
+    (tmp_path / "link").symlink_to(folder.path)
+    (folder.path / "a/linked.png").symlink_to(folder.path / "b/0.png")
+    folder.path = tmp_path / "link"
+    prepared = folder.prepared()
+    assert sum(len(part) for part in (prepared.train, prepared.validation, prepared.test)) == 9
+    for place in ("c", "a/within"):
+        (folder.path / place).symlink_to(folder.path / "b")
+        assert f"{place}: a link to a folder, and DVC would not see its images change; copy" in folder.refused()
+        (folder.path / place).unlink()
 
 
 def test_a_limit_leaves_every_class_its_share(values: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from lowenergy.base.errors import one_line
 from lowenergy.data.images import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # whole folder decides, so that a dark image stays darker than its neighbours.
 WHITES = {"16-bit": (65535.0,), "32-bit integer": (255.0, 65535.0), "float": (1.0, 255.0, 65535.0)}
 DARKEST = 1 / 16  # share of white that the brightest pixel must reach: below it, less than 4 of 8 bits are left
+
+LONGEST = 16  # times the shorter side, of a picture that is resized as a whole
 
 ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of Exif and of TIFF
 TURNS = {  # by orientation. ImageOps.exif_transpose also writes the metadata anew, and fails where they are odd
@@ -58,8 +61,10 @@ def opened(path: str) -> Iterator["Pillow.Image"]:
             yield image
     except (DataError, PermissionError):
         raise
+    except MemoryError:
+        raise DataError(f"{path}: takes more memory than there is; make it smaller, or remove it") from None
     except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataError(f"{path}: not a readable image ({error}); repair, convert or remove it") from None
+        raise DataError(f"{path}: not a readable image ({one_line(error)}); repair, convert or remove it") from None
 
 
 def depth(image: "Pillow.Image") -> str | None:
@@ -142,6 +147,8 @@ def eight_bit(image: "Pillow.Image", channels: int, whites: Mapping[str, float])
         pixels = np.asarray(image) * (255 / whites[kind])
         if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # 0 is white, which Pillow heeds in 8 bits only
             pixels = 255 - pixels
+        if isinstance(hole := image.info.get("transparency"), int):  # the one value of a PNG that nothing is seen of
+            pixels[np.asarray(image) == hole] = 255
         image = Image.fromarray(np.round(pixels).clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
@@ -157,6 +164,9 @@ def square(image: "Pillow.Image", size: int) -> Tensor:
     """An image of mode L or RGB as (c, size, size) uint8: the shorter side resized to `size`, then the middle."""
     from torchvision.transforms.v2 import functional as V
 
+    short = min(image.size)
+    if max(image.size) > LONGEST * short:  # its ends are not in the square, and would be resized to gigabytes
+        image = V.center_crop(image, [min(side, LONGEST * short) for side in reversed(image.size)])
     cut = V.center_crop(V.resize(image, [size], antialias=True), [size])
     pixels: Tensor = V.pil_to_tensor(cut)
     return pixels

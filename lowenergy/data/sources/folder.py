@@ -49,6 +49,7 @@ class _Left:
 def read(p: Data) -> Source:
     size, root = p.image_size, Path(p.folder)
     assert size is not None  # the schema insists
+    _check_name(root)
     if not root.is_dir():
         what = "not a directory" if root.exists() else "no such directory"
         raise DataError(f"data.folder {root}: {what}; give one with a sub-directory of images per class")
@@ -150,40 +151,60 @@ def _classes(root: Path, folders: list[Path], loose: list[str], left: _Left) -> 
     classes: Classes = {}
     for folder in folders:
         inside = _Left()
-        images = sorted(_images(folder, inside, frozenset([folder.resolve()])))
+        images = sorted(_images(folder, inside))
         if not images:
             why = f" ({inside})" if str(inside) else ""
             raise DataError(f"data.folder {root}: class {folder.name} has no image that can be read{why}; remove it")
         left.hidden += inside.hidden
         left.suffixes += inside.suffixes
-        # Two systems write é in two ways. What is no text cannot be printed.
-        name = unicodedata.normalize("NFC", folder.name).encode(errors="replace").decode()
+        name = unicodedata.normalize("NFC", folder.name)  # two systems write é in two ways
         classes.setdefault(name, []).extend(f"{place}/{file}" for place, file in images)
     return classes
 
 
-def _images(folder: Path, left: _Left, above: frozenset[Path]) -> Iterator[tuple[str, str]]:
-    """(folder, file) of the images below a folder; links that lead back to one above end there."""
+def _images(folder: Path, left: _Left) -> Iterator[tuple[str, str]]:
+    """(folder, file) of the images below a folder."""
     folders, images = _listed(folder, left)
     roles = {ROLES.get(below.name.lower()) for below in folders}
     if "train" in roles and len(roles - {None}) > 1:
         raise DataError(f"{folder}: train and test below a class; put the classes below train and test")
     yield from ((str(folder), Path(path).name) for path in images)
     for below in folders:
-        if (real := below.resolve()) not in above:
-            yield from _images(below, left, above | {real})
+        yield from _images(below, left)
 
 
 def _listed(folder: Path, left: _Left) -> tuple[list[Path], list[str]]:
-    """Sub-directories and images, in order; what else there is, is counted."""
+    """Sub-directories and images, in order; what else there is, is counted.
+
+    Raises:
+        DataError: a name is not UTF-8, or a sub-directory is a link.
+    """
     folders, images = [], []
     for entry in sorted(folder.iterdir()):
+        _check_name(entry)
         if entry.name.startswith(".") or entry.name.lower() in HIDDEN:
             left.hidden[entry.name] += 1
         elif entry.is_dir():
+            if entry.is_symlink():  # DVC follows links to files, and does not look into these
+                raise DataError(
+                    f"{entry}: a link to a folder, and DVC would not see its images change; copy the folder there, or "
+                    "let data.folder itself be the link"
+                )
             folders.append(entry)
         elif entry.suffix.lower() in decoding.suffixes() and (entry.is_file() or entry.is_symlink()):  # or a broken one
             images.append(str(entry))
         else:
             left.suffixes[entry.suffix.lower() or "without suffix"] += 1
     return folders, images
+
+
+def _check_name(path: Path) -> None:
+    """Names become classes and lines of output, which are text.
+
+    Raises:
+        DataError: this one is none.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{str(path)!a}: its name is not UTF-8; rename it") from None
