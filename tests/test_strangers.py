@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import lowenergy
-from lowenergy import cli
+from lowenergy import cli, energies
 from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.calls import images as using_images
+from lowenergy.calls import inception
 
 LABELS = torch.arange(120) % 3
 IMAGES = torch.randint(60, (120, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -351,6 +352,74 @@ def test_labels_of_some_images_only() -> None:
     some = [(image, None if i == 0 else 1) for i, image in enumerate(IMAGES)]
     with pytest.raises(UserError, match="some images come with labels, some without"):
         using_images.read(some)
+
+
+@pytest.mark.parametrize("answers", [(), (1,), (torch.tensor(1),)])
+def test_a_loader_of_single_images_is_refused(answers: tuple[Any, ...]) -> None:
+    """Three colours of one image are not three grey images."""
+    items = [(image, *answers) if answers else image for image in IMAGES[:6]]
+    for loader in (iter(items), DataLoader(items, batch_size=None)):
+        with pytest.raises(UserError, match=r"\(3, 8, 8\) looks like one image; add a batch dimension"):
+            using_images.read(loader)
+    with pytest.raises(UserError, match="looks like one image"):
+        inception.pixels_of(iter(IMAGES[:6]), "images")
+    grey = using_images.read(iter([(IMAGES[:3, 0], [0, 1, 2])]))[0]
+    assert grey.images.shape == (3, 1, 8, 8) and grey.labels.tolist() == [0, 1, 2]
+
+
+class Stream(IterableDataset[Any]):
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+
+def test_streams_are_read_as_data_sets_are() -> None:
+    pictures = [Image.fromarray(image.movedim(0, -1).numpy()) for image in IMAGES]
+    pairs = list(zip(pictures, LABELS.tolist(), strict=True))
+    for items, labelled in ((pairs, True), ([(picture, None) for picture in pictures], False)):
+        found, said = using_images.read(Stream(items))
+        assert torch.equal(found.images, IMAGES) and said == labelled
+    with pytest.raises(UserError, match="images 0 to 1 differ in size; resize all to one size"):
+        using_images.read(Stream([IMAGES[0], IMAGES[0, :, :4, :4]]))
+
+
+def test_an_empty_batch_is_passed_over() -> None:
+    floats = IMAGES.float() / 127.5 - 1
+    read = using_images.read(iter([(floats[:n], LABELS[:n]) for n in (0, 5, 0)]))[0]
+    assert torch.equal(read.images, IMAGES[:5])
+
+
+def test_validation_images_and_labels_may_be_a_list() -> None:
+    splits, _ = using_images.gathered(IMAGES, LABELS, validation=[IMAGES[:9], LABELS[:9]])
+    assert len(splits.train) == 120 and torch.equal(splits.validation.labels, LABELS[:9])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (IMAGES, LABELS + 0j, "labels of complex64"),
+        (IMAGES, b"x" * 120, "labels: bytes; give one whole number"),
+        (IMAGES, LABELS.to_sparse(), "labels: a sparse tensor; give a plain one"),
+        (IMAGES, LABELS.to("meta"), "labels: a meta tensor"),
+        (IMAGES.to_sparse(), LABELS, "images: a sparse tensor"),
+        (IMAGES.to("meta"), LABELS, "images: a meta tensor"),
+        (torch.nested.nested_tensor([IMAGES[0].float(), IMAGES[1].float()]), LABELS[:2], "images: a nested tensor"),
+        (torch.tensor(3), LABELS, "images: a single number"),
+        (IMAGES[:10], range(10), "10 images of 10 classes are too few to hold some out; give more of each"),
+    ],
+)
+def test_odd_tensors_are_one_line(images: Any, labels: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        using_images.gathered(images, labels)
+
+
+def test_energies_that_are_no_numbers_have_no_auroc() -> None:
+    broken = torch.tensor([1.0, torch.nan])
+    for pair in ((broken, LABELS.float()), (LABELS.float(), broken)):
+        with pytest.raises(UserError, match="energies: some are NaN"):
+            energies.auroc_of(*pair)
 
 
 @pytest.mark.parametrize(("share", "held"), [(0.1, 12), (0.4, 48), (0.3, 36), (np.float32(0.25), 30)])

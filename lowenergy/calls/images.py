@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from fractions import Fraction
+from itertools import islice
 from numbers import Real
 from typing import Any
 
@@ -84,14 +85,19 @@ def gathered(
     train, held = _Room(), _Room()
     _fill(images, labels, mean, std, train, held, held_out)
     if share is None:
-        pair = isinstance(validation, tuple) and len(validation) == 2
+        of_two = isinstance(validation, tuple | list) and len(validation) == 2
+        # A list may be two images, neither of which has one dimension, as labels have.
+        pair = of_two and (isinstance(validation, tuple) or getattr(validation[1], "ndim", 0) == 1)
         others, answers = validation if pair else (validation, None)
         _fill(others, answers, mean, std, held, _Room(), lambda label: False)
     named = train.labelled
     if share is None and named != held.labelled:
         raise DataError("validation: give labels for both images and validation, or for neither")
     if min(train.count, held.count) < 1:
-        raise DataError(f"{train.count + held.count} images are too few to hold some out; give more, or validation=")
+        of = f" of {len(seen)} classes" if len(seen) > 1 else ""
+        raise DataError(
+            f"{train.count + held.count} images{of} are too few to hold some out; give more of each, or validation="
+        )
     parts = train.split(), held.split()
     if parts[0].images.shape[1:] != parts[1].images.shape[1:]:
         raise DataError("validation: images of another size than the others")
@@ -159,6 +165,8 @@ def _fill(
             print(f"images: {count:,} read", file=sys.stderr, flush=True)
             said = time.monotonic()
         pixels = _upright(batch)
+        if not len(pixels):
+            continue
         if room.shape and tuple(pixels.shape[1:]) != room.shape:
             raise DataError(
                 f"images of {tuple(pixels.shape[1:])} among others of {room.shape}; resize all of them to one size"
@@ -188,16 +196,28 @@ def _fill(
 
 def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
     """Batches of images with their labels, or None."""
-    if not isinstance(labels, Tensor) and hasattr(labels, "__array__"):
+    if isinstance(labels, Tensor):
+        _check_plain(labels, "labels")
+    elif hasattr(labels, "__array__"):
         labels = np.asarray(labels)  # also of a Series, whose slices keep their place
-    elif isinstance(labels, Collection) and not isinstance(labels, Tensor | list | tuple | str | Set | Mapping):
+    elif isinstance(labels, Collection) and not isinstance(labels, list | tuple | NO_LABELS):
         labels = list(labels)
+    if isinstance(images, Tensor):
+        _check_plain(images, "images")
     if isinstance(images, Tensor | np.ndarray) or _is_sliced(images):
+        if not images.shape:
+            raise DataError("images: a single number; give images, (n, c, h, w)")
         _check_count(labels, len(images))
         for first in range(0, len(images), AT_A_TIME):
             part = slice(first, first + AT_A_TIME)
             yield images[part], None if labels is None else labels[part]
-    elif isinstance(images, list | tuple | Dataset) and not isinstance(images, IterableDataset):
+    elif isinstance(images, IterableDataset):
+        _check_no_labels(labels)
+        items, first = iter(images), 0
+        while some := list(islice(items, AT_A_TIME)):
+            yield _stacked(some, first)
+            first += len(some)
+    elif isinstance(images, list | tuple | Dataset):
         try:
             count = len(images)  # type: ignore[arg-type]
         except TypeError:
@@ -205,23 +225,19 @@ def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
             raise DataError(f"images: {kind} has no length; give it __len__, or give a DataLoader") from None
         _check_count(labels, count)
         for first in range(0, count, AT_A_TIME):
-            items = [_pair(images[i]) for i in range(first, min(first + AT_A_TIME, count))]
-            pixels = [_tensor(image) for image, _ in items]
-            if len({tuple(image.shape) for image in pixels}) > 1:
-                raise DataError(f"images {first} to {first + len(pixels) - 1} differ in size; resize all to one size")
-            answers = [label for _, label in items]
-            if labels is not None:
-                answers = list(labels[first : first + len(items)])
-            elif 0 < sum(answer is None for answer in answers) < len(answers):
-                raise DataError("some images come with labels, some without; give all of them labels, or none")
-            yield torch.stack(pixels), None if answers[0] is None else answers
+            some = [images[i] for i in range(first, min(first + AT_A_TIME, count))]
+            yield _stacked(some, first, None if labels is None else labels[first : first + len(some)])
     elif isinstance(images, DataLoader | Iterable) and not isinstance(images, str | bytes):
-        if labels is not None:
-            raise DataError("labels: a loader of batches brings its own; let it give (images, labels)")
-        for batch in DataLoader(images, AT_A_TIME) if isinstance(images, IterableDataset) else images:
+        _check_no_labels(labels)
+        for batch in images:
             pixels, answers = _pair(batch)
             if pixels is None or not hasattr(pixels, "shape") or len(pixels.shape) < 3:
                 raise DataError("a loader must give batches of images, (n, c, h, w), or of (images, labels)")
+            if len(pixels.shape) == 3 and pixels.shape[0] in (1, 3) and np.ndim(answers) == 0:
+                raise DataError(
+                    f"a loader must give batches, and {tuple(pixels.shape)} looks like one image; add a batch "
+                    "dimension, (n, c, h, w), or give a list of images"
+                )
             yield pixels, answers
     else:
         raise DataError(
@@ -229,14 +245,36 @@ def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
         )
 
 
+def _stacked(items: Sequence[Any], first: int, labels: Any = None) -> tuple[Tensor, list[Any] | None]:
+    """Images of a data set, or images and labels, as a batch.
+
+    Args:
+        first: the number of the first one.
+        labels: instead of their own.
+    """
+    pairs = [_pair(item) for item in items]
+    pixels = [_tensor(image) for image, _ in pairs]
+    answers = [label for _, label in pairs] if labels is None else list(labels)
+    if len({tuple(image.shape) for image in pixels}) > 1:
+        raise DataError(f"images {first} to {first + len(pixels) - 1} differ in size; resize all to one size")
+    if 0 < sum(answer is None for answer in answers) < len(answers):
+        raise DataError("some images come with labels, some without; give all of them labels, or none")
+    return torch.stack(pixels), None if answers[0] is None else answers
+
+
 def _is_sliced(images: Any) -> bool:
     """Whether it is like an array, such as those that h5py and zarr keep in files."""
     return all(hasattr(images, name) for name in ("shape", "dtype", "__len__", "__getitem__"))
 
 
+def _check_no_labels(labels: Any) -> None:
+    if labels is not None:
+        raise DataError("labels: a loader of batches brings its own; let it give (images, labels)")
+
+
 def _check_count(labels: Any, images: int) -> None:
     try:
-        if isinstance(labels, set | frozenset | Mapping):
+        if isinstance(labels, NO_LABELS):
             raise TypeError
         count = images if labels is None else len(labels)
     except TypeError:
@@ -254,6 +292,8 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return item, None
 
 
+NO_LABELS = str | bytes | bytearray | Set | Mapping  # in spite of their length
+INTEGERS = (torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64)
 INDEXED = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes of Pillow's images
 
 
@@ -262,8 +302,15 @@ def _native(array: np.ndarray) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def _check_plain(given: Tensor, what: str) -> None:
+    if given.is_nested or given.is_meta or given.layout != torch.strided:
+        kind = "nested" if given.is_nested else "meta" if given.is_meta else "sparse"
+        raise DataError(f"{what}: a {kind} tensor; give a plain one, which holds every value")
+
+
 def _tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
+        _check_plain(image, "images")
         return image
     if getattr(image, "mode", None) in INDEXED:  # whose numbers are no brightness
         image = image.convert("RGB")
@@ -308,6 +355,8 @@ def _bytes(images: Tensor, normalised: Normalisation | None) -> Tensor:
 
 
 def _labels(given: Any, count: int) -> Tensor:
+    if isinstance(given, Tensor):
+        _check_plain(given, "labels")
     try:  # a copy, for torch takes no array that runs backwards
         labels = torch.as_tensor(_native(given.copy()) if isinstance(given, np.ndarray) else given).detach().cpu()
     except Exception:  # torch raises nearly anything at names, lists of uneven lists, or nothing
@@ -315,7 +364,7 @@ def _labels(given: Any, count: int) -> Tensor:
         raise DataError(
             f"labels of {kinds or type(given).__name__}; give one whole number for each image, classes from 0"
         ) from None
-    if labels.ndim != 1 or len(labels) != count or labels.is_floating_point() or labels.dtype == torch.bool:
+    if labels.ndim != 1 or len(labels) != count or labels.dtype not in INTEGERS:
         kind = str(labels.dtype).removeprefix("torch.")
         raise DataError(f"labels of {kind}, {tuple(labels.shape)}; give one whole number for each image")
     labels = labels.long()

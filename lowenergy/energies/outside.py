@@ -4,6 +4,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from lowenergy.base import UserError
 from lowenergy.energies.langevin import uniform_noise
 
 REDUCTION = 0.5  # share of the side: nothing that small occurs in the data
@@ -29,7 +30,13 @@ def transformed(images: Tensor, generator: Generator) -> dict[str, Tensor]:
 
 
 def auroc_of(inside: Tensor, outside: Tensor) -> float:
-    """The probability that one of `outside` is above one of `inside`, ties counting half (Mann & Whitney 1947)."""
+    """The probability that one of `outside` is above one of `inside`, ties counting half (Mann & Whitney 1947).
+
+    Raises:
+        UserError: one is NaN, which is neither above nor below another.
+    """
+    if inside.isnan().any() or outside.isnan().any():
+        raise UserError("energies: some are NaN, so that nothing is above them; see what the network answers")
     ordered = inside.sort().values
     below = torch.searchsorted(ordered, outside).double()
     up_to = torch.searchsorted(ordered, outside, right=True).double()
