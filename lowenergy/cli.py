@@ -76,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument(
         "--arguments", nargs="*", default=(), metavar="NAME=VALUE", help="of a data set: split=letters for EMNIST"
     )
-    start.add_argument("--force", action="store_true", help="overwrite values of your own in params.yaml")
+    start.add_argument("--force", action="store_true", help="overwrite values and comments of your own in params.yaml")
     start.set_defaults(command="starting:start")
 
     profile = commands.add_parser("profile", help="write a profile's values into params.yaml")
     profile.add_argument("name", help="without a name, they are listed", nargs="?")
-    profile.add_argument("--force", action="store_true", help="overwrite values that are in no profile")
+    profile.add_argument("--force", action="store_true", help="overwrite values and comments that are in no profile")
     profile.set_defaults(command="commands:profile")
 
     listing = commands.add_parser("params", help="list every parameter: what it means and may be")

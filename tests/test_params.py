@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from conftest import ROOT, with_changes
 from pydantic import BaseModel
+from ruamel.yaml import YAML
 
 from lowenergy import params
 from lowenergy.base.nested import leaves, with_values
-from lowenergy.params import ParamsError, recipes
+from lowenergy.params import ParamsError, data, recipes
 
 
 def test_shipped_params_are_valid() -> None:
@@ -138,6 +139,13 @@ PRUNED = {"target": "ebm", "start": "ebm", "by": "prune"}
         ({"teachers.ebm.train": {"epochs": 0}}, "teachers.ebm: train.epochs = 0 leaves random weights"),
         ({"teachers.scorer": {"kind": "ebm"}}, "teachers: 'scorer' cannot be a name: lower-case letters"),
         ({"branches.Best": PRUNED}, "branches: 'Best' cannot be a name: lower-case letters, digits, - and _ make one"),
+        ({f"branches.{'x' * 101}": PRUNED}, "- and _ make one of at most 100, and scorer and reference are taken"),
+        ({"networks": ""}, "networks = '': string should have at least 1 character"),
+        ({"data.folder": ""}, "data.folder = '': string should have at least 1 character"),
+        ({"data.folder": "a\0b"}, "string should match pattern"),
+        ({"data.classes": []}, "data.classes = []: list should have at least 1 item"),
+        ({"data.classes": ["a", "b", "a"]}, "data.classes: a stands there twice"),
+        ({"data.source": "torchvision.datasets."}, "data.source: 'torchvision.datasets.' is none of"),
         ({"branches.ebm": PRUNED}, "branches.ebm: teachers has one of this name, too; give it another"),
         ({"branches.x": {"target": "ebm", "start": "ebm"}}, "branches.x.by is missing (the method)"),
         (
@@ -245,13 +253,49 @@ def test_all_problems_are_reported_at_once(values: Any) -> None:
     assert len(str(error.value).splitlines()) == 3
 
 
-@pytest.mark.parametrize(("text", "message"), [("seed: [", "not valid YAML"), ("- 1", "expected sections")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: [", "not valid YAML: while parsing a flow node did not find"),
+        ("- 1", "expected sections"),
+        ("seed: 0\nseed: 1", 'not valid YAML: .* found duplicate key "seed"'),
+        pytest.param(f"seed: {'9' * 5000}", "not valid YAML: Exceeds the limit", id="digits"),
+        ("x: &a {b: *a}", "more than 32 sections or lists in each other; an alias may lead to itself"),
+        pytest.param(f"x: {'[' * 3000}{']' * 3000}", "more than 32 sections or lists in each other", id="deep"),
+    ],
+)
 def test_files_that_are_no_params(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(ParamsError, match=message):
+    with pytest.raises(ParamsError, match=message) as error:
         params.load(tmp_path / "params.yaml")
+    assert len(str(error.value).splitlines()) == 1
     with pytest.raises(ParamsError, match="no such file"):
         params.load(tmp_path / "elsewhere.yaml")
+
+
+@pytest.mark.parametrize("place", ["data", "data/recipes", "models/photos", ".", "{}/plots/curves"])
+def test_images_are_not_where_the_pipeline_deletes(
+    values: Any, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source in ("digits", "folder"):
+        of_folder = {"data.source": source, "data.image_size": 16, "data.folder": place.format(tmp_path)}
+        YAML().dump(with_values(values, of_folder), Path("params.yaml"))
+        if source == "digits":
+            params.load()
+            continue
+        with pytest.raises(ParamsError, match="the pipeline writes and deletes .*; move the images to a folder apart"):
+            params.load()
+
+
+def test_what_the_pipeline_deletes_are_the_outputs_of_dvc_yaml() -> None:
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].values()
+    made = [stage.get("do", stage) for stage in stages]
+    found = [out for stage in made for key in ("outs", "plots", "metrics") for out in stage.get(key, [])]
+    outputs = [Path(out if isinstance(out, str) else next(iter(out))) for out in found]
+    ours = [Path(out) for out in data.OUTPUTS]
+    assert all(any(out.is_relative_to(own) for own in ours) for out in outputs)
+    assert all(any(out.is_relative_to(own) for out in outputs) for own in ours)
 
 
 def test_every_parameter_says_what_it_means() -> None:

@@ -95,7 +95,31 @@ def test_values_of_the_users_own_are_overwritten_by_force_only(project: Path, ca
     assert profiles.apply("mnist") and path.read_text() == profiles.text(profiles.composed("mnist"))
 
 
-@pytest.mark.parametrize("text", ["seed: [", "- 1\n"])
+def test_comments_of_the_users_own_are_overwritten_by_force_only(project: Path, capsys: Any) -> None:
+    path = project / "params.yaml"
+    mine = path.read_text().replace("seed: 0", "seed: 0 # as in the paper").replace("  limit:", "  # ours\n  limit:")
+    path.write_text(mine)
+    for command in (["profile", "mnist"], ["start", "photos"]):
+        assert cli.main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "params.yaml has comments of your own, which would be lost: # as in the paper and 1 more" in line
+        assert path.read_text() == mine
+    assert cli.main(["profile", "mnist", "--force"]) == 0
+
+
+def test_names_are_written_as_they_are() -> None:
+    values = profiles.composed("default")
+    for name in ("my  #1", "two  spaces  " * 12 + " #x", "emoji😀"):
+        values["data"]["folder"] = name
+        assert YAML(typ="safe").load(profiles.text(values))["data"]["folder"] == name
+    values["data"]["folder"] = "\x85next line"
+    with pytest.raises(ParamsError, match=r"YAML cannot hold data.folder: '\\x85next line'; give it another name"):
+        profiles.text(values)
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: [", "- 1\n", "x: &a {b: *a}", pytest.param(f"seed: {'9' * 5000}", id="digits")]
+)
 def test_what_is_no_params_file_is_left_alone(project: Path, text: str) -> None:
     (project / "params.yaml").write_text(text)
     with pytest.raises(ParamsError, match="mend or delete it"):

@@ -176,6 +176,28 @@ def test_arguments_of_data_sets(given: list[str], parsed: dict[str, Any]) -> Non
         starting._parsed(["letters"])
 
 
+@pytest.mark.parametrize("given", ["split={", "split=*a", "split=@a", "split=!!python/object:os.system", "a=a: b: c"])
+def test_arguments_that_are_no_yaml_are_one_line(given: str) -> None:
+    with pytest.raises(UserError, match="--arguments .*: not valid YAML: ") as error:
+        starting._parsed([given])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["photos", "mnist"])
+def test_arguments_are_for_data_sets_of_torchvision(place: str, photographs: Path) -> None:
+    given = str(photographs) if place == "photos" else place
+    with pytest.raises(UserError, match=f"--arguments are for torchvision.datasets.…; .*{place} takes none"):
+        look.images(given, "data/raw", {"split": "letters"})
+
+
+def test_photographs_among_the_pipelines_files_are_refused(photographs: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(photographs.parent)
+    (photographs.parent / "models").mkdir()
+    photographs.rename("models/photos")
+    with pytest.raises(UserError, match="models/photos: the pipeline writes and deletes models; move the images"):
+        look.images("models/photos", "data/raw", {})
+
+
 def test_teachers_go_before_images_become_too_small() -> None:
     plan = choose.plan(images(side=100), TWO_CORES, 600, costs(4.0))
     assert plan.size >= choose.SMALLEST and len(plan.teachers) < 3

@@ -8,12 +8,12 @@ The class of a section stands with what reads it, where that is one method or ki
 
 from lowenergy.params.architecture import Architecture
 from lowenergy.params.checking import check
-from lowenergy.params.data import Data
+from lowenergy.params.data import Data, check_place
 from lowenergy.params.energies import EnergyKind, EnergyMatching, EnergyTraining, Sampler
 from lowenergy.params.entries import Branch, Kind, Method, Teacher, kinds, methods
 from lowenergy.params.evaluation import ClassifierEvaluation, EnergyEvaluation
 from lowenergy.params.messages import completed, method
-from lowenergy.params.reading import load
+from lowenergy.params.reading import load, read
 from lowenergy.params.reference import listing
 from lowenergy.params.scorer import Scorer, ScorerTraining
 from lowenergy.params.section import (
@@ -58,6 +58,7 @@ __all__ = [
     "Teacher",
     "Times",
     "check",
+    "check_place",
     "completed",
     "is_import_path",
     "kinds",
@@ -65,4 +66,5 @@ __all__ = [
     "load",
     "method",
     "methods",
+    "read",
 ]

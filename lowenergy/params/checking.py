@@ -16,7 +16,7 @@ from lowenergy.params.messages import Layer, explain, validated
 from lowenergy.params.section import ParamsError, Section
 from lowenergy.params.whole import Params
 
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")  # names of files, which may have no more than 255 with what is added
 TAKEN = ("scorer", "reference")  # files of models/ that are no entries
 S = TypeVar("S", bound=Section)
 
@@ -118,7 +118,7 @@ def _entries(values: Any, which: str, problems: list[str]) -> dict[str, Any]:
     for name, entry in values[which].items():
         if not (isinstance(name, str) and NAME.fullmatch(name)) or name in TAKEN:
             problems.append(
-                f"{which}: {name!r} cannot be a name: lower-case letters, digits, - and _ make one, and "
+                f"{which}: {name!r} cannot be a name: lower-case letters, digits, - and _ make one of at most 100, and "
                 f"{' and '.join(TAKEN)} are taken"
             )
         elif not isinstance(entry, Mapping):

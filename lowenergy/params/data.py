@@ -1,14 +1,44 @@
 """Section `data`: where the images come from."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from lowenergy.params.section import Section, known
+from lowenergy.params.section import ParamsError, Section, known
+
+TORCHVISION = "torchvision.datasets."
+# What the stages of dvc.yaml make, which DVC deletes before a stage runs.
+OUTPUTS = ("data/splits.safetensors", "data/recipes", "models", "cards", "said", "plots", "metrics", "report.html")
+OUTPUTS += ("cards.json",)
 
 
 def _source(name: str) -> str:
-    return name if name.startswith("torchvision.datasets.") else known("data/sources", name)
+    if name.startswith(TORCHVISION) and name.removeprefix(TORCHVISION).isidentifier():
+        return name
+    return known("data/sources", name)
+
+
+def _named_once(names: list[str]) -> list[str]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice[:3])} stands there twice")
+    return names
+
+
+def check_place(folder: str) -> None:
+    """See that images are not where the pipeline's own files are.
+
+    Raises:
+        ParamsError: they are.
+    """
+    place = Path(folder).resolve()
+    for out in OUTPUTS:
+        own = Path(out).resolve()
+        if place.is_relative_to(own) or own.is_relative_to(place):
+            raise ParamsError(
+                f"data.folder {folder}: the pipeline writes and deletes {out}; move the images to a folder apart from "
+                "it, such as data/images"
+            )
 
 
 class Data(Section):
@@ -19,7 +49,7 @@ class Data(Section):
     """torchvision root of mnist and cifar100; missing files are downloaded into it"""
     arguments: dict[str, Any] = Field(default={})
     """of the constructor of a data set torchvision.datasets.…, such as {split: letters}"""
-    folder: str
+    folder: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
     """for source folder: a directory with one sub-directory of images per class; or with train and test (and val), each
     with one sub-directory per class"""
     image_size: Annotated[int, Field(ge=8, le=512)] | None
@@ -37,7 +67,7 @@ class Data(Section):
     from -1 to 1. Kept in the model files"""
     std: list[Annotated[float, Field(gt=0, le=10)]] | None = None
     """of each channel; see data.mean"""
-    classes: list[str] | None = None
+    classes: Annotated[list[str], Field(min_length=1), AfterValidator(_named_once)] | None = None
     """names of the classes in the order of the network's outputs; null for the source's own"""
 
     @property
@@ -53,7 +83,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _arguments_are_torchvisions(self) -> Self:
-        if self.arguments and not self.source.startswith("torchvision.datasets."):
+        if self.arguments and not self.source.startswith(TORCHVISION):
             raise ValueError(f"data.arguments are for torchvision.datasets.…; data.source is {self.source}")
         return self
 

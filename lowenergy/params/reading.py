@@ -1,10 +1,15 @@
 """Reading params.yaml."""
 
 from pathlib import Path
+from typing import Any
 
+from lowenergy.base.errors import one_line
 from lowenergy.params.checking import check
+from lowenergy.params.data import check_place
 from lowenergy.params.section import ParamsError
 from lowenergy.params.whole import Params
+
+DEEPEST = 32  # sections and lists in each other
 
 
 def load(path: str | Path = "params.yaml") -> Params:
@@ -13,6 +18,19 @@ def load(path: str | Path = "params.yaml") -> Params:
     Raises:
         ParamsError: the file is missing, is not YAML, or does not fit the schema.
     """
+    checked = check(read(path), str(path))
+    _find_own(checked, str(path))
+    if checked.data.source == "folder":
+        check_place(checked.data.folder)
+    return checked
+
+
+def read(path: str | Path) -> Any:
+    """The values of a YAML file.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or never ends.
+    """
     from ruamel.yaml import YAML  # only a project has such a file
     from ruamel.yaml.error import YAMLError
 
@@ -20,11 +38,22 @@ def load(path: str | Path = "params.yaml") -> Params:
         values = YAML(typ="safe").load(Path(path))
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; run in the project's root, or `git checkout {path}`") from None
-    except YAMLError as error:
-        raise ParamsError(f"{path}: not valid YAML: {error}") from None
-    checked = check(values, str(path))
-    _find_own(checked, str(path))
-    return checked
+    except (YAMLError, ValueError, RecursionError) as error:  # Python reads no integer of 5,000 digits
+        raise ParamsError(f"{path}: not valid YAML: {one_line(error)}") from None
+    level, depth = [values], 0
+    while level := list({id(part): part for whole in level for part in _parts(whole)}.values()):
+        depth += 1
+        if depth > DEEPEST:
+            raise ParamsError(
+                f"{path}: more than {DEEPEST} sections or lists in each other; an alias may lead to itself"
+            )
+    return values
+
+
+def _parts(whole: Any) -> list[Any]:
+    """Sections and lists directly in another one."""
+    parts = whole.values() if isinstance(whole, dict) else whole if isinstance(whole, list) else ()
+    return [part for part in parts if isinstance(part, dict | list)]
 
 
 def _find_own(p: Params, origin: str) -> None:

@@ -16,7 +16,7 @@ class Params(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     """of everything random"""
-    networks: str
+    networks: Annotated[str, Field(min_length=1)]
     """file or folder of your own networks and weights, which all stages that build networks depend on"""
     teachers: dict[str, Any] = Field(min_length=1)
     """models to train, by name: {kind: ebm}, and values of their own over those of section ebm"""

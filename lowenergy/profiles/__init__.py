@@ -14,11 +14,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
 
 from lowenergy.base import files
 from lowenergy.base.nested import MISSING, laid_over, leaves
-from lowenergy.params import ParamsError
+from lowenergy.params import ParamsError, read
 
 FOLDER, PARAMS, DEFAULT = Path(__file__).parent, Path("params.yaml"), "default"
 ENTRIES = ("teachers", "branches")
@@ -67,7 +66,11 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def text(whole: dict[str, Any]) -> str:
-    """All values as a file, with the comments of the defaults."""
+    """All values as a file, with the comments of the defaults.
+
+    Raises:
+        ParamsError: one would be another when it is read.
+    """
     yaml = YAML()
     yaml.width = 120
     yaml.representer.add_representer(
@@ -77,8 +80,14 @@ def text(whole: dict[str, Any]) -> str:
     _write(values, whole)
     out = io.StringIO()
     yaml.dump(values, out)
-    # ruamel keeps a comment in its column, whatever comes before it.
-    return re.sub(r"(?m)^(?!#)(.*\S) {2,}#", r"\1 #", out.getvalue())
+    # ruamel keeps a comment in its column, whatever comes before it; a name may have spaces before a #, too.
+    tidy = re.sub(r"(?m)^(?!#)(.*\S) {2,}#", r"\1 #", out.getvalue())
+    for found in (tidy, out.getvalue()):
+        again = YAML(typ="safe").load(found)
+        if again == whole:
+            return found
+    lost = _differences(_flat(again), _flat(whole))[0]
+    raise ParamsError(f"{PARAMS}: YAML cannot hold {lost}: {_flat(whole)[lost]!a}; give it another name")
 
 
 def _write(values: CommentedMap, new: dict[str, Any], at: str = "") -> None:
@@ -115,34 +124,36 @@ def write(whole: dict[str, Any], command: str, *, force: bool = False) -> list[s
 
     Args:
         command: that asked for it, for the message.
-        force: overwrite values, too, that the closest profile does not have.
+        force: overwrite values, too, that the closest profile does not have, and comments.
     Returns:
         What changed, a line each.
     Raises:
-        ParamsError: there are such values; nothing is written.
+        ParamsError: there are such values or comments; nothing is written.
     """
     new, old = _flat(whole), _old()
     if not force:
+        _refuse_comments(command)
         _refuse([place for place in _differences(old, new) if place in _own(old)], old, command)
     files.write_bytes(PARAMS, text(whole).encode())
     return [f"{place}: {old.get(place, 'none')} -> {new.get(place, 'none')}" for place in _differences(old, new)]
 
 
 def check_free(command: str) -> None:
-    """See that params.yaml can be written, and has no values of the user's own.
+    """See that params.yaml can be written, and has no values or comments of the user's own.
 
     Raises:
         ParamsError, FileError: it cannot, or has.
     """
     files.check_place(PARAMS)
     old = _old()
+    _refuse_comments(command)
     _refuse(_own(old), old, command)
 
 
 def _old() -> dict[str, Any]:
     try:
-        return _flat(YAML(typ="safe").load(PARAMS)) if PARAMS.exists() else {}
-    except (YAMLError, AttributeError):
+        return _flat(read(PARAMS)) if PARAMS.exists() else {}
+    except (ParamsError, AttributeError):
         raise ParamsError(f"{PARAMS}: not valid YAML; mend or delete it") from None
 
 
@@ -159,6 +170,23 @@ def _refuse(own: list[str], old: dict[str, Any], command: str) -> None:
             f"{PARAMS} has values of your own, which would be overwritten: {said}; commit or copy them, "
             f"then `{command} --force`"
         )
+
+
+def _refuse_comments(command: str) -> None:
+    """All comments of a profile are those of the defaults, at the end of a line."""
+    if not PARAMS.exists():
+        return
+    ours = tuple(_comments((FOLDER / f"{DEFAULT}.yaml").read_text()))
+    if own := [found for found in _comments(PARAMS.read_text(errors="replace")) if not found.endswith(ours)]:
+        more = f" and {len(own) - 1} more" if len(own) > 1 else ""
+        raise ParamsError(
+            f"{PARAMS} has comments of your own, which would be lost: {own[0]}{more}; commit or copy them, "
+            f"then `{command} --force`"
+        )
+
+
+def _comments(text: str) -> list[str]:
+    return [found.rstrip() for found in re.findall(r"(?m)(?:^|\s)(#.*)$", text)]
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from lowenergy import params, profiles
-from lowenergy.base.errors import UserError
+from lowenergy.base.errors import UserError, one_line
 from lowenergy.starting import choose, look, measure
 
 
@@ -51,4 +52,7 @@ def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
     pairs = [text.partition("=") for text in arguments]
     if wrong := next((text for text, (name, sign, _) in zip(arguments, pairs, strict=True) if not (name and sign)), ""):
         raise UserError(f"--arguments {wrong}: give name=value, such as split=letters")
-    return {name: YAML(typ="safe").load(value) for name, _, value in pairs}
+    try:
+        return {name: YAML(typ="safe").load(value) for name, _, value in pairs}
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"--arguments {' '.join(arguments)}: not valid YAML: {one_line(error)}") from None

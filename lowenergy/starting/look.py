@@ -15,7 +15,8 @@ import torch
 
 from lowenergy.data import DataError, decoding, preparing
 from lowenergy.data.images import Files, Part
-from lowenergy.params import Data
+from lowenergy.params import Data, check_place
+from lowenergy.params.data import TORCHVISION
 
 COLOURED = 300  # images that are looked at to see whether there are colours
 COMPARED = 20_000  # images among which equal ones are looked for
@@ -90,11 +91,15 @@ def images(place: str, root: str, arguments: Mapping[str, Any]) -> Images:
         root: where files of data sets are.
         arguments: of a data set, as `data.arguments`.
     Raises:
-        DataError: there is neither, or its images cannot be read or split.
+        UserError: there is neither, or its images cannot be read or split, or would be deleted.
     """
-    named = not Path(place).exists() and (place.startswith("torchvision.datasets.") or "/" not in place)
+    named = not Path(place).exists() and (place.startswith(TORCHVISION) or "/" not in place)
     section: dict[str, Any] = {"source": place, "root": root} if named else {"source": "folder", "folder": place}
+    if not named:
+        check_place(place)
     if arguments:
+        if not place.startswith(TORCHVISION):
+            raise DataError(f"--arguments are for torchvision.datasets.…; {place} takes none")
         section["arguments"] = dict(arguments)
     given = {"root": "data/raw", "folder": "data/images", "validation": 0.1, "test": 0.2, "limit": None, "channels": 3}
     try:
