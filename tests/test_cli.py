@@ -78,6 +78,35 @@ def test_a_kept_table_of_a_sweep_is_drawn(tmp_path: Path, capsys: pytest.Capture
     assert "no rows of target jem" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "No columns to parse from file"),
+        (b"a,b\n\xff\xfe,2\n", "codec can't decode"),
+        (b"target\nebm\n", "it lacks chain"),
+        (b"target,chain\nebm,pq\n", "it lacks compression_ratio"),
+        (b"target,chain,compression_ratio,fid\nebm,pq,large,1\n", "Unable to parse string"),
+        (b"target,chain,compression_ratio,fid\nebm,prune,2,1\n", "it lacks prune.kind"),
+        (b"target,chain,compression_ratio,fid\nebm,,2,1\n", "it lacks chain"),
+    ],
+)
+def test_tables_of_others_are_one_line(
+    tmp_path: Path, text: bytes, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.csv").write_bytes(text)
+    assert cli.main(["sweep-plot", str(tmp_path / "other.csv"), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "other.csv: no table of a sweep: " in line and said in line and "`lowenergy sweep-plot` wrote" in line
+
+
+def test_figures_of_a_sweep_are_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "words.csv").write_text("target,chain,compression_ratio,fid\nebm,a $x$ b^{,2,good\n")
+    command = ["sweep-plot", str(tmp_path / "words.csv"), "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    assert "no figure 'fid' in these experiments; there are compression_ratio" in capsys.readouterr().err
+    assert cli.main([*command, "--quality", "compression_ratio"]) == 0
+
+
 @pytest.mark.slow
 def test_what_cannot_be_written_is_one_line_and_loses_nothing(
     inside: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

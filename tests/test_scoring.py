@@ -93,6 +93,13 @@ def test_inception_score_of_sure_and_even_answers_is_the_number_of_classes(tmp_p
     assert 9.0 < score <= 10.0  # splits of 100 are not perfectly even
 
 
+def test_inception_score_of_very_sure_answers(generator: torch.Generator) -> None:
+    """Probabilities of 0, of which the logarithm is none."""
+    logits = 1e4 * torch.eye(5)[torch.arange(400) % 4]
+    assert generation.inception_score(logits, generator) == pytest.approx(4, rel=0.05)
+    assert generation.score_surely(logits, 0).high <= 4.001
+
+
 def test_ood_tells_what_the_energy_knows(splits: data.Splits) -> None:
     images = data.to_float(splits.test.images)
     generator = torch.Generator().manual_seed(0)
@@ -296,6 +303,18 @@ def test_the_page_recommends_the_smallest_that_is_as_good(small: params.Params, 
     (tmp_path / "cards.json").write_text(json.dumps(models))
     page.write(small, tmp_path)
     assert "No branch is as good as its teacher" in (tmp_path / "report.html").read_text()
+
+
+def test_names_with_two_dollars_are_no_formulas(scorer: networks.Backbone, tmp_path: Path) -> None:
+    name = "under $5^{, over $10"
+    (tmp_path / "plots/models/x").mkdir(parents=True)
+    (tmp_path / "plots/models/x/confusion.csv").write_text(f'actual,predicted\n"{name}",b\nb,"{name}"\n')
+    assert "2 test images" in page._confusion("x", tmp_path)
+    (tmp_path / "plots/curves/x").mkdir(parents=True)
+    for head, values in (("amount,added_loss", "0.5,1"), ("int8,added_loss", "1,1")):
+        (tmp_path / "plots/curves/x/sensitivity.csv").write_text(f'layer,{head}\n"{name}",{values}\nb,{values}\n')
+        assert "costs</h3>" in page._sensitivity("x", tmp_path)
+    gallery.write_classes(scorer, torch.zeros(2, 1, 8, 8), [name] * 10, tmp_path / "classes.png")
 
 
 def test_what_compression_changed_is_shown(small: params.Params, splits: data.Splits, tmp_path: Path) -> None:

@@ -15,3 +15,8 @@ def axes(width: float = 5.0, height: float = 3.4) -> tuple[Any, Any]:
     matplotlib.rcParams.update({"svg.hashsalt": "lowenergy", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def plain(text: str) -> str:
+    """Text of the user's as matplotlib draws it as it is: what is between two $ would be a formula."""
+    return text.replace("$", r"\$")

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lowenergy.base import cards, files
-from lowenergy.base.figures import GAP
+from lowenergy.base.figures import GAP, plain
 from lowenergy.base.figures import axes as new_axes
 from lowenergy.params import Params
 from lowenergy.reporting import front
@@ -303,8 +303,9 @@ def _confusion(target: str, root: Path) -> str:
     axes.imshow(counts.to_numpy(), cmap="Blues")
     axes.set(xlabel="predicted", ylabel="actual")
     if len(classes) <= FEW:
-        axes.set_xticks(range(len(classes)), classes, rotation=90)
-        axes.set_yticks(range(len(classes)), classes)
+        names = [plain(name) for name in classes]
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
         middle = counts.to_numpy().max() / 2
         for i, j in product(range(len(classes)), range(len(classes))):
             if not (count := counts.iat[i, j]):
@@ -323,14 +324,14 @@ def _sensitivity(name: str, root: Path) -> str:
         figure, axes = new_axes(6.0, 3.4)
         for i, (layer, rows) in enumerate(table.groupby("layer", sort=False)):
             style = ("-", "--", ":")[i // 10 % 3]
-            axes.plot(rows["amount"], rows["added_loss"], style, lw=1.2, label=layer)
+            axes.plot(rows["amount"], rows["added_loss"], style, lw=1.2, label=plain(str(layer)))
         axes.set(xlabel="fraction of the layer pruned", ylabel="added to the matching loss", yscale="symlog")
         axes.legend(fontsize=6, ncols=2)
         what = "pruning"
     elif "int8" in table:
         figure, axes = new_axes(6.0, 0.25 * len(table) + 0.8)
         colors = ["C0" if rounded else "C1" for rounded in table["int8"]]
-        axes.barh(table["layer"], table["added_loss"], color=colors)
+        axes.barh(table["layer"].astype(str).map(plain), table["added_loss"], color=colors)
         axes.invert_yaxis()
         axes.set_xlabel("added to the matching loss (orange: kept float)")
         axes.locator_params(axis="x", nbins=5)

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from lowenergy.base import files
-from lowenergy.base.errors import UserError
+from lowenergy.base.errors import UserError, one_line
 from lowenergy.base.figures import axes as new_axes
+from lowenergy.base.figures import plain
 from lowenergy.base.nested import leaves
 from lowenergy.reporting.revisions import Revision
 from lowenergy.reporting.tables import FORMATS, is_fid, quality_of
@@ -30,6 +31,8 @@ SETTINGS = (  # what tells cells apart, where it is there; further parameters ar
     "distill.student.width",
     "quantize.weight_bits",
 )
+OF_PRUNED = ("prune.kind", "prune.scope", "prune.amount")
+NUMBERS = ("prune.amount", "prune.finetune.epochs", "prune.retrain.epochs")
 
 
 class SweepError(UserError):
@@ -109,8 +112,31 @@ def _differs(table: pd.DataFrame, column: str) -> bool:
 
 
 def read(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Tables that were kept, one under the other."""
-    return pd.concat([pd.read_csv(path, dtype=dict.fromkeys(SETTINGS, str)) for path in paths], ignore_index=True)
+    """Tables that were kept, one under the other.
+
+    Raises:
+        SweepError: one is no such table.
+    """
+    return pd.concat([_read(path) for path in paths], ignore_index=True)
+
+
+def _read(path: str | Path) -> pd.DataFrame:
+    advice = "give one that `lowenergy sweep-plot` wrote"
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys((*SETTINGS, "target", "chain"), str))
+        for column in table.columns.intersection(["compression_ratio", *NUMBERS]):
+            pd.to_numeric(table[column])
+    except ValueError as error:  # also of an empty file, or of bytes that are no text
+        raise SweepError(f"{path}: no table of a sweep: {one_line(error)}; {advice}") from None
+    lacking = _lacking(table, ("target", "chain", "compression_ratio"))
+    lacking = lacking or _lacking(table[table["chain"].map(_method) == "prune"], OF_PRUNED)
+    if lacking:
+        raise SweepError(f"{path}: no table of a sweep: it lacks {lacking[0]}; {advice}")
+    return table
+
+
+def _lacking(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
+    return [column for column in columns if len(rows) and (column not in rows or rows[column].isna().any())]
 
 
 def write(table: pd.DataFrame, quality: str | None, directory: Path) -> list[Path]:
@@ -123,8 +149,8 @@ def write(table: pd.DataFrame, quality: str | None, directory: Path) -> list[Pat
     """
     target = str(table["target"].iloc[0])
     quality = quality or quality_of(table)
-    if quality not in table:
-        numbers = [str(column) for column in table.select_dtypes("number")]
+    numbers = [str(column) for column in table.select_dtypes("number")]
+    if quality not in numbers:
         raise SweepError(f"no figure {quality!r} in these experiments; there are {', '.join(numbers)}")
     paths = [directory / f"{target}.csv"]
     files.write_bytes(paths[0], table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
@@ -165,7 +191,7 @@ def by_amount(pruned: pd.DataFrame, quality: str) -> Any:
             linestyle="-" if trained else ":",
             marker="o" if trained else "x",
             markersize=4,
-            label=f"{kind}, {scope}, {'after' if trained else 'before'} retraining",
+            label=plain(f"{kind}, {scope}") + f", {'after' if trained else 'before'} retraining",
         )
     axes.set(xlabel="fraction pruned (weights, or channels)", ylabel=_title(quality))
     _scale(axes, quality, pruned[quality])
@@ -190,7 +216,7 @@ def by_ratio(table: pd.DataFrame, quality: str) -> Any:
                 s=22,
                 color=f"C{i}",
                 facecolors=f"C{i}" if trained else "none",
-                label=f"{method}{'' if trained else ', before retraining'}",
+                label=f"{plain(method)}{'' if trained else ', before retraining'}",
             )
     axes.set(xscale="log", xlabel="compression ratio (bytes on disk)", ylabel=_title(quality))
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

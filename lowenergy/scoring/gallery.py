@@ -76,7 +76,7 @@ def write_classes(scorer: Network, samples: Tensor, classes: Sequence[str], path
     axes.axvline(1 / len(classes), color="tab:gray", lw=1, ls="--")
     axes.invert_yaxis()
     if len(classes) <= 20:
-        axes.set_yticks(range(len(classes)), classes)
+        axes.set_yticks(range(len(classes)), [figures.plain(name) for name in classes])
     axes.set(ylabel="class that the scorer sees", xlabel=f"share of {len(samples)} samples")
     _write(figure, path)
 
