@@ -1,7 +1,9 @@
 """The `lowenergy` command: what is not a stage of the pipeline."""
 
 import argparse
+import os
 import re
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -10,11 +12,15 @@ from lowenergy.base.errors import UserError, explained, missing
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 0, or 2 after printing one clear error."""
+    """Run the command line; 0, or 2 after printing one clear error. 141, as of other commands, if nobody reads on."""
     options = vars(_parser().parse_args(argv))
     module, _, function = options.pop("command").partition(":")
     try:
         getattr(import_module(f"lowenergy.{module}"), function)(**options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `lowenergy params | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+        return 128 + signal.SIGPIPE
     except (UserError, OSError) as error:
         print(explained(error), file=sys.stderr)
         return 2

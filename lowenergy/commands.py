@@ -215,6 +215,8 @@ def export(
 ) -> None:
     import lowenergy
 
+    if not model.name:
+        raise UserError(f"{model}: give the file of a model")
     stem = model.with_suffix("")
     named = {"onnx": stem.with_suffix(".onnx"), "page": stem.with_suffix(".html"), "c": Path(f"{stem}-c")}
     out = out or named[to]

@@ -608,6 +608,10 @@ def test_an_energy_is_sampled_as_it_says(energy: making.Made, capsys: pytest.Cap
         (lambda energy: lowenergy.load(None), "path: NoneType is no path"),  # type: ignore[arg-type]
         (lambda energy: lowenergy.load(b"model"), "path: bytes is no path"),  # type: ignore[arg-type]
         (lambda energy: lowenergy.sample(energy, n=2.5), "n=2.5: give a whole number"),  # type: ignore[arg-type]
+        (
+            lambda energy: lowenergy.sample(energy, n=10**12),
+            "n=1000000000000: the images take 2.* GiB of .*; give fewer",
+        ),
         (lambda energy: lowenergy.sample(energy, steps=1.5), "steps=1.5: give a whole number"),  # type: ignore[arg-type]
         (lambda energy: lowenergy.sample(energy, step_size="x"), "step_size='x': give a number"),  # type: ignore[arg-type]
         (lambda energy: lowenergy.sample(energy, step_size=float("nan")), "step_size=nan: give a number above 0"),

@@ -64,6 +64,23 @@ def test_profiles_and_parameters_are_listed(inside: Clone, capsys: pytest.Captur
     assert cli.main(["params", "nothing"]) == 2
 
 
+def test_a_reader_that_ends_early_is_no_error() -> None:
+    """As head does; the pipe has no reader from the beginning, so that nothing depends on time."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "lowenergy.cli", "params"], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("model", ["", "."])
+def test_what_names_no_file_is_one_line(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", model]) == 2
+    assert capsys.readouterr().err == ".: give the file of a model\n"
+
+
 def test_a_kept_table_of_a_sweep_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = ROOT / "docs" / "sweeps"
     assert cli.main(["sweep-plot", str(kept / "ebm.csv"), "--out", str(tmp_path)]) == 0

@@ -710,6 +710,16 @@ def test_score_looks_at_the_images_that_the_pipeline_does(
     assert "400 test images of mnist\naccuracy 1.0000" in scored(model, DIGITS, monkeypatch, capsys)
 
 
+def test_score_by_a_root_that_has_no_test_images(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = workspace.model((1, 8, 8), {"data": "digits", "seed": 0})
+    said = scored(model, DIGITS, monkeypatch, capsys, "--root", "data/raw")
+    assert "data.source digits: has no test images of its own, at no root; without one" in said
+    Path("params.yaml").unlink(missing_ok=True)
+    assert scored(model, DIGITS, monkeypatch, capsys, "--root", "data/raw") == said
+
+
 def test_score_says_what_it_cannot_look_at(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

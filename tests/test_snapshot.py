@@ -1,16 +1,22 @@
 """What workers are given of a workspace: what stages read there, without passing through anybody's memory."""
 
+import os
 import shutil
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_running import LOWENERGY, TOY, Toy
 
+from lowenergy import params
 from lowenergy.running import experiments, pipeline, workspace
+from lowenergy.running.crew import RunError
 from lowenergy.running.workspace import Snapshot
+from lowenergy.searching import session
 
 LARGE = 2 * 10**8
 MEASURED = """
@@ -143,3 +149,52 @@ def test_claims_that_a_kill_has_cut_short_are_forgotten(tmp_path: Path, monkeypa
         copied = workspace.Workspace(*arguments).repo
         with rwlock(copied.tmp_dir, copied.fs, "a stage", [], [str(tmp_path / "copy" / "out")], False):
             assert claims.exists()
+
+
+def test_names_in_git_need_not_be_utf_8(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    root.mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    name = os.fsdecode(b"caf\xe9.txt")
+    (root / name).write_text("here")
+    with workspace.snapshot(root, workspace.known_files(root), []) as snap:
+        assert names_in(snap, tmp_path / "copy") == {name}
+
+
+def test_images_that_copies_would_lack_are_named(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    for name in ("known", "odd", "added"):
+        (tmp_path / name / "cats").mkdir(parents=True)
+        (tmp_path / name / "cats/0.png").touch()
+    subprocess.run(["git", "add", "known"], cwd=tmp_path, check=True)
+    repo = SimpleNamespace(
+        root_dir=str(tmp_path), index=SimpleNamespace(outs=[SimpleNamespace(fs_path=str(tmp_path / "added"))])
+    )
+
+    def check(source: str, folder: str) -> None:
+        experiments.check_images(repo, {"data": {"source": source, "folder": folder}})
+
+    for folder in ("known", "known/", "added", str(tmp_path / "odd")):
+        check("folder", folder)
+    check("digits", "odd")
+    experiments.check_images(repo, None)
+    for folder in ("odd", "../elsewhere"):
+        with pytest.raises(RunError, match=f"data.folder {folder}: not in git, .*; give an absolute path"):
+            check("folder", folder)
+
+
+def test_no_experiment_begins_that_would_lack_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither those of DVC's queue nor those of a search."""
+    toy = Toy.make(tmp_path / "project", amount=1)
+    (toy.place / "params.yaml").write_text("data: {source: folder, folder: odd}\n")
+    toy("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qam", "odd")
+    monkeypatch.chdir(toy.place)
+    commit = toy("git", "rev-parse", "HEAD").strip()
+    monkeypatch.setattr(experiments, "waiting", lambda repo: [SimpleNamespace(stash_rev=commit, name="x")])
+    with pytest.raises(RunError, match="data.folder odd: not in git"):
+        experiments.run_queued(jobs=1)
+    monkeypatch.setattr(params, "load", lambda: SimpleNamespace(teachers={"ebm": None}))
+    monkeypatch.setattr(session, "_teacher", lambda target: {"validation": {"fid_interval": [1, 2]}})
+    monkeypatch.setattr(session.spaces, "load", lambda *given: None)
+    with pytest.raises(RunError, match="data.folder odd: not in git"):
+        session.search("ebm", max_loss="5%")

@@ -233,8 +233,8 @@ def _data_of(root: str | Path | None) -> tuple[params.Data, int]:
         p = params.load()
         return p.data if root is None else p.data.model_copy(update={"root": str(root), "limit": None}), p.seed
     # source, size and channels are the model's
-    nothing: dict[str, Any] = {"source": "mnist", "folder": "", "image_size": None, "channels": 1, "limit": None}
-    return params.Data(root=str(root), validation=0.1, test=0.2, **nothing), 0
+    nothing: dict[str, Any] = {"source": "mnist", "image_size": None, "channels": 1, "limit": None}
+    return params.Data(root=str(root), folder="data/images", validation=0.1, test=0.2, **nothing), 0
 
 
 def fid(

@@ -1,5 +1,7 @@
 """Calls that need a model and nothing else: load, sample, export."""
 
+import math
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,6 +108,7 @@ def draw(source: Opened, n: int, steps: int | None, step_size: float | None, see
     constants = sampling.constants_of(header, source.origin, step_size)
     steps = int(source.provenance["sampler"]["chain_steps"]) if steps is None else whole("steps", steps)
     n, seed, device = whole("n", n), seed_of(seed), fastest()
+    _check_memory(n, model.spec.input_shape)
     return chains(
         sampling.fastest(model, loading.network_of(model).to(device), images=steps * n),
         model.spec.input_shape,
@@ -115,6 +118,17 @@ def draw(source: Opened, n: int, steps: int | None, step_size: float | None, see
         generator=torch.Generator(device).manual_seed(seed),
         progress=Progress(f"{source.name}: {steps} Langevin steps", steps * n),
     ).cpu()
+
+
+def _check_memory(n: int, shape: tuple[int, int, int]) -> None:
+    """See that so many images could be held.
+
+    Raises:
+        UserError: this machine has not got the memory.
+    """
+    needed, there = 4 * n * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(f"n={n}: the images take {needed / 2**30:,.0f} GiB of {there / 2**30:.0f}; give fewer")
 
 
 def export(

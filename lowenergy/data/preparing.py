@@ -219,6 +219,10 @@ def test_images(
         p = p.model_copy(update={"source": source, "classes": None, "limit": None, "arguments": {}})
     prepared = prepare(p.model_copy(update={"channels": shape[0], "image_size": shape[1]}), seed)
     if not prepared.official:
+        if splits is None:
+            raise files.FileError(
+                f"data.source {source}: has no test images of its own, at no root; without one, those of {SPLITS} count"
+            )
         holds = f"holds {held.source} of {held.input_shape}" if held is not None else "not there"
         raise files.FileError(f"{splits}: {holds}; with data.source: {source}, run `dvc repro prepare`")
     _check_classes(provenance, prepared.classes)

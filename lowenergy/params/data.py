@@ -9,8 +9,10 @@ from lowenergy.params.section import ParamsError, Section, known
 
 TORCHVISION = "torchvision.datasets."
 # What the stages of dvc.yaml make, which DVC deletes before a stage runs.
-OUTPUTS = ("data/splits.safetensors", "data/recipes", "models", "cards", "said", "plots", "metrics", "report.html")
-OUTPUTS += ("cards.json",)
+OUTPUTS = (
+    *("data/splits.safetensors", "data/recipes", "models", "cards", "said", "plots"),
+    *("metrics", "report.html", "cards.json"),
+)
 
 
 def _source(name: str) -> str:

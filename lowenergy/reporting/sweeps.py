@@ -216,7 +216,7 @@ def by_ratio(table: pd.DataFrame, quality: str) -> Any:
                 s=22,
                 color=f"C{i}",
                 facecolors=f"C{i}" if trained else "none",
-                label=f"{plain(method)}{'' if trained else ', before retraining'}",
+                label=f"{plain(str(method))}{'' if trained else ', before retraining'}",
             )
     axes.set(xscale="log", xlabel="compression ratio (bytes on disk)", ylabel=_title(quality))
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -20,6 +20,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from lowenergy.base.nested import value_at
 from lowenergy.running import workspace
 from lowenergy.running.crew import RunError, Watch, crew_of
 from lowenergy.running.pipeline import Pipeline, Plan, alone, claimed, opened, report
@@ -45,13 +49,16 @@ def run_queued(*, jobs: int | None, address: str | None = None, keep_going: bool
     Args:
         jobs, address: see pipeline.run.
     Raises:
-        RunError: none is queued, another such run is under way, or some failed: DVC then knows them as failed.
+        RunError: none is queued, another such run is under way, images are not where experiments run, or some failed:
+            DVC then knows them as failed.
     """
     repo = opened()
     with ours(repo):
         entries = waiting(repo)
         if not entries:
             raise RunError("no experiment is queued; `dvc exp run --queue -S prune.amount=0.7`")
+        for entry in entries:
+            check_images(repo, _params_of(repo, entry.stash_rev))
         pipelines = run_entries(repo, entries, jobs=jobs, address=address, keep_going=keep_going)
         lost = record(repo, [pipeline.experiment for pipeline in pipelines if not pipeline.failed])
         report(pipelines)
@@ -59,6 +66,32 @@ def run_queued(*, jobs: int | None, address: str | None = None, keep_going: bool
             raise RunError(NOT_RECORDED.format(", ".join(lost)))
         shutil.rmtree(Path(repo.root_dir) / PLACE)
     print(f"{', '.join(map(name_of, entries))}: `dvc exp show` shows them")
+
+
+def check_images(repo: Any, values: Any) -> None:
+    """See that experiments find their images: they run in copies of what git and DVC know of.
+
+    Args:
+        values: of params.yaml.
+    Raises:
+        RunError: the folder is neither absolute, nor in git, nor added to DVC.
+    """
+    source, folder = (value_at(values, f"data.{key}") for key in ("source", "folder"))
+    if source != "folder" or not isinstance(folder, str) or Path(folder).is_absolute():
+        return
+    place = Path(repo.root_dir) / folder
+    listed = subprocess.run(["git", "ls-files", "--", folder], cwd=repo.root_dir, capture_output=True)
+    if not listed.stdout and not any(place.is_relative_to(out.fs_path) for out in repo.index.outs):
+        raise RunError(f"data.folder {folder}: not in git, and experiments run in copies; give an absolute path")
+
+
+def _params_of(repo: Any, commit: str) -> Any:
+    """Values of params.yaml in a commit; None if it has none, which its stages will say."""
+    shown = subprocess.run(["git", "show", f"{commit}:./params.yaml"], cwd=repo.root_dir, capture_output=True)
+    try:
+        return YAML(typ="safe").load(shown.stdout)
+    except (YAMLError, ValueError, RecursionError):
+        return None
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def known_files(root: Path) -> list[str]:
     )
     if listed.returncode:
         raise UserError(f"{root}: `lowenergy run` copies what git knows of; `git init` first")
-    return listed.stdout.decode().split("\0")
+    return os.fsdecode(listed.stdout).split("\0")  # names need not be UTF-8
 
 
 @contextmanager

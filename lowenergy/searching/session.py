@@ -56,6 +56,7 @@ def search(
     name = name or f"{target}-{minimize}"
     tried = spaces.load(space, target, values)
     repo = pipeline.opened()
+    experiments.check_images(repo, values)
     images = _images(repo, p.data.folder)
     found = Search(name, target, goal, tried, values, teacher, seed=seed, sampler=sampler, images=images)
     if others := [n for n in map(experiments.name_of, experiments.waiting(repo)) if not n.startswith(f"{name}-")]:
