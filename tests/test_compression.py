@@ -429,7 +429,10 @@ def test_weights_are_trained_where_their_integers_are(bits: int, seed: int) -> N
     at_the_edge = (steps == low) | (steps == high)  # where either is right
     found = torch.where((steps > low) & (steps < high), 2 * wanted, 0.0)
     assert torch.allclose(weight.grad[~at_the_edge], found[~at_the_edge], atol=1e-6)
-    assert (rounding.scale.grad != 0).all()
+    levels = wanted / scale.view(-1, 1, 1, 1)
+    of_steps = 2 * wanted * (levels - torch.where((steps >= low) & (steps <= high), steps, 0.0))
+    of_scale = rounding.caution * of_steps.flatten(1).sum(1)  # LSQ's, by the chain rule
+    torch.testing.assert_close(rounding.scale.grad.flatten(), of_scale, rtol=1e-3, atol=1e-5)
 
 
 def test_energies_trained_by_chains_alone_retrain_by_chains_alone(compress: Any, tmp_path: Path) -> None:

@@ -510,7 +510,7 @@ def rounded_graph(network: networks.Network, bits: int, activation_bits: int) ->
     of_layers, scales = dict.fromkeys(layers, bits), {n: int8.best_scale(w.weight, bits) for n, w in layers.items()}
     graph = quantizing._calibrated(network, scales, PICTURES, of_layers, activation_bits)
     target = "ebm" if network.spec.head else "classifier"
-    return graph, quantizing._encoded(quantizing._Rounded(network, scales, of_layers, graph), target)
+    return graph, quantizing._encoded(quantizing._Rounded(network, scales, of_layers, activation_bits, graph), target)
 
 
 @pytest.mark.parametrize(("channels", "side"), [(64, 5), (64, 3), (48, 7), (192, 3)])
