@@ -37,7 +37,6 @@ REFUSED: dict[tuple[str, str, str], str] = {
     ("OwnParameter", "", "channels pruned"): "Torch-Pruning does not know what goes with them",
     ("Tied", "", "channels pruned"): "body.b shares its weight",
     ("TiedConvolutions", "", "channels pruned"): "body.b shares its weight",
-    ("Renormalised", "", "int8"): "has no gradients (a leaf Variable that requires grad is being used",
     ("TiedToOthers", "", "channels pruned"): "shares its weight",
     ("TorchsAttention", "", "channels pruned"): "can go: it would answer differently",
     ("TupleInTraining", "ebm", "taken in"): "an energy has no loss for them",
