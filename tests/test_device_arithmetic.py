@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_device import COMPARED, HEADER, agrees, foreign, sizes_untold  # noqa: F401 fixture
-from test_device_int8 import is_the_reference
+from test_device_int8 import images_for, is_the_reference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -107,7 +107,12 @@ def test_functions_are_exact_to_a_few_units_of_the_last_place() -> None:
 def test_functions_have_the_references_bits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = with_function(lambda x: F.elu(x) + F.softplus(4 * x) + torch.erf(2 * x) + torch.log1p(x * x), "jem")
-    is_the_reference(model, tmp_path / "c", steps=True)
+    made = is_the_reference(model, tmp_path / "c", steps=True)
+    code = (tmp_path / "c/model.c").read_text()
+    assert all(f"static float {name}(" in code for name in ("expm1_of", "log1p_of", "error_function"))
+    image = images_for(model)[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(made.logits(image), model.build()(image[None])[0], rtol=1e-5, atol=1e-5)
 
 
 class Products(nn.Module):
