@@ -90,9 +90,9 @@ def fit(
     Raises:
         DivergedError: once more than that; `network` is then as it was at the last healthy point.
     """
-    fabric, team = run.fabric, run.team
+    team = run.team
     if not any(weight.requires_grad for weight in network.parameters()):
-        fabric.print(f"{run.name}: no weight requires a gradient, so none is trained")
+        run.say("no weight requires a gradient, so none is trained")
         network.eval()
         network.cpu()
         return
@@ -115,7 +115,7 @@ def fit(
     if healthy is None:
         healthy = _snapshot(run, 0, parts, history)
     else:
-        fabric.print(f"{run.name}: resumed at step {healthy['step']}", flush=True)
+        run.say(f"resumed at step {healthy['step']}")
     start = healthy.get("start") or healthy
     step = first = _restore(run, healthy, parts, history)
     _show(run, folder, steps, healthy)
@@ -162,14 +162,14 @@ def fit(
         if now - printed > PRINT_SECONDS or step == steps:
             left = (now - started) / max(1, step - first) * (steps - step)
             shown = "  ".join(f"{key} {log:.4g}" for key, log in point.items())
-            fabric.print(f"{run.name}  step {step}/{steps}  {shown}  {left:.0f} s left", flush=True)
+            run.say(f"step {step}/{steps}  {shown}  {left:.0f} s left")
             printed = now
-        if now - saved > checkpoint.SECONDS and fabric.is_global_zero and run.watched:
+        if now - saved > checkpoint.SECONDS and not run.team.rank and run.watched:
             keep(run, part, {**healthy, "start": start} if step < decided else healthy)
             saved = now
     if history and (wrong := _learns_nothing(history[-1][1], silent or {}, history)):
         run.warn(part, NOTHING_LEARNT, wrong)
-    if fabric.is_global_zero and run.watched:
+    if not run.team.rank and run.watched:
         curves.ended(folder)
         _plot(folder, history)
     if average is not None:
@@ -285,10 +285,9 @@ def _recover(
         )
     run.recoveries += 1
     _slow_down(parts)
-    run.fabric.print(
-        f"{run.name}: step {step}: {wrong}; back to step {healthy['step']}, learning rate times {CAUTION} "
+    run.say(
+        f"step {step}: {wrong}; back to step {healthy['step']}, learning rate times {CAUTION} "
         f"({run.recoveries} of {allowed} recoveries)",
-        flush=True,
     )
     healthy.update(_snapshot(run, healthy["step"], parts, history))
 
@@ -306,10 +305,9 @@ def _try_again(
     _restore(run, state, parts, history)
     run.retries, run.recoveries = retries, recoveries
     _slow_down(parts)
-    run.fabric.print(
-        f"{run.name}: step {step}: {NOTHING_LEARNT}: {wrong}; back to step {state['step']}, learning rate times "
+    run.say(
+        f"step {step}: {NOTHING_LEARNT}: {wrong}; back to step {state['step']}, learning rate times "
         f"{CAUTION} ({retries} of {RETRIES} retries)",
-        flush=True,
     )
     return _snapshot(run, state["step"], parts, history)
 
@@ -326,7 +324,7 @@ def _slow_down(parts: Mapping[str, Any]) -> None:
 
 def _show(run: Run, folder: Path, steps: int, healthy: Mapping[str, Any]) -> None:
     """Who watches the run learns of points that nothing will take back, whenever it looks."""
-    if run.fabric.is_global_zero and run.watched:
+    if not run.team.rank and run.watched:
         curves.grow(folder, steps, [(step, point["loss"]) for step, point in healthy["history"]])
 
 

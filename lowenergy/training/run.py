@@ -15,15 +15,7 @@ from lowenergy.base import device, files
 from lowenergy.base.checkpoint import FOLDER, Checkpoint, fingerprint
 from lowenergy.base.errors import UserError
 from lowenergy.base.precision import Precision
-from lowenergy.base.team import Team
-
-# Fabric imports the whole of torchmetrics where it is installed, seconds with all that it brings, to learn its version.
-_hidden = sys.modules.setdefault("torchmetrics", None) is None  # type: ignore[arg-type]
-from lightning_fabric import Fabric  # noqa: E402
-
-if _hidden:
-    del sys.modules["torchmetrics"]
-
+from lowenergy.base.team import ALONE, Team
 
 CODE = ("base", "params", "data", "networks", "energies", "storage", "training")  # of lowenergy, in every training
 
@@ -40,7 +32,8 @@ class Run:
         code: files and folders of lowenergy that the stage imports, besides those of every training.
         root: of plots/ and of the checkpoints.
         watched: whether anybody looks there, or goes on from there; if not, there are neither curves nor checkpoints.
-        fabric: the processes that share it; this one alone where none are given.
+        at: where it happens; without it, on the fastest device, or the one that was asked for.
+        team: the processes that share it.
     """
 
     def __init__(
@@ -53,27 +46,30 @@ class Run:
         code: Sequence[str] = (),
         root: str | Path = ".",
         watched: bool = True,
-        fabric: Fabric | None = None,
+        at: torch.device | None = None,
+        team: Team = ALONE,
     ) -> None:
         self.name, self.seed, self.kind, self.watched = name, seed, kind or name, watched
         self.curves = Path(root) / "plots" / "curves" / name
         self.checkpoints = Path(root) / FOLDER
         self.fingerprint = fingerprint([name, seed, *inputs], [*CODE, *code])
-        self.fabric = fabric or _alone()
-        self.device = self.fabric.device
-        self.team = Team(self.fabric.global_rank, self.fabric.world_size)
+        self.device, self.team = at or device.fastest(), team
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.recoveries = 0  # how often training diverged and went back
         self.retries = 0  # how often it learnt nothing and was tried again
         self.provenance: dict[str, Any] = {}  # what the file will say of how it was made; methods add what they did
 
+    def say(self, text: str) -> None:
+        """To who watches; of a team, the others' standard output leads nowhere."""
+        print(f"{self.name}: {text}", flush=True)
+
     def warn(self, part: str, problem: str, details: str) -> None:
         """Say what is wrong with the result: now, and in few words, since they take bytes, in the model's file."""
         self.provenance.setdefault("warnings", []).append(f"{part}: {problem}")
-        self.fabric.print(f"{self.name}: {part}: {problem}: {details}", flush=True)
+        self.say(f"{part}: {problem}: {details}")
 
     def autocast(self, precision: Precision) -> torch.autocast:
-        """Not Fabric's, which knows one precision for all of a run: matching and retraining each have their own."""
+        """Matching and retraining each have their own precision."""
         return device.autocast(self.device.type, precision)
 
     def checkpoint(self, part: str) -> Path:
@@ -94,25 +90,17 @@ def running(name: str, seed: int, inputs: Sequence[Any], **more: Any) -> Iterato
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # filling takes time
     with ExitStack() as stack:
-        run = Run(name, seed, inputs, **more, fabric=_launched())
-        if run.team.rank:
+        at, team = _launched()
+        if team.rank:
             stack.enter_context(files.left_to_another())
             stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        run = Run(name, seed, inputs, **more, at=at, team=team)
         run.curves.mkdir(parents=True, exist_ok=True)  # an output of the stage, even if nothing is trained
         yield run
     finished(run)
 
 
-def _alone() -> Fabric:
-    """This process, on the device that was asked for, or a GPU if there is one."""
-    wanted = device.asked()
-    if wanted is None:
-        return Fabric(accelerator="auto", devices=1)
-    places: Any = 1 if wanted.index is None or wanted.type == "cpu" else [wanted.index]
-    return Fabric(accelerator=wanted.type, devices=places)
-
-
-def _launched() -> Fabric:
+def _launched() -> tuple[torch.device, Team]:
     """With as many processes as LOWENERGY_PROCESSES says (`all`: one for each GPU), or those of torchrun.
 
     On a device that was asked for there is this process alone.
@@ -121,7 +109,7 @@ def _launched() -> Fabric:
         UserError: no such number, or more than there are GPUs.
     """
     if device.asked() is not None:
-        return _quiet(_alone())
+        return device.fastest(), ALONE
     asked, gpus = os.environ.get("LOWENERGY_PROCESSES", "1"), torch.cuda.device_count()
     if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's
         here, all_of_them = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -132,16 +120,13 @@ def _launched() -> Fabric:
     if here > 1 and 0 < gpus < here:
         raise UserError(f"{here} processes, but {gpus} GPUs; give as many or fewer, or CUDA_VISIBLE_DEVICES= for none")
     if here == all_of_them == 1:
-        fabric = _alone()
-    else:
-        fabric = Fabric(accelerator="auto", devices=here, num_nodes=all_of_them // here, strategy="ddp")
-    return _quiet(fabric)
+        return device.fastest(), ALONE
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, which most trainings can do without
 
-
-def _quiet(fabric: Fabric) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    fabric = Fabric(accelerator="auto", devices=here, num_nodes=all_of_them // here, strategy="ddp")
     fabric.launch()
-    return fabric
+    return fabric.device, Team(fabric.global_rank, fabric.world_size)
 
 
 def keep(run: Run, part: str, content: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ def compress(
     )
     if p.init == "teacher":
         inherited = inherit(small, network)
-        run.fabric.print(f"{run.name}: {len(inherited)} layers start from the teacher's: {', '.join(inherited)}")
+        run.say(f"{len(inherited)} layers start from the teacher's: {', '.join(inherited)}")
     training.finetune(small, objective, p.train, run)
     if p.retrain.epochs:
         objective.retrain(small, p.retrain, run)

@@ -71,9 +71,7 @@ def shapes_of(
             training.keep(run, "ways", {"choices": choices})
             progress(1)
     shapes = divide_bits(choices, sum(_bits(layers[name], *shape) for name, shape in plain.items()))
-    run.fabric.print(
-        f"{run.name}: blocks and codewords {', '.join(f'{name} {d} {k}' for name, (d, k) in shapes.items())}"
-    )
+    run.say(f"blocks and codewords {', '.join(f'{name} {d} {k}' for name, (d, k) in shapes.items())}")
     return shapes
 
 

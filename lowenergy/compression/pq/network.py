@@ -57,7 +57,7 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pa
     shapes = shapes_of(network, objective, images, weights, p, run)
     rate = price_of_bits(network, images, weights, shapes, p, objective.precision, run.seed) if p.budget_bytes else 0.0
     if rest := networks.left_out(network):
-        run.fabric.print(f"{run.name}: of no layer, and uncoded: {', '.join(rest)}")
+        run.say(f"of no layer, and uncoded: {', '.join(rest)}")
     code_layers(network, objective, images, weights, shapes, rate, p, run)
     fit_budget(network, target, p, run)
     networks.refresh_batchnorm(network, some(objective, max(p.calibration_images, NORMS)))

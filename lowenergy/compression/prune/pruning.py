@@ -52,7 +52,7 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pa
     check(network, p)
     source = Sizes.of(network, p)
     if p.kind != "structured" and (rest := networks.left_out(network)):
-        run.fabric.print(f"{run.name}: of no layer, and whole: {', '.join(rest)}")
+        run.say(f"of no layer, and whole: {', '.join(rest)}")
     share: float | Shares = p.amount
     if p.importance == "taylor":
         leave_slopes(network, objective, run)
@@ -61,7 +61,7 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pa
         share = dict.fromkeys(prunable(network, p), p.amount)
     elif p.allocation == "sensitivity":
         share = allot(added, prunable(network, p), p.amount)
-        run.fabric.print(f"{run.name}: {', '.join(f'{name} {part:.2f}' for name, part in share.items())}")
+        run.say(", ".join(f"{name} {part:.2f}" for name, part in share.items()))
     for done in range(1, p.rounds + 1):
         if p.importance == "taylor" and done > 1:
             leave_slopes(network, objective, run)
@@ -212,10 +212,10 @@ def tell(network: networks.Network, source: Sizes, left: Sizes, p: Params, run: 
     what = asked_of(p)
     run.provenance["pruned"] = {"asked": {what: p.amount}, "reached": reached}
     gone = ", ".join(f"{reached[part]:.1%} of the {WORDS[part]}" for part in reached)
-    run.fabric.print(f"{run.name}: asked for {p.amount:.1%} of the {WORDS[what]}; gone: {gone}")
+    run.say(f"asked for {p.amount:.1%} of the {WORDS[what]}; gone: {gone}")
     if reached[what] < SHORT * p.amount:
         why = _by_reason(_short(network, source, left, p)) or "layers so small that whole channels are much of them"
-        run.fabric.print(f"{run.name}: that is short, because of {why}")
+        run.say(f"that is short, because of {why}")
 
 
 def _short(network: networks.Network, source: Sizes, left: Sizes, p: Params) -> dict[str, str]:

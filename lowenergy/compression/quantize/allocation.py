@@ -132,5 +132,5 @@ def _divided(
             lowest = min(lowest, abs(cost))  # and a loss that rounding lowers has changed no less
             choices.setdefault(name, {})[bits] = (sizes[name] * bits, lowest)
     found = divide_bits(choices, mean * sum(sizes.values()))
-    run.fabric.print(f"{run.name}: bits of {what}: {', '.join(f'{name} {bits}' for name, bits in found.items())}")
+    run.say(f"bits of {what}: {', '.join(f'{name} {bits}' for name, bits in found.items())}")
     return found

@@ -104,9 +104,9 @@ def _without_training(
     folded = networks.fold_batchnorm(network.cpu().eval(), _few(images))
     layers = networks.coded_layers(folded)
     if unfolded := networks.batchnorms(folded):
-        run.fabric.print(f"{run.name}: norms that are not folded: {', '.join(unfolded)}")
+        run.say(f"norms that are not folded: {', '.join(unfolded)}")
     if rest := networks.left_out(folded):
-        run.fabric.print(f"{run.name}: of no layer, and float: {', '.join(rest)}")
+        run.say(f"of no layer, and float: {', '.join(rest)}")
     bits = dict.fromkeys(layers, p.weight_bits)
     input_bits: int | Mapping[str, int] = p.activation_bits
     scales = {name: int8.best_scale(layer.weight, p.weight_bits) for name, layer in layers.items()}
@@ -121,7 +121,7 @@ def _without_training(
     trained = bool(p.finetune.epochs) and not networks.batchnorms(network)  # the graph itself
     graph = _calibrated(folded, scales, images, bits, input_bits, trained)
     if unfit := scales.keys() - {place.layer for place in int8.places(graph)}:
-        run.fabric.print(f"{run.name}: without an int8 form, and float: {', '.join(sorted(unfit))}")
+        run.say(f"without an int8 form, and float: {', '.join(sorted(unfit))}")
         keep_float = keep_float | unfit
     if not scales.keys() - keep_float:
         raise UserError(f"{target}: no layer of {folded.spec.name} is left to quantize")
@@ -141,7 +141,7 @@ def _without_training(
             folded, scales, bits, of_inputs(int8.ranges(graph)), objective.inputs[some].cpu(), run, p.rounding
         )
         graph = _calibrated(folded, scales, images, bits, input_bits)
-    run.fabric.print(f"{run.name}: calibrated on {len(images)} images")
+    run.say(f"calibrated on {len(images)} images")
     return _Rounded(folded, scales, bits, input_bits, graph)
 
 
@@ -341,14 +341,14 @@ def _spared(
     while budget is not None and total > budget and set(names) - spared:
         spared.add(next(order))
         total = _loss(prepared, set(names) - spared, objective, index, run) - exact
-        run.fabric.print(f"{run.name}: {', '.join(sorted(spared))} float: rounding adds {total:.4g} to the loss")
+        run.say(f"{', '.join(sorted(spared))} float: rounding adds {total:.4g} to the loss")
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["layer", "added_loss", "int8", "bits"])
     writer.writerows([name, f"{added[name]:.6g}", int(name not in spared), bits[name]] for name in names)
     writer.writerow(["all", f"{total:.6g}", 1, ""])
     files.write_bytes(run.curves / "sensitivity.csv", table.getvalue().encode())
-    run.fabric.print(f"{run.name}: rounding adds {total:.4g} to a loss of {exact:.4g}")
+    run.say(f"rounding adds {total:.4g} to a loss of {exact:.4g}")
     return spared
 
 

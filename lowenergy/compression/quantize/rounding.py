@@ -94,10 +94,10 @@ def learn_rounding(
             with torch.no_grad():
                 layer.weight.copy_(integers * scale)
     if rest := [name for name in layers if name not in wanted]:
-        run.fabric.print(f"{run.name}: rounded to nearest, for learning does not apply: {', '.join(rest)}")
+        run.say(f"rounded to nearest, for learning does not apply: {', '.join(rest)}")
     if shares:
         mean = sum(shares) / len(shares)
-        run.fabric.print(f"{run.name}: rounding so leaves {mean:.0%} of the squared error of layers' outputs")
+        run.say(f"rounding so leaves {mean:.0%} of the squared error of layers' outputs")
     network.cpu()
 
 
