@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from conftest import ROOT
 from test_running import KEYS, Cluster, Toy
 
@@ -96,10 +97,27 @@ def test_what_a_nanny_sets_is_taken_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(psutil.Process, "environ", lambda process: before)
-    monkeypatch.setattr(os, "environ", {"HOME": "/", "__DASK_PARENT_PID": "1", **now})
+    path = {"PATH": str(Path(sys.executable).parent)}
+    monkeypatch.setattr(os, "environ", {"HOME": "/", "__DASK_PARENT_PID": "1", **path, **now})
     state = SimpleNamespace(total_resources={"threads": threads} if threads else {})
     worker: Any = SimpleNamespace(nanny=nanny, state=state)
-    assert own_environment(worker) == {"HOME": "/", **own}
+    assert own_environment(worker) == {"HOME": "/", **path, **own}
+
+
+def test_stages_run_under_the_python_of_who_runs_them(tmp_path: Path) -> None:
+    """As with .venv/bin/lowenergy, where .venv was not activated and another python comes first."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to("/bin/false")
+    toy = Toy.make(tmp_path / "toy")
+    where = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.prefix)"
+    stages = {
+        stage: {"cmd": f'python -c "{where}" {stage}', "outs": [{stage: {"cache": cached}}], "meta": {"where": place}}
+        for stage, cached, place in (("here", False, "here"), ("there", True, ""))
+    }
+    (toy.place / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    toy.environment["PATH"] = os.pathsep.join([str(tmp_path / "bin"), os.defpath])
+    toy.run()
+    assert {(toy.place / stage).read_text() for stage in stages} == {sys.prefix}
 
 
 def test_a_run_leaves_the_environment_as_it_was(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from lowenergy.base.curves import Point
 from lowenergy.base.errors import UserError
 from lowenergy.running import workspace
 from lowenergy.running.screen import Screen
-from lowenergy.running.worker import TOPIC, Project, stop, without_dask
+from lowenergy.running.worker import TOPIC, Project, stop, with_own_python, without_dask
 from lowenergy.running.workspace import Snapshot
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Crew:
         """
         self.repo, self.call, self.screen, self.jobs = repo, call, screen, jobs
         # Of every stage on this machine; as it is now, before Dask's nannies change it.
-        self.environment = without_dask(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        threads_of_each = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+        self.environment = with_own_python(without_dask(os.environ)) | threads_of_each
         self.remote = jobs is None
         self.projects: list[Project] = []
         self.over: queue.Queue[tuple[Pipeline, str, Any]] = queue.Queue()  # stages that have ended

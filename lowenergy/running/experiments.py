@@ -27,6 +27,7 @@ from lowenergy.base.nested import value_at
 from lowenergy.running import workspace
 from lowenergy.running.crew import RunError, Watch, crew_of
 from lowenergy.running.pipeline import Pipeline, Plan, alone, claimed, opened, report
+from lowenergy.running.worker import with_own_python
 from lowenergy.running.workspace import Snapshot
 
 PLACE = Path(".dvc/tmp/lowenergy/queue")
@@ -204,8 +205,7 @@ def unfinished(repo: Any) -> tuple[set[str], set[str]]:
 
 def _ask(repo: Any, log: IO[bytes], patience: float) -> None:
     """Let DVC work on what is queued, until it is done or for so many seconds; its worker goes on."""
-    # DVC starts its worker as `dvc`, wherever that is.
-    here = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    here = with_own_python(os.environ)  # DVC starts its worker as `dvc`, wherever that is
     dvc = subprocess.Popen(
         [sys.executable, "-c", RUN_ALL], cwd=repo.root_dir, env=here, stdout=log, stderr=subprocess.STDOUT
     )

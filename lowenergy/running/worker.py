@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -236,7 +237,7 @@ def own_environment(worker: Worker) -> dict[str, str]:
     import dask
     import psutil
 
-    environment = without_dask(os.environ)
+    environment = with_own_python(without_dask(os.environ))
     if worker.nanny:
         before: dict[str, str] = {}
         with suppress(psutil.Error):
@@ -254,6 +255,18 @@ def own_environment(worker: Worker) -> dict[str, str]:
 def without_dask(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment without what Dask notes there for itself when it is imported."""
     return {key: value for key, value in environment.items() if not key.startswith("__DASK_")}
+
+
+def with_own_python(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which `python`, as stages' commands say, is the one that runs here.
+
+    Who calls .venv/bin/lowenergy may not have activated .venv.
+    """
+    path, own = environment.get("PATH", os.defpath), Path(sys.executable).parent
+    found = shutil.which("python", path=path)
+    if found is not None and Path(found).parent == own:
+        return dict(environment)
+    return {**environment, "PATH": f"{own}{os.pathsep}{path}"}
 
 
 def stop(snapshot: str, stage: str, dask_worker: Worker) -> None:
