@@ -23,7 +23,8 @@ SPECS = [
         replace(SPEC, name=name, image_size=size)
         for name, size in product(("cnn", "strided", "compact", "resnet8", "unet"), (8, 9, 13))
     ),
-    *(replace(SPEC, name="resnet10", stem=stem, channels=3, image_size=17) for stem in ("7x7", "3x3", "3x3-pool")),
+    *(replace(SPEC, name="resnet10", stem=stem, channels=3, image_size=17) for stem in ("7x7", "5x5", "3x3-pool")),
+    replace(SPEC, name="residual", stem="5x5", channels=3, image_size=17),
     *(replace(SPEC, activation=activation) for activation in ACTIVATIONS),
     replace(SPEC, norm="batch"),
     replace(SPEC, head="logsumexp"),

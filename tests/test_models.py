@@ -49,7 +49,7 @@ def test_the_studys_students_are_about_as_large_as_published(student: dict, publ
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("size", [8, 32])
-@pytest.mark.parametrize("stem", ["7x7", "3x3", "3x3-pool"])
+@pytest.mark.parametrize("stem", ["7x7", "5x5", "3x3", "3x3-pool"])
 def test_every_architecture_takes_every_size(name: str, size: int, stem: str) -> None:
     spec = Spec(name, 4, stem, "swish", "batch", channels=3, image_size=size, outputs=7)
     assert build(spec, seed=0)(torch.zeros(2, 3, size, size)).shape == (2, 7)

@@ -26,8 +26,9 @@ class Architecture(Section):
     or an import path such as torchvision.models.resnet18 or mynets.py:Net (docs/networks.md)"""
     width: Annotated[int, Field(ge=2, le=1024)] | None = None
     """channels of the first stage; this and the next three of the zoo's networks only"""
-    stem: Literal["7x7", "3x3", "3x3-pool"] | None = None
-    """7x7: stride 2 and max-pool (ImageNet); 3x3: full resolution; 3x3-pool: max-pool after it"""
+    stem: Literal["7x7", "5x5", "3x3", "3x3-pool"] | None = None
+    """of resnets and of residual; 7x7: stride 2 and max-pool (ImageNet, resnets only); 5x5: stride 2; 3x3: full
+    resolution; 3x3-pool: max-pool after it (resnets only)"""
     activation: Literal["relu", "swish", "gelu", "elu", "leaky_relu"] | None = None
     """the non-linearity"""
     norm: Literal["batch", "none"] | None = None

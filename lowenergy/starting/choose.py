@@ -113,15 +113,15 @@ def specs(images: Images, size: int) -> dict[str, Spec]:
     classes = len(images.classes)
     stem = "3x3" if size <= 32 else "3x3-pool" if size <= 64 else "7x7"
     # Through the plain layers of a cnn a fresh energy of more than 16 pixels has no slope to begin with.
-    name, width = ("cnn", 16) if size <= 16 else ("residual", 16 if size <= 32 else 12)
+    name, width, first = ("cnn", 16, "3x3") if size <= 16 else ("residual", 16 if size <= 32 else 24, "5x5")
     found = {
         "scorer": of("resnet8", 16, "relu", "batch", None, classes, stem),
         "classifier": of("resnet8", 32, "relu", "batch", None, classes, stem),
         "classifier-distill": of("resnet8", 12, "relu", "batch", None, classes, stem),
     }
     for kind, head, outputs in (("ebm", "mean", 10), ("jem", "logsumexp", classes)):
-        found[kind] = of(name, width, "swish", "none", head, outputs)
-        found[f"{kind}-distill"] = of(name, width // 2, "swish", "none", head, outputs)
+        found[kind] = of(name, width, "swish", "none", head, outputs, first)
+        found[f"{kind}-distill"] = of(name, width // 2, "swish", "none", head, outputs, first)
     return found
 
 

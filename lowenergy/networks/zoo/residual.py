@@ -13,7 +13,8 @@ STAGES = (1, 2, 2, 4), (1, 2, 2, 1)  # widths, as multiples of the spec's; block
 
 
 def features(spec: Spec) -> nn.Sequential:
-    layers: list[nn.Module] = [scaled(spec.channels, spec.width, 3, 1, 1.0, spec)]
+    kernel, stride = (5, 2) if spec.stem == "5x5" else (3, 1)
+    layers: list[nn.Module] = [scaled(spec.channels, spec.width, kernel, stride, 1.0, spec)]
     channels = spec.width
     for stage, (multiple, blocks) in enumerate(zip(*STAGES, strict=True)):
         for block in range(blocks):

@@ -15,12 +15,12 @@ RESNETS = {  # blocks in each stage; the width doubles from stage to stage
 
 def features(spec: Spec) -> nn.Sequential:
     """Down to the pooled features, (batch, width * 2^(stages-1))."""
-    kernel, stride = (7, 2) if spec.stem == "7x7" else (3, 1)
+    kernel, stride = {"7x7": (7, 2), "5x5": (5, 2)}.get(spec.stem, (3, 1))
     layers: list[nn.Module] = [
         ConvNorm(spec.channels, spec.width, kernel, stride, spec.norm),
         ACTIVATIONS[spec.activation](),
     ]
-    if spec.stem != "3x3":
+    if spec.stem in ("7x7", "3x3-pool"):
         layers.append(nn.MaxPool2d(3, 2, 1))
     channels = spec.width
     for stage, blocks in enumerate(RESNETS[spec.name]):
