@@ -75,6 +75,7 @@ def main() -> None:
         "planned_minutes": float(re.findall(r"in all, ([\d.]+) minutes", planned)[0]),
         "minutes": round(int(re.findall(r"ended with 0 after (\d+) s", ran)[0]) / 60, 1),
         "stages": {name: {"planned_seconds": wanted.get(name), "seconds": taken[name]} for name in taken},
+        "pixels": data.load(clone / data.SPLITS).input_shape[-1],
         "gaussian_fid": gaussian_fid(clone),
         "cards": json.loads((clone / "cards.json").read_text()),
     }
