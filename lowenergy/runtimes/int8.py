@@ -1,14 +1,14 @@
 """Static int8 networks as torchao's PT2E flow makes them: export, prepare, (calibrate, finetune,) convert.
 
-Rounded are the inputs and the weights of all convolutions and fully connected layers; what lies between is float,
-biases too. A *prepared* graph holds a FakeQuantize module at each of these places: it rounds as int8 does and lets
-gradients through (straight-through), for calibration and QAT. `convert` turns it into quantize and dequantize
-operations on int8 weights, which Inductor runs as int8 kernels. onnxruntime has int8 kernels only for convolutions
-whose outputs are rounded as well; those ranges are found and stored, too, for ONNX files alone.
+The inputs and weights of all convolutions and fully connected layers are rounded; everything else stays float, biases
+too. A *prepared* graph holds a FakeQuantize module at each of these places: it rounds as int8 does and lets gradients
+through (straight-through), for calibration and QAT. `convert` turns it into quantize and dequantize operations on int8
+weights, which Inductor runs as int8 kernels. onnxruntime has int8 kernels only for convolutions whose outputs are
+rounded as well; the ranges of outputs are found and stored too, but only ONNX files use them.
 
-Of an energy the graph has logits and input gradient (energies/gradient.py), so both directions are rounded. They share
-the int8 weights: with weights W = s q, scale s by output channel, the pullback Wᵀg is qᵀ(s g), so the scale moves to
-the gradient and qᵀ is int8 already.
+For an energy, the graph computes logits and input gradient (energies/gradient.py), so both directions are rounded. They
+share the int8 weights: with weights W = s q, where s is the scale of each output channel, the pullback Wᵀg is qᵀ(s g).
+So the scale moves to the gradient, and qᵀ is int8 already.
 """
 
 import math
@@ -35,23 +35,24 @@ from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Int8, Range
 
 aten = torch.ops.aten
-SCALE = "scale_of_lowenergy"  # a buffer's name that no layer has of its own
+SCALE = "scale_of_lowenergy"  # a buffer name that no layer uses itself
 SMALLEST_SCALE = 2.0**-40  # torchao's default, 2^-12, is coarser than a wide layer's weights or an energy's gradients
 ROUNDED = (aten.conv2d.default, aten.linear.default)
-MOVES = (  # what a weight is put in another order by
+MOVES = (  # operations that only put a weight in another order, or pad it
     *(aten.t.default, aten.transpose.int, aten.permute.default, aten.flip.default, aten.unsqueeze.default),
     *(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.constant_pad_nd.default),
     *(aten.unflatten.int, aten.flatten.using_ints, aten.clone.default),
 )
-IN_CACHE = 2**17  # weights
-SAMPLED = 2**14  # activations of a batch, by which a range of few levels is chosen
+IN_CACHE = 2**17  # weights that stay in the cache
+SAMPLED = 2**14  # about how many activations of a batch are looked at to choose a range with few levels
 
 
 class _OnSteps(torch.autograd.Function):
-    """clamp(round(x / step), low, high) * step, with the gradients of LSQ: x's where it is within the levels, as if
-    nothing were rounded; the step's is the level less x / step there, and the last level beyond (equation 3).
+    """Compute clamp(round(x / step), low, high) * step with the gradients of LSQ (equation 3).
 
-    In a few passes over memory, where autograd's own of the same takes three times as many.
+    Where x is within the levels, its gradient passes as if nothing were rounded, and the step's gradient is the level
+    minus x / step. Beyond them, x gets none, and the step's gradient is the last level. This takes a few passes over
+    memory; autograd would take three times as many for the same.
     """
 
     @staticmethod
@@ -63,41 +64,43 @@ class _OnSteps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (given,), (x, step, levels) = gradients, ctx.saved_tensors
+        (gradient,), (x, step, levels) = gradients, ctx.saved_tensors
         steps = x / step
-        inside = torch.where(steps.clamp(*ctx.ends) == steps, given, 0.0)
-        of_step = (given * levels - inside * steps).sum_to_size(step.shape) if ctx.needs_input_grad[1] else None
+        inside = torch.where(steps.clamp(*ctx.ends) == steps, gradient, 0.0)
+        of_step = (gradient * levels - inside * steps).sum_to_size(step.shape) if ctx.needs_input_grad[1] else None
         return inside, of_step, None, None
 
 
 def on_steps(x: Tensor, step: Tensor, low: Any, high: Any) -> Tensor:
-    """x on the nearest multiples of `step`, from `low` to `high` of them; gradients reach both (LSQ, Esser et al. 2020,
-    arXiv 1902.08153).
+    """Round x to the nearest multiple of `step`, from `low` to `high` steps; x and `step` both get gradients (LSQ,
+    Esser et al. 2020, arXiv 1902.08153).
 
     Args:
-        step: of a shape that broadcasts to x's; low, high: numbers, or tensors that do.
+        step: its shape broadcasts to that of x.
+        low, high: numbers, or tensors whose shape does.
 
     >>> on_steps(torch.tensor([-0.9, 0.2, 0.3, 5.0]), torch.tensor(0.5), -1, 2)
     tensor([-0.5000,  0.0000,  0.5000,  1.0000])
     """
-    found: Tensor = _OnSteps.apply(x, step, low, high)
-    return found
+    nearest: Tensor = _OnSteps.apply(x, step, low, high)
+    return nearest
 
 
 class LearnedStep(nn.Module):
-    """Rounds activations as a range says, by a step that can be trained (LSQ, Esser et al. 2020, arXiv 1902.08153)."""
+    """Round activations to the levels of a range, by a trainable step (LSQ, Esser et al. 2020, arXiv 1902.08153)."""
 
     holds_steps = True
 
     def __init__(self, given: Range) -> None:
         super().__init__()
         self.given, self.most = given, 2**given.bits - 1
-        # Relative, for Adam moves all parameters by about as much, and ranges of gradients can be tiny.
+        # Relative, because Adam moves all parameters by about the same amount and ranges of gradients can be tiny.
         self.factor = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
         start, factor = self.given.scale, self.factor.abs().clamp_min(SMALLEST_SCALE / self.given.scale)
-        # The paper's factor for the gradient of the step itself, (numbers * levels)^-1/2, by the chain rule.
+        # The paper scales the step's gradient by (numbers * levels)^-1/2. Divided by `start`, gradient descent on the
+        # factor moves the step itself as in the paper.
         moved = (x[0].numel() * self.most) ** -0.5 / start * factor
         step = start * factor.detach() + (moved - moved.detach())
         return on_steps(x, step, -self.given.zero, self.most - self.given.zero)
@@ -108,24 +111,24 @@ class LearnedStep(nn.Module):
 
 
 class Rounding(FakeQuantize):
-    """A FakeQuantize whose range, once held, is what the file says."""
+    """A FakeQuantize that can hold a range exactly as the file gives it, instead of observing one."""
 
     held = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.learned: LearnedStep | None = None  # which then rounds instead
+        self.learned: LearnedStep | None = None  # rounds instead, once there is one
 
     def hold(self, scale: Tensor, zero_point: Tensor) -> None:
         self.scale, self.zero_point, self.held = scale, zero_point, True
         self.disable_observer()
 
     def limit(self, bits: int) -> None:
-        """The levels of activations, before their range is asked for."""
+        """Set the number of levels of activations; call this before asking for their range."""
         self.activation_post_process.quant_max = self.quant_max = 2**bits - 1
 
     def hold_range(self, given: Range) -> None:
-        """Of activations."""
+        """Hold a range of activations."""
         self.limit(given.bits)
         device = self.scale.device
         self.hold(
@@ -147,8 +150,8 @@ class Rounding(FakeQuantize):
 
 
 class FewLevels(MinMaxObserver):
-    """Of shares of the range seen, that with the least squared rounding error: with few levels, a range for the rare
-    large values leaves too few for the rest."""
+    """Choose the fraction of the observed range with the least squared rounding error. With few levels, a range wide
+    enough for rare large values leaves too few levels for the rest."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -157,7 +160,7 @@ class FewLevels(MinMaxObserver):
     def forward(self, x_orig: Tensor) -> Tensor:
         every = max(1, x_orig.numel() // SAMPLED)
         while any(math.gcd(every, size) > 1 for size in x_orig.shape[1:]):
-            every += 1  # else some channels, rows or columns would never be looked at
+            every += 1  # otherwise some channels, rows or columns would never be looked at
         self.some = torch.cat([self.some, x_orig.detach().flatten()[::every].float().cpu()])
         return super().forward(x_orig)
 
@@ -179,7 +182,7 @@ def _activation(bits: int) -> QuantizationSpec:
         quant_min=0,
         quant_max=2**bits - 1,
         qscheme=torch.per_tensor_affine,
-        # Of 256 levels the whole range seen: a clipped activation passes no gradient to train by.
+        # With 256 levels, take the whole observed range: a clipped activation passes no gradient to train by.
         observer_or_fake_quant_ctr=Rounding.with_args(
             observer=MinMaxObserver if bits == 8 else FewLevels, eps=SMALLEST_SCALE
         ),
@@ -198,8 +201,8 @@ def _weight(bits: int) -> QuantizationSpec:
 
 
 class _Layers(Quantizer):
-    """Annotates these layers, in both directions; the outputs of all but `last`, the logits of which an energy is made:
-    one of hundreds matters to fractions."""
+    """Annotate the inputs and weights of these layers for rounding, in both directions, and on request their outputs,
+    but not the output of `last`: it makes the energy, whose fractions matter even when it is in the hundreds."""
 
     def __init__(
         self, bits: Mapping[str, int], activation_bits: int, outputs: bool, last: str, *, gradient: bool
@@ -207,7 +210,7 @@ class _Layers(Quantizer):
         self.bits, self.outputs, self.last, self.gradient = bits, outputs, last, gradient
         self.inputs, self.of_outputs = _activation(activation_bits), _activation(8)
         if activation_bits == 8:
-            self.of_outputs = self.inputs  # where an output is an input, both are one
+            self.of_outputs = self.inputs  # where an output is the next input, both share one range
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
@@ -226,9 +229,10 @@ class _Layers(Quantizer):
 
 
 def _layer(node: Node) -> tuple[str, bool]:
-    """Name of the layer whose weight a convolution or linear node uses, and whether it is the layer's pullback.
+    """Name the layer whose weight a convolution or linear node uses, and say whether the node is the layer's pullback.
 
-    No name where the weight is computed from something else. Found while the graph is as it was traced, and kept.
+    The name is empty where the weight is computed in any other way. The answer is found while the graph is still as it
+    was traced, and kept in the node.
     """
     if "layer" not in node.meta:
         node.meta["layer"] = _found_layer(node)
@@ -246,7 +250,7 @@ def _found_layer(node: Node) -> tuple[str, bool]:
         return "", False
     if not moves:
         return weight.target.removesuffix(".weight"), False
-    # A pullback if every weight meets, as its input, the channel that it puts out in the layer.
+    # It is a pullback if every weight takes as input the channel that is its output in the layer.
     shape = operator.attrgetter(weight.target)(node.graph.owning_module).shape
     channels = shape[0]
     moved = torch.arange(1, channels + 1).view(-1, *[1] * (len(shape) - 1)).expand(shape)
@@ -262,19 +266,19 @@ def _found_layer(node: Node) -> tuple[str, bool]:
 
 
 def _used_as_they_are(graph: GraphModule) -> set[str]:
-    """Layers whose weight meets their input unchanged: those that have an int8 form."""
-    found = [_layer(node) for node in graph.graph.nodes if node.target in ROUNDED]
-    return {layer for layer, pulled in found if not pulled}
+    """The layers whose weight is applied to their input unchanged: only these have an int8 form."""
+    uses = [_layer(node) for node in graph.graph.nodes if node.target in ROUNDED]
+    return {layer for layer, pulled in uses if not pulled}
 
 
 def best_scale(weight: Tensor, bits: int) -> Tensor:
-    """Scale of each output channel, (out,): of 70 shares of its maximum that with the least squared rounding error."""
+    """Choose each output channel's scale, (out,), among 70 fractions of its maximum, by the squared rounding error."""
     flat, levels = weight.detach().flatten(1), 2 ** (bits - 1) - 1
-    # A few channels at a time, for the cache: ten times as fast with millions of weights.
-    return torch.cat([_best_scale(part, levels) for part in flat.split(max(1, IN_CACHE // flat.shape[1]))])
+    # A few channels at a time, so that they stay in the cache: ten times as fast with millions of weights.
+    return torch.cat([_best_scale(channels, levels) for channels in flat.split(max(1, IN_CACHE // flat.shape[1]))])
 
 
-LEAST_SHARE = {1: 0.05, 3: 0.1}  # by levels: with few of them, those of many large weights give way to the rest
+LEAST_SHARE = {1: 0.05, 3: 0.1}  # by levels: with few of them, clipping many large weights leaves more for the rest
 
 
 def _best_scale(weight: Tensor, levels: int) -> Tensor:
@@ -297,15 +301,15 @@ def prepare(
     gradient: bool = False,
     outputs: bool = False,
 ) -> GraphModule:
-    """Trace a network without BatchNorm and insert Rounding modules: weights round, activations still observe.
+    """Trace a network without BatchNorm and insert Rounding modules: weights are rounded, activations only observed.
 
     Args:
-        scales: of the int8 weights, (out,), by layer; layers not named here are kept float, and so are those that have
-            no int8 form, because their weight is changed before it is used.
-        bits: of each of these layers' weights.
-        activation_bits: of the layers' inputs; outputs have 8.
-        gradient: logits and input gradient of an energy, instead of logits alone.
-        outputs: also where onnxruntime rounds.
+        scales: the scales of the int8 weights, (out,), by layer. Layers not named here stay float, and so do those
+            without an int8 form, whose weight is changed before it is used.
+        bits: bits of each of these layers' weights.
+        activation_bits: bits of the layers' inputs; outputs have 8.
+        gradient: trace logits and input gradient of an energy, instead of logits alone.
+        outputs: also insert Rounding modules at outputs, where onnxruntime rounds.
     Raises:
         UserError: the network cannot be traced.
     """
@@ -320,7 +324,7 @@ def prepare(
         graph = networks.traced(network).module(check_guards=False)
     first = networks.first_names(network)
     for node in graph.graph.nodes:
-        if node.op == "get_attr":  # of tied weights, whose names are many, as the file knows them
+        if node.op == "get_attr":  # a tied weight has several names: take the one in the file
             node.target = first.get(node.target, node.target)
     graph.recompile()
     scales = {name: scale for name, scale in scales.items() if name in _used_as_they_are(graph)}
@@ -341,8 +345,8 @@ def prepare(
 
 
 def _round_everywhere(prepared: GraphModule) -> None:
-    """A weight that is rounded for its layer, in place, also where it is used in another way: by a pullback that has no
-    int8 form, as of a strided depthwise convolution, or transposed by the network itself."""
+    """Round a weight that is rounded for its layer everywhere else too, in place: in a pullback without an int8 form,
+    such as that of a strided depthwise convolution, and where the network itself transposes the weight."""
     modules = dict(prepared.named_modules(remove_duplicate=False))
     rounded: dict[str, Node] = {}
     for node in list(prepared.graph.nodes):
@@ -359,7 +363,7 @@ def _round_everywhere(prepared: GraphModule) -> None:
 
 
 def _divides_by_scale(node: Node) -> bool:
-    """Of a pullback in integers, see move_scales."""
+    """True for the division in a pullback in integers, see move_scales."""
     if node.target is not aten.div.Tensor:
         return False
     scale: Any = node.args[1]
@@ -367,13 +371,14 @@ def _divides_by_scale(node: Node) -> bool:
 
 
 def check(prepared: GraphModule, network: networks.Network, images: Tensor, *, trained: bool = True) -> None:
-    """See that a prepared graph, with rounding off, is the network.
+    """Raise if a prepared graph, with rounding off, does not compute what the network does.
 
-    Compared are outputs and, where it is to be trained, their gradients by images and weights; of an energy, logits and
-    input gradients.
+    This compares the outputs and, if the graph is to be trained, their gradients with respect to images and weights;
+    for an energy, logits and input gradients.
 
     Raises:
-        UserError: it is not, with the operation and the layer at which the two first differ.
+        UserError: it does not. The message names the operation and the layer at which outputs first differ, or the
+            images or weight whose gradient differs.
     """
     roundings = [module for module in prepared.modules() if isinstance(module, Rounding)]
     states = [(rounding.observer_enabled.clone(), rounding.fake_quant_enabled.clone()) for rounding in roundings]
@@ -397,33 +402,33 @@ def check(prepared: GraphModule, network: networks.Network, images: Tensor, *, t
 
 
 def _check_gradients(prepared: GraphModule, network: nn.Module, images: Tensor, what: str) -> None:
-    """Of a random sum of the outputs, by the images and by each weight."""
+    """Compare the gradients of a random sum of the outputs, with respect to the images and to each weight."""
     with torch.no_grad():
         outputs = network(images)
     mixed = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
     weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
 
     def gradients(of: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        own = dict(of.named_parameters(remove_duplicate=False))
-        by = {"the images": images.clone().requires_grad_(), **{name: own[name] for name in weights if name in own}}
-        found = torch.autograd.grad((of(by["the images"]) * mixed).sum(), [*by.values()], allow_unused=True)
-        return {name: part for name, part in zip(by, found, strict=True) if part is not None}
+        named = dict(of.named_parameters(remove_duplicate=False))
+        by = {"the images": images.clone().requires_grad_(), **{name: named[name] for name in weights if name in named}}
+        computed = torch.autograd.grad((of(by["the images"]) * mixed).sum(), [*by.values()], allow_unused=True)
+        return {name: slope for name, slope in zip(by, computed, strict=True) if slope is not None}
 
     try:
         wanted = gradients(network, images)
-    except RuntimeError:  # autograd objects to what the network writes in place: there is nothing to compare with
+    except RuntimeError:  # autograd rejects what the network writes in place: there is nothing to compare with
         return
     try:
-        found = gradients(prepared, images)
+        actual = gradients(prepared, images)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{what} has no gradients ({reason}); write that part of the network in another way") from None
-    total = torch.cat([torch.zeros(1), *(part.flatten() for name, part in wanted.items() if name in weights)]).norm()
+    total = torch.cat([torch.zeros(1), *(slope.flatten() for name, slope in wanted.items() if name in weights)]).norm()
     off = {}
-    for name, part in wanted.items():
-        norm = total if name in weights else part.norm()
-        off[name] = float((found.get(name, torch.zeros(())) - part).norm() / norm.clamp_min(1e-12))
-    if all(by <= networks.SAME for by in off.values()):  # nor is what is not finite
+    for name, slope in wanted.items():
+        norm = total if name in weights else slope.norm()
+        off[name] = float((actual.get(name, torch.zeros(())) - slope).norm() / norm.clamp_min(1e-12))
+    if all(by <= networks.SAME for by in off.values()):  # false for what is not finite, too
         return
     bounds = networks.sensitivity(lambda images: [*gradients(network, images).values()], images)
     for (name, by), bound in zip(off.items(), bounds, strict=True):
@@ -432,7 +437,7 @@ def _check_gradients(prepared: GraphModule, network: nn.Module, images: Tensor, 
 
 
 def move_scales(graph: GraphModule, scales: Mapping[str, Tensor]) -> None:
-    """In every pullback, from the weight to the gradient that meets it: (W / s)ᵀ (s g) for Wᵀ g, in place."""
+    """Move the scale of every pullback from the weight to the gradient: Wᵀ g becomes (W / s)ᵀ (s g), in place."""
     for node in [n for n in graph.graph.nodes if n.target in ROUNDED]:
         layer, pulled = _layer(node)
         if not pulled or layer not in scales:
@@ -460,15 +465,15 @@ class Place:
     """One rounded convolution or linear operation of a prepared graph."""
 
     layer: str
-    pulled: bool  # the layer's pullback, from the gradient of its output to that of its input
+    pulled: bool  # True for the layer's pullback, from the gradient of its output to that of its input
     weight: Rounding
     activations: dict[str, Rounding]  # by their names in the file: the input, and the output where that is rounded
-    channels: int  # that the operation puts out
+    channels: int  # of the operation's output
     multiplications: int  # for one image
 
 
 def places(prepared: GraphModule) -> Iterator[Place]:
-    """All of them, in the order in which they are computed."""
+    """Yield the places of a prepared graph, in the order in which they are computed."""
     modules: dict[str, Any] = dict(prepared.named_modules(remove_duplicate=False))  # two places may share one range
     seen: Counter[str] = Counter()
     for node in prepared.graph.nodes:
@@ -487,7 +492,7 @@ def places(prepared: GraphModule) -> Iterator[Place]:
 
 
 def multiplications(prepared: GraphModule) -> Iterator[tuple[bool, bool, int]]:
-    """Of each convolution or linear operation: is it a pullback, is it rounded, its multiplications for one image."""
+    """For each convolution or linear operation: is it a pullback, is it rounded, its multiplications for one image."""
     for node in prepared.graph.nodes:
         if node.target in ROUNDED:
             is_rounded = node.args[1].op == "call_module"
@@ -496,18 +501,18 @@ def multiplications(prepared: GraphModule) -> Iterator[tuple[bool, bool, int]]:
 
 
 def _multiplications(node: Node, weight: Node) -> int:
-    each = weight.meta["val"][0].numel()  # weights that one output meets
-    found: int = each * node.meta["val"][0].numel()
-    return found
+    each = weight.meta["val"][0].numel()  # weights that each output uses
+    total: int = each * node.meta["val"][0].numel()
+    return total
 
 
 def ranges(prepared: GraphModule) -> dict[str, Range]:
-    """That of each activation that is rounded."""
+    """The range of each activation that is rounded."""
     return {name: rounding.range() for place in places(prepared) for name, rounding in place.activations.items()}
 
 
 def shared(prepared: GraphModule) -> dict[str, str]:
-    """Each activation, and the first of those that are the same numbers: what two layers take in has one range."""
+    """Map each activation to the first one that holds the same numbers: an input of two layers has one range."""
     first: dict[Rounding, str] = {}
     return {
         name: first.setdefault(rounding, name)
@@ -517,10 +522,10 @@ def shared(prepared: GraphModule) -> dict[str, str]:
 
 
 def freeze(prepared: GraphModule, found: Mapping[str, Range] | None = None) -> GraphModule:
-    """Stop observing, start rounding, in place.
+    """Stop observing and start rounding, in place.
 
     Args:
-        found: the range of each activation; None for the observed ones, of which outputs stay float.
+        found: the range of each activation; None to take the observed ones and leave outputs float.
     """
     for place in places(prepared):
         for name, rounding in place.activations.items():
@@ -533,7 +538,7 @@ def freeze(prepared: GraphModule, found: Mapping[str, Range] | None = None) -> G
 
 
 def hold_ranges(prepared: GraphModule, given: Mapping[str, Range]) -> None:
-    """Some that are known otherwise."""
+    """Set the ranges of some activations, known from elsewhere, in place."""
     for place in places(prepared):
         for name in place.activations.keys() & given.keys():
             place.activations[name].hold_range(given[name])
@@ -541,7 +546,7 @@ def hold_ranges(prepared: GraphModule, given: Mapping[str, Range]) -> None:
 
 @contextmanager
 def steps_learned(prepared: GraphModule) -> Iterator[None]:
-    """Within it, the steps of inputs that have few levels are parameters of the graph; then they are its ranges."""
+    """Make the steps of inputs with fewer than 8 bits parameters of the graph; on exit, put them into its ranges."""
     learned: dict[Rounding, None] = {}  # once each, in order
     for place in places(prepared):
         for name, rounding in place.activations.items():
@@ -560,7 +565,7 @@ def steps_learned(prepared: GraphModule) -> Iterator[None]:
 
 def round_only(prepared: GraphModule, layers: Collection[str]) -> None:
     """Round these layers of a frozen graph and let the others be float, to see what each one costs."""
-    chosen: dict[Rounding, bool] = {}  # what two layers take in is rounded for both if it is for one
+    chosen: dict[Rounding, bool] = {}  # an input of two layers is rounded for both if it is for one
     for place in places(prepared):
         place.weight.enable_fake_quant(place.layer in layers)
         for name, rounding in place.activations.items():
@@ -584,7 +589,7 @@ def restore(model: Model, *, gradient: bool = False, outputs: bool = False) -> G
     network = model.build()
     coded = {name.removesuffix(".weight"): part for name, part in model.tensors.items() if isinstance(part, Int8)}
     scales, bits = ({name: getattr(part, of) for name, part in coded.items()} for of in ("scale", "bits"))
-    of_inputs = [given.bits for name, given in model.activations.items() if name.endswith(":in")]
+    of_inputs = [activation.bits for name, activation in model.activations.items() if name.endswith(":in")]
     prepared = prepare(
         network, scales, bits, activation_bits=min(of_inputs, default=8), gradient=gradient, outputs=outputs
     )
@@ -606,8 +611,8 @@ def convert(prepared: GraphModule) -> GraphModule:
 
 
 def limit_levels(graph: GraphModule) -> None:
-    """In a converted graph, activations of few levels, in place, as bytes that are cut off at the last one: runtimes
-    know the largest byte alone."""
+    """Quantize activations of few levels to whole bytes and clamp these at the last level, in a converted graph, in
+    place: runtimes know no largest value but that of a byte."""
     for node in list(graph.graph.nodes):
         if node.target is torch.ops.quantized_decomposed.quantize_per_tensor.default and 0 < node.args[4] < 255:
             with graph.graph.inserting_after(node):
@@ -617,15 +622,15 @@ def limit_levels(graph: GraphModule) -> None:
 
 
 def compiled(prepared: GraphModule) -> Callable[[Tensor], Any]:
-    """The graph as Inductor's int8 kernels, which take a C++ compiler and ten seconds at the first call."""
-    # Importing it registers what replaces quantized convolutions by int8 kernels.
+    """The graph as Inductor's int8 kernels, which need a C++ compiler, and ten seconds at the first call."""
+    # The import registers the patterns that replace quantized convolutions by int8 kernels.
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
 
     return frozen(convert(prepared))
 
 
 def frozen(graph: nn.Module) -> Callable[[Tensor], Any]:
-    """The graph compiled by Inductor, its weights as constants; for inference, each batch size compiled anew."""
+    """The graph compiled by Inductor with its weights as constants, for inference; each batch size is compiled anew."""
     run = torch.compile(graph, dynamic=False)
 
     def call(images: Tensor) -> Any:

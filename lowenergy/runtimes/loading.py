@@ -1,4 +1,4 @@
-"""From a stored model back to a ready network."""
+"""Turn a stored model back into a ready network."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -16,19 +16,19 @@ from lowenergy.storage.artifact import Model
 from lowenergy.storage.coded import CodedWeight, attach
 from lowenergy.storage.encodings import Coded
 
-SAME = 1e-4  # of the outputs' norm
+SAME = 1e-4  # how far outputs may differ, as a fraction of their norm
 
 
 def dense_network(model: Model) -> networks.Network:
-    """Every tensor decoded to float32 in the network of the model's spec; activations are not rounded."""
+    """Build the network of the model's spec with every tensor decoded to float32; activations are not rounded."""
     return model.build()
 
 
 def coded_network(model: Model) -> networks.Network:
-    """The network with its product-quantized weights still coded: each layer decodes its own whenever it is used.
+    """Build the network with product-quantized weights still coded: each layer decodes its weight whenever it is used.
 
     Raises:
-        FileError: that is another network, since its code writes into its weights.
+        FileError: this network gives other outputs, because its code writes into its weights.
     """
     network = dense_network(model)
     images = torch.rand(2, *model.spec.input_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -50,7 +50,7 @@ def coded_network(model: Model) -> networks.Network:
 
 
 def network_of(model: Model, *, coded: bool = False) -> nn.Module:
-    """The ready network, in evaluation mode, on the CPU."""
+    """Build the ready network, in evaluation mode, on the CPU."""
     if model.activations:
         from lowenergy.runtimes import int8  # torchao takes seconds to import, and no other model needs it
 
@@ -59,10 +59,12 @@ def network_of(model: Model, *, coded: bool = False) -> nn.Module:
 
 
 def energy_in(model: Model, network: nn.Module, precision: Precision = "32-true") -> Energy:
-    """The energy of a stored EBM or JEM, `network` being what network_of made of it.
+    """The energy of a stored EBM or JEM.
 
     Args:
-        precision: of the network, see energies.energy_of; int8 networks bring their own arithmetic, in both directions.
+        network: what network_of made of the model.
+        precision: of the network, see energies.energy_of. It does not apply to int8 models, which bring their own
+            arithmetic for both directions.
     Raises:
         FileError: the model has no energy.
     """
@@ -85,7 +87,7 @@ def load(
     network: nn.Module | None = None,
     limit: int | None = None,
 ) -> nn.Module:
-    """The ready network of a model file, on the CPU. `lowenergy.load` documents arguments and errors."""
+    """Read a model file and build its network, on the CPU. `lowenergy.load` documents arguments and errors."""
     model, _ = artifact.read(path, trust=None if network is not None else trust, limit=limit)
     if network is not None and model.spec.is_foreign:
         model = replace(model, spec=replace(model.spec, given=networks.Given(network)))

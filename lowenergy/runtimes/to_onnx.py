@@ -1,7 +1,7 @@
-"""A stored model as one ONNX file that onnxruntime runs without this project.
+"""Write a stored model as one ONNX file that onnxruntime runs without this project.
 
-Its weights stay as small as in the model file: the graph itself unpacks bits, looks up codewords, scatters sparse
-values and rescales int8, which onnxruntime does once, when it loads the file. int8 models keep rounding their
+The weights stay as small as in the model file: the graph itself unpacks bits, looks up codewords, scatters sparse
+values and rescales int8. onnxruntime does this once, when it loads the file. int8 models keep rounding their
 activations (QuantizeLinear and DequantizeLinear around every layer), for which onnxruntime has int8 kernels.
 
 Inputs and outputs, all float32:
@@ -10,7 +10,7 @@ Inputs and outputs, all float32:
     ebm, jem        images, noise (batch, c, h, w) -> energy (batch,), next (batch, c, h, w); a jem also logits
                     or, without the sampler, images -> energy; a jem also logits
 
-`next` is one Langevin step from `images`: noise is standard normal, the sampler's constants are in the graph.
+`next` is one Langevin step from `images`; noise is standard normal, and the sampler's constants are in the graph.
 """
 
 import math
@@ -44,28 +44,28 @@ from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, Int8, Sparse, pack_bits
 
 OPSET = 20
-LARGEST_FOLDED = 64  # bytes of a constant that may be computed ahead; more, and coded weights would be unpacked
-LARGEST_UNPACKED = 2**30  # where the graph is not kept, all of them
+LARGEST_FOLDED = 64  # elements of constants that may be computed ahead; with more, coded weights would be unpacked
+LARGEST_UNPACKED = 2**30  # the same where the graph is not kept: all of them
 
-REWRITTEN = 1000  # nodes; onnxscript's rules look at all of them again for each: with thousands it takes minutes
-LARGEST_FILE = 2**31 - 2**24  # bytes, its graph left out
+REWRITTEN = 1000  # nodes; for each one onnxscript's rules look at all of them again, which takes minutes with thousands
+LARGEST_FILE = 2**31 - 2**24  # bytes of weights, so that the graph has room too
 
-LARGEST_BIAS = 2**30  # steps, of the 2^31 that onnxruntime's int8 kernels have room for
+LARGEST_BIAS = 2**30  # steps; onnxruntime's int8 kernels have room for 2^31
 
 LOOKED_AT = 8  # images on which onnxruntime and torch are compared
-# How far outputs may be apart, as shares of what they differ by from image to image, and of their size. Of int8 models
-# a tie that rounds the other way moves all that follows by a step of its rounding: by TIES, or by twice of what images
-# that differ by NEAR move them in torch. That is 0.06 for gradients of nine residual blocks.
+# How far outputs may be apart: OFF of how much they differ from image to image, plus ROUNDED_OFF of their size. In int8
+# models, a tie that rounds the other way moves everything after it by one step. So outputs may be off by TIES, or by
+# twice as much as they move in torch when images change by NEAR. That is 0.06 for gradients of nine residual blocks.
 OFF, ROUNDED_OFF, TIES, NEAR = 2e-3, 3e-5, 0.05, 1e-6
-FLOAT_KERNELS = ("session.disable_quant_qdq", "1")  # of onnxruntime's SessionOptions
-TIES_MOST = 0.3  # where the network itself answers so differently if its images change by an error of rounding
+FLOAT_KERNELS = ("session.disable_quant_qdq", "1")  # an entry of onnxruntime's SessionOptions
+TIES_MOST = 0.3  # TIES may grow to this where the network itself moves so far if its images change by a rounding error
 
 
 # -- weights that the graph decodes -----------------------------------------------------------------------------------
 
 
 class _Bits(nn.Module):
-    """(n,) integers of a few bits each, from bytes."""
+    """Unpack (n,) integers of a few bits each from bytes."""
 
     def __init__(self, codes: Tensor, bits: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Bits(nn.Module):
 
     def forward(self) -> Tensor:
         assert isinstance(self.packed, Tensor)
-        # Division and remainder: runtimes disagree on which shifts they have.
+        # Division and remainder, because runtimes disagree on which shifts they have.
         byte = self.packed.int()[:, None]
         planes = (byte // torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int32)) % 2  # highest bit first
         places = torch.tensor([2**place for place in range(self.bits - 1, -1, -1)], dtype=torch.int32)
@@ -97,7 +97,7 @@ class _Stored(nn.Module):
         elif isinstance(encoded, Coded):
             self.bits = _Bits(encoded.codes, encoded.bits)
             self.register_buffer("values", encoded.codebook)
-        elif isinstance(encoded, Int8):  # of weights alone
+        elif isinstance(encoded, Int8):  # only weights are
             self.bits = _Int8(encoded)
             self.register_buffer("values", encoded.scale.view(-1, *[1] * (len(encoded.shape) - 1)))
 
@@ -110,7 +110,7 @@ class _Stored(nn.Module):
             return values
         if isinstance(encoded, Sparse):
             present = self.bits()
-            return values[torch.cumsum(present, 0) * present].view(encoded.values.shape)  # place 0 holds the zero
+            return values[torch.cumsum(present, 0) * present].view(encoded.values.shape)  # entry 0 is the zero
         if isinstance(encoded, Coded):
             return values.float()[self.bits()].view(encoded.shape)
         if isinstance(encoded, Int8):
@@ -119,11 +119,11 @@ class _Stored(nn.Module):
 
 
 class _Decoded(nn.Module):
-    """The network, or its graph with the gradient, with each tensor decoded from how it is stored."""
+    """The network, or its gradient graph, with each tensor decoded from its stored form."""
 
     def __init__(self, network: nn.Module, model: Model) -> None:
         super().__init__()
-        self.hidden = [network]  # in a list, its own weights stay out of the file
+        self.hidden = [network]  # in a list, so that its own weights stay out of the file
         self.kinds = {name: own.dtype for name, own in (*network.named_parameters(), *network.named_buffers())}
         self.names = [name for name in model.tensors if name in self.kinds]
         self.own = {name: first for name, first in networks.own_tensors(network).items() if first in self.names}
@@ -135,17 +135,17 @@ class _Decoded(nn.Module):
             name: value if value.dtype == self.kinds[name] else value.to(self.kinds[name])
             for name, value in state.items()
         }
-        given = {name: state[first] for name, first in self.own.items()}
-        return functional_call(self.hidden[0], given, (images,), tie_weights=False)
+        tensors = {name: state[first] for name, first in self.own.items()}
+        return functional_call(self.hidden[0], tensors, (images,), tie_weights=False)
 
 
 class _Int8(nn.Module):
-    """int8 weights as such, or from fewer bits."""
+    """int8 weights, stored as such or unpacked from fewer bits."""
 
     def __init__(self, encoded: Int8, factor: int = 1) -> None:
         """
         Args:
-            factor: by which the integers are larger here; the scale is smaller.
+            factor: multiplies the integers; the scale is divided by it, see _divide_scales.
         """
         super().__init__()
         self.shape, self.factor = encoded.values.shape, factor
@@ -164,11 +164,11 @@ class _Int8(nn.Module):
 
 
 def _int8_graph(prepared: GraphModule, model: Model) -> GraphModule:
-    """The converted graph with the file's integers in it once, where a layer and its pullback both use them.
+    """Convert the graph so that it holds the file's integers only once, where a layer and its pullback both use them.
 
-    Kernels of onnxruntime take a bias as so many steps of the input's scale times the weight's; of few bits these are
-    larger than biases. So integers are multiplied to seven bits, of which no sum saturates, or to eight where the
-    inputs have fewer, and their scales divided.
+    onnxruntime's kernels round a bias to steps of the input's scale times the weight's scale. With weights of few bits,
+    such a step can be larger than the bias. So the integers are multiplied to fill seven bits, with which no sum
+    saturates, or eight where the inputs have fewer than eight, and their scales are divided by as much.
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
@@ -211,7 +211,7 @@ def _int8_graph(prepared: GraphModule, model: Model) -> GraphModule:
 
 
 def _divide_scales(graph: GraphModule, quantize: Node, factor: int) -> None:
-    """Of what turns these integers into floats again, in place."""
+    """Divide the scales that turn these integers back into floats, in place."""
     for user in list(quantize.users) if factor > 1 else ():
         assert user.target is torch.ops.quantized_decomposed.dequantize_per_channel.default
         name = f"finer_{user.name}"
@@ -237,7 +237,7 @@ class _Energy(nn.Module):
 
 
 class _Step(nn.Module):
-    """Energy, the images after one Langevin step (energies/langevin.py), logits."""
+    """Energy, the images after one Langevin step (energies/langevin.py), and logits."""
 
     def __init__(self, network: nn.Module, head: str, constants: Sampler) -> None:
         super().__init__()
@@ -253,15 +253,15 @@ def export(
 ) -> None:
     """Write the model, as read from its file, to the ONNX file `path`, atomically.
 
-    In onnxruntime it must give what torch gives, or nothing is written.
+    If it does not give the same in onnxruntime as in torch, nothing is written.
 
     Args:
-        sampler: of an energy, with the Langevin step; without, scoring takes less than half the time.
-        step_size: of that step; None: as it was trained.
+        sampler: include the Langevin step of an energy; without it, scoring takes less than half the time.
+        step_size: of that step; None for the one used in training.
     Raises:
         FileError: an energy's file does not say how to sample from it; an operation has no form in ONNX, or one that
             computes something else.
-        UserError: the step size is no number above 0, or there is no step.
+        UserError: the step size is not a number above 0, or there is no step.
     """
     head = model.spec.head
     gradient = sampler and head is not None
@@ -270,11 +270,11 @@ def export(
     constants = constants_of(header, model.origin or f"the {model.target}'s file", step_size) if gradient else None
     images, noise = looked_at(model.spec.input_shape)
     run, answers = _made(model, images, gradient=gradient, kept=True)
-    given = {"images": images}
+    inputs = {"images": images}
     if head is not None and constants is None:
         run = _Energy(run, head)
     elif head is not None and constants is not None:
-        run, given["noise"] = _Step(run, head, constants), noise
+        run, inputs["noise"] = _Step(run, head, constants), noise
 
     def outputs(logits: Tensor, slope: Tensor | None) -> dict[str, Tensor]:
         if head is None:
@@ -286,10 +286,10 @@ def export(
     wanted, *near = (outputs(*answer) for answer in answers)
     still = answers[0][1]
     resting = {} if still is None else {"next": outputs(answers[0][0], torch.zeros_like(still))["next"]}
-    hidden = ["logits"] if model.target == "ebm" else []  # they mean nothing by themselves
-    content, exact = _checked(run, given, wanted, model, near=near, resting=resting, hidden=hidden)
+    hidden = ["logits"] if model.target == "ebm" else []  # an EBM's logits mean nothing by themselves
+    content, exact = _checked(run, inputs, wanted, model, near=near, resting=resting, hidden=hidden)
     files.write_bytes(path, content)
-    if model.activations and (off := _off_by_kernels(content, exact, given, resting)) > TIES:
+    if model.activations and (off := _off_by_kernels(content, exact, inputs, resting)) > TIES:
         print(
             f"{path}: with onnxruntime's int8 kernels, outputs are off by {off:.2g} of their spread here (biases are "
             f"rounded and, on processors without VNNI, sums saturate); set the session option {FLOAT_KERNELS[0]} to "
@@ -299,20 +299,20 @@ def export(
 
 
 def _off_by_kernels(content: bytes, exact: Any, given: Mapping[str, Tensor], resting: Mapping[str, Tensor]) -> float:
-    """How far onnxruntime's int8 kernels are off here, as a share of what outputs differ by from image to image."""
+    """How far off onnxruntime's int8 kernels are here, as a fraction of how much outputs differ from image to image."""
     inputs = {name: value.numpy() for name, value in given.items()}
     names = [output.name for output in exact.get_outputs()]
     pairs = zip(names, exact.run(names, inputs), _session_of(content, kernels=True).run(names, inputs), strict=True)
     off = 0.0
     for name, *both in pairs:
-        wanted, found = map(torch.from_numpy, both)
+        wanted, actual = map(torch.from_numpy, both)
         spread = float((wanted - resting.get(name, wanted.mean(0))).norm())
-        off = max(off, float((found - wanted).norm()) / max(spread, 1e-12))
+        off = max(off, float((actual - wanted).norm()) / max(spread, 1e-12))
     return off
 
 
 def gradient_session(model: Model) -> Any:
-    """The energy's gradient graph in onnxruntime, images -> logits, gradients.
+    """Make the onnxruntime session of the energy's gradient graph, images -> logits, gradients.
 
     Weights are decoded; int8 models round their activations where they round in torch, and nowhere else.
 
@@ -329,38 +329,38 @@ def _session_of(content: bytes, *, kernels: bool = False) -> Any:
     """An onnxruntime.InferenceSession on one thread.
 
     Args:
-        kernels: compute in int8, as sessions do that nobody has told otherwise; on processors without VNNI these
-            kernels saturate their sums.
+        kernels: compute in int8, as sessions do by default. On processors without VNNI, these kernels saturate their
+            sums.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # it warns of each constant that it folds
-    if not kernels:  # rounded in float
+    options.log_severity_level = 3  # otherwise it warns about each constant that it folds
+    if not kernels:  # round, but compute in float
         options.add_session_config_entry(*FLOAT_KERNELS)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def looked_at(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Images by which two ways of computing a network are compared, half of them noise and half of them smooth, and
-    standard normal noise."""
+    """Images on which two ways of computing a network are compared, half of them noise and half smooth, and standard
+    normal noise of the same shape."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(LOOKED_AT, *shape, generator=generator) * 2 - 1
     coarse = torch.rand(LOOKED_AT // 2, shape[0], 3, 3, generator=generator) * 2 - 1
     smooth = nn.functional.interpolate(coarse, shape[1:], mode="bilinear", align_corners=True)
-    images[: len(smooth)] = 0.9 * smooth + 0.1 * images[: len(smooth)]  # no two pixels the same: a maximum is one
+    images[: len(smooth)] = 0.9 * smooth + 0.1 * images[: len(smooth)]  # no two pixels alike, so that maxima are unique
     return images, torch.randn(images.shape, generator=generator)
 
 
 def _with_room_for_biases(model: Model) -> Model:
-    """The model with larger scales for weights that are tiny beside their bias, as those of a dead channel are.
+    """Give weights that are tiny beside their bias a larger scale, as those of a dead channel.
 
-    onnxruntime's int8 kernels take a bias as so many steps of the input's scale times the weight's, in 32 bits, and cut
-    off what is more: the channel would lose its bias. Such weights change a channel by less than a billionth of it.
+    onnxruntime's int8 kernels count a bias in steps of the input's scale times the weight's scale, in 32 bits, and
+    clip what exceeds these: the channel would lose its bias. One such step is less than a billionth of the bias.
     """
     tensors = dict(model.tensors)
-    for key, part in model.tensors.items():
+    for key, encoded in model.tensors.items():
         layer = key.removesuffix(".weight")
         steps = [
             scale
@@ -369,34 +369,34 @@ def _with_room_for_biases(model: Model) -> Model:
         ]
         names = {key, *(name for name, first in model.tied.items() if first == key)}
         biases = [model.tensors.get(name.removesuffix("weight") + "bias") for name in names]
-        if not isinstance(part, Int8) or not steps:
+        if not isinstance(encoded, Int8) or not steps:
             continue
         for bias in biases:
-            if bias is None or bias.shape != part.scale.shape:  # a damaged file's; no network takes it
+            if bias is None or bias.shape != encoded.scale.shape:  # from a damaged file: it fits no network
                 continue
-            scale = torch.maximum(part.scale, bias.decode().abs() / (min(steps) * LARGEST_BIAS))
-            if not torch.equal(scale, part.scale):
-                along = (part.scale / scale).view(-1, *[1] * (part.values.ndim - 1))
-                part = replace(part, values=(part.values * along).round().to(torch.int8), scale=scale)
-        tensors[key] = part
+            scale = torch.maximum(encoded.scale, bias.decode().abs() / (min(steps) * LARGEST_BIAS))
+            if not torch.equal(scale, encoded.scale):
+                along = (encoded.scale / scale).view(-1, *[1] * (encoded.values.ndim - 1))
+                encoded = replace(encoded, values=(encoded.values * along).round().to(torch.int8), scale=scale)
+        tensors[key] = encoded
     return replace(model, tensors=tensors)
 
 
 def _made(
     model: Model, images: Tensor, *, gradient: bool, kept: bool
 ) -> tuple[nn.Module, list[tuple[Tensor, Tensor | None]]]:
-    """What is to be exported, images -> logits, or logits and gradients; and what torch makes of these images, for int8
-    models also of images next to them.
+    """Make the module to export, images -> logits, or logits and gradients. Also return torch's answers to these
+    images; for int8 models, also those to almost the same images.
 
     Args:
-        kept: for a file: weights stay coded, int8 models round wherever onnxruntime has kernels that do.
+        kept: make it for a file: weights stay coded, and int8 models round wherever onnxruntime's kernels do.
     """
     if model.activations:
         model = _with_room_for_biases(model) if kept else model
         prepared = int8.restore(model, gradient=gradient, outputs=kept)
         next_to = images + NEAR * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
-            answers = [prepared(given) for given in (images, next_to)]  # before it is converted, in place
+            answers = [prepared(batch) for batch in (images, next_to)]  # before the graph is converted in place
         return _int8_graph(prepared, model), answers if gradient else [(logits, None) for logits in answers]
     network = dense_network(model)
     if not gradient:
@@ -421,15 +421,17 @@ def _checked(
     hidden: Collection[str] = (),
     largest_folded: int = LARGEST_FOLDED,
 ) -> tuple[bytes, Any]:
-    """The ONNX form of a module and its session, once onnxruntime has computed with it what is wanted.
+    """Export a module to ONNX and check that onnxruntime computes the wanted outputs with it. Return the file's content
+    and its session.
 
     Args:
         given, wanted: inputs and outputs by their names in the file.
-        near: outputs that are as good, but for ties of rounding.
-        resting: outputs as they were if nothing had been computed, from which differences are counted.
-        hidden: outputs that the file leaves out.
+        near: outputs that are equally good, but for ties in rounding.
+        resting: what outputs would be if nothing were computed: their spread is measured from there.
+        hidden: outputs to leave out of the file.
     Raises:
-        FileError: it has none, or onnxruntime computes something else; the message names the operation.
+        FileError: it has no ONNX form, or onnxruntime computes something else, where the message names the operation;
+            or its weights are too large for a file, or its outputs not finite.
     """
     where = model.origin or model.spec.name
     program = _traced(run, given, list(wanted), where)
@@ -442,16 +444,16 @@ def _checked(
     try:
         inputs = {name: value.numpy() for name, value in given.items()}
         session = _session_of(content)
-        found = dict(zip(names, session.run(names, inputs), strict=True))
-    except Exception as error:  # onnxruntime's own, of no common kind
+        actual = dict(zip(names, session.run(names, inputs), strict=True))
+    except Exception as error:  # onnxruntime's own, without a common base class
         raise FileError(f"{where}: onnxruntime does not run it: {one_line(error)}; nothing is written") from None
-    own: dict[str, float] = {}  # looked for if anything is off
+    own: dict[str, float] = {}  # computed only if anything is off
     for name in names:
         if not wanted[name].isfinite().all():
             raise FileError(f"{where}: its output `{name}` is not finite, in torch either; nothing is written")
         rest = resting.get(name, wanted[name].mean(0))
-        same = found[name].shape == wanted[name].shape
-        off = float((torch.from_numpy(found[name]) - wanted[name]).norm()) if same else math.inf
+        same = actual[name].shape == wanted[name].shape
+        off = float((torch.from_numpy(actual[name]) - wanted[name]).norm()) if same else math.inf
         spread, size = float((wanted[name] - rest).norm()), float(wanted[name].norm())
         ties = max((2 * float((other[name] - wanted[name]).norm()) for other in near), default=0.0)
         bound = max((TIES if model.activations else OFF) * spread, ties) + ROUNDED_OFF * size
@@ -470,11 +472,11 @@ def _checked(
 def _own_errors(
     run: nn.Module, given: Mapping[str, Tensor], outputs: list[str], resting: Mapping[str, Tensor], most: float
 ) -> dict[str, float]:
-    """By how much of its spread each output may be off by errors of rounding."""
+    """How far rounding errors may move each output, as a fraction of its spread."""
 
     def of_images(images: Tensor) -> list[Tensor]:
-        found = run(images, *list(given.values())[1:])
-        parts = dict(zip(outputs, [found] if isinstance(found, Tensor) else found, strict=True))
+        results = run(images, *list(given.values())[1:])
+        parts = dict(zip(outputs, [results] if isinstance(results, Tensor) else results, strict=True))
         moved = {name: parts[name] - rest - (images - given["images"]) for name, rest in resting.items()}
         return [part - part.mean(0) for part in (parts | moved).values()]
 
@@ -483,10 +485,10 @@ def _own_errors(
 
 
 def _traced(run: nn.Module, given: Mapping[str, Tensor], outputs: list[str], where: str) -> Any:
-    """The ONNX form, a torch.onnx.ONNXProgram, of a module whose inputs are all batches of images.
+    """Return the ONNX form, a torch.onnx.ONNXProgram, of a module whose inputs are all batches of images.
 
     Raises:
-        FileError: it has none; the message names the operation.
+        FileError: there is none; the message names the operation.
     """
     shapes = ({0: torch.export.Dim("batch")},) * len(given)
     images = tuple(value[:2].clone() for value in given.values())  # one tensor given twice would become one input
@@ -500,7 +502,7 @@ def _traced(run: nn.Module, given: Mapping[str, Tensor], outputs: list[str], whe
                 exported,
                 input_names=list(given),
                 output_names=outputs,
-                dynamic_shapes=shapes,  # again, for the name
+                dynamic_shapes=shapes,  # again, to name the batch dimension
                 opset_version=OPSET,
                 optimize=False,  # it would unpack the weights into the file
                 verbose=False,
@@ -512,47 +514,47 @@ def _traced(run: nn.Module, given: Mapping[str, Tensor], outputs: list[str], whe
 
 
 def _culprit(error: Exception) -> str:
-    """The operation that torch's advice is about, as far as the exceptions behind each other tell."""
+    """Say which operation has no ONNX form, as far as torch's chain of exceptions tells."""
     chain = [error]
     while isinstance(cause := chain[-1].__cause__, Exception):
         chain.append(cause)
     for each in reversed(chain):
-        if found := re.search(r"op='([\w.]+)'|torch\.ops\.([\w.]+)", str(each)):
-            return f"{found[1] or found[2]} has none"
+        if match := re.search(r"op='([\w.]+)'|torch\.ops\.([\w.]+)", str(each)):
+            return f"{match[1] or match[2]} has none"
     return reason_of(chain[-1])
 
 
 def _first_to_differ(run: nn.Module, given: Mapping[str, Tensor], outputs: list[str], where: str) -> str:
-    """Which operation it is that onnxruntime computes otherwise, in words."""
+    """Say in words from which operation on onnxruntime differs from torch."""
     program = _traced(run, given, outputs, where)
     recorder = _Recorder(program.exported_program.module())
     recorder.run(*given.values())
     there = {value.name for node in program.model.graph for value in node.outputs}
     names = [name for name in recorder.values if name in there]
-    for name, found in zip(names, program.compute_values(names, tuple(given.values())), strict=True):
+    for name, actual in zip(names, program.compute_values(names, tuple(given.values())), strict=True):
         operation, wanted = recorder.values[name]
-        if found.shape != wanted.shape or not (found - wanted).norm() <= OFF * wanted.norm():
+        if actual.shape != wanted.shape or not (actual - wanted).norm() <= OFF * wanted.norm():
             return f"from {operation} on"
     return "though no operation does by itself"
 
 
 class _Recorder(Interpreter):
-    """Keeps every tensor of floats that a graph computes, with the operation, by the name of its node."""
+    """Keep every float tensor that a graph computes, with its operation, by the name of its node."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
         self.values: dict[str, tuple[str, Tensor]] = {}
 
     def run_node(self, n: Node) -> Any:
-        found = super().run_node(n)
-        if n.op == "call_function" and isinstance(found, Tensor) and found.is_floating_point():
+        value = super().run_node(n)
+        if n.op == "call_function" and isinstance(value, Tensor) and value.is_floating_point():
             operation = n.args[0] if n.target is operator.getitem else n  # one of several outputs
-            self.values[n.name] = (str(operation.target), found.detach())  # type: ignore[union-attr]
-        return found
+            self.values[n.name] = (str(operation.target), value.detach())  # type: ignore[union-attr]
+        return value
 
 
 def _trimmed(model: Any, *, largest_folded: int = LARGEST_FOLDED) -> bytes:
-    """The file's bytes without what only the exporter needs: notes on every node, long names, constants in many nodes.
+    """Return the file without what only the exporter needs: notes on every node, long names, constants in many nodes.
 
     Args:
         model: onnx_ir.Model.
@@ -578,8 +580,8 @@ def _trimmed(model: Any, *, largest_folded: int = LARGEST_FOLDED) -> bytes:
     passes.ClearMetadataAndDocStringPass()(model)
     passes.OutputFixPass()(model)
     passes.NameFixPass()(model)
-    given = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    inner = [value for node in model.graph for value in node.outputs if value.name not in given]
+    interface = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    inner = [value for node in model.graph for value in node.outputs if value.name not in interface]
     for number, value in enumerate(inner):
         value.name, value.type, value.shape = f"{number:x}", None, None
     for node in model.graph:
@@ -588,7 +590,7 @@ def _trimmed(model: Any, *, largest_folded: int = LARGEST_FOLDED) -> bytes:
 
 
 def _without_flips(model: Any) -> None:
-    """Slices with negative steps, which some tools refuse, as gathers in reverse order, in place.
+    """Replace slices with steps of -1, which some tools refuse, by gathers in reverse order, in place.
 
     Args:
         model: onnx_ir.Model.
@@ -603,7 +605,7 @@ def _without_flips(model: Any) -> None:
         steps, axes = (node.inputs[place].const_value.numpy().tolist() for place in (4, 3))
         if any(step != -1 for step in steps):
             continue
-        value, made = node.inputs[0], []
+        value, gathers = node.inputs[0], []
         shape = node.outputs[0].shape
         for axis in axes:
             length = int(shape[axis])
@@ -614,13 +616,14 @@ def _without_flips(model: Any) -> None:
             gather = ir.node("Gather", [value, orders[length]], attributes={"axis": axis})
             value = gather.outputs[0]
             value.type, value.shape = node.outputs[0].type, shape
-            made.append(gather)
-        replace_nodes_and_values(model.graph, node, [node], made, node.outputs, [value])
+            gathers.append(gather)
+        replace_nodes_and_values(model.graph, node, [node], gathers, node.outputs, [value])
 
 
 def _with_zeros_that_count(model: Any) -> None:
-    """Zeros put around what a maximum is taken of, as the least number above 0, in place: onnxruntime (1.31, its pull
-    request 18136) makes zeros part of the pooling, which looks at none of them.
+    """Pad with the smallest normal float above 0 instead of 0 where a maximum is taken of the result, in place.
+
+    onnxruntime (1.31, its pull request 18136) makes padding with zeros part of the pooling, which then ignores them.
 
     Args:
         model: onnx_ir.Model.

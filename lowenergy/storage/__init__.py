@@ -1,4 +1,4 @@
-"""How a model is stored: the encodings of its tensors, the file they make, layers that stay coded in memory."""
+"""How a model is stored: the encodings of its tensors, their file, and layers that stay coded in memory."""
 
 from lowenergy.storage.artifact import Model, bytes_by_part, dense, read, save, sha256, stored_bytes, to_bytes, weights
 from lowenergy.storage.coded import CodedWeight, attach, coded_weights

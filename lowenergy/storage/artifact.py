@@ -1,8 +1,8 @@
 """One file per model: tensors in their compressed encoding, and a JSON header that says how to read them.
 
 A file is plain safetensors. Its header holds the format version, the target, the network's spec, the encoding of each
-tensor and where the model came from; docs/format.md is the reference. Parts that shrink under zstd are stored so,
-except in files of dense float32, which are the yardstick of every compression ratio.
+tensor and where the model came from; docs/format.md is the reference. Parts that zstd makes smaller are stored that
+way, except in files of dense float32, which are the yardstick of every compression ratio.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from lowenergy.storage.encodings import Dense, Encoding, Part, Range, decoded_sh
 from lowenergy.storage.header import FORMAT
 from lowenergy.storage.limits import TooLargeError, bounded, limit_of, too_large
 
-LOOKED_AT = 3  # images, by which a network that was read is compared with the one that was written
-REMEMBERED = 4  # answers of a network from elsewhere to one image, to five digits
-ALIKE = 0.002  # of their norm; another activation makes hundredths at least, another machine 1e-5
+LOOKED_AT = 3  # images on which a network that was read back is compared with the one that was written
+REMEMBERED = 4  # outputs of a network from elsewhere for one image, stored to five digits
+ALIKE = 0.002  # of their norm; another activation changes them by hundredths at least, another machine by 1e-5
 
 DTYPES = {
     "F32": torch.float32,
@@ -54,18 +54,18 @@ class Model:
     target: str
     spec: networks.Spec
     tensors: Mapping[str, Encoding]  # by the network's own names
-    activations: Mapping[str, Range] = field(default_factory=dict)  # of static int8
-    tied: Mapping[str, str] = field(default_factory=dict)  # further names of tensors -> the first
-    original: networks.Network | None = None  # that the tensors are of, as they are: what is stored must answer so
+    activations: Mapping[str, Range] = field(default_factory=dict)  # of static int8 networks
+    tied: Mapping[str, str] = field(default_factory=dict)  # other names of a tensor -> its first name
+    original: networks.Network | None = None  # whose tensors these are, unaltered; what is stored must answer like it
     origin: str = ""  # the file that it was read from
-    limit: int | None = None  # bytes that its network may take, for it is a stranger's
-    answers: tuple[float, ...] | None = None  # that a network from elsewhere has given; None: nobody has asked it yet
+    limit: int | None = None  # bytes that its network may take, as the file may be a stranger's
+    answers: tuple[float, ...] | None = None  # of a network from elsewhere; None if not computed yet
 
     def build(self) -> networks.Network:
         """The network, with every tensor decoded to float32.
 
         Raises:
-            FileError: the tensors do not fit the network, that cannot be built, or it is another one than was stored.
+            FileError: the network cannot be built, the tensors do not fit it, or it is not the one that was stored.
             TooLargeError: it takes more memory than it may.
         """
         network, answers = self._built()
@@ -77,7 +77,7 @@ class Model:
         return network
 
     def answers_of(self) -> tuple[float, ...]:
-        """The first outputs for one fixed image of a network from elsewhere, whose code is in no file: () of others."""
+        """First outputs of a network from elsewhere, whose code is in no file, for one fixed image; () for others."""
         return self._built()[1] if self.answers is None else self.answers
 
     def _built(self) -> tuple[networks.Network, tuple[float, ...]]:
@@ -89,14 +89,14 @@ class Model:
                 return network, _remembered(network) if self.spec.is_foreign and self.answers != () else ()
         except TooLargeError:
             raise
-        except Exception as error:  # whatever a constructor makes of a header, or a network of its tensors
+        except Exception as error:  # a constructor may raise anything over a header, a network over tensors
             name = "" if type(error) is ValueError or isinstance(error, UserError) else f"{type(error).__name__}: "
             where = self.origin or self.spec.name
             raise FileError(f"{where}: its network cannot be built: {name}{one_line(error)}") from None
 
 
 def dense(network: networks.Network, target: str) -> Model:
-    """A network stored as it is, float32."""
+    """The model that stores a network as it is, in float32."""
     tensors = {name: Dense(value) for name, value in weights(network).items()}
     return Model(target, network.spec, tensors, tied=network.tied, original=network)
 
@@ -105,7 +105,7 @@ weights = networks.stored_state
 
 
 def _packed(tensor: Tensor) -> tuple[Tensor, dict[str, Any] | None]:
-    """The tensor under zstd with what it takes to undo it, or the tensor itself where that is smaller."""
+    """The tensor compressed with zstd and the facts to undo that, or the tensor itself where that is no larger."""
     raw = tensor.detach().cpu().contiguous()
     small = zstandard.ZstdCompressor(level=19).compress(_content(raw).numpy().tobytes())
     dtype = next(name for name, kind in DTYPES.items() if kind == raw.dtype)
@@ -116,12 +116,12 @@ def _packed(tensor: Tensor) -> tuple[Tensor, dict[str, Any] | None]:
 
 
 def _content(tensor: Tensor) -> Tensor:
-    """The bytes of a contiguous tensor of any kind, not copied."""
+    """The bytes of a contiguous tensor of any kind, without a copy."""
     return tensor.view(-1).view(torch.uint8)
 
 
 def _stored(tensor: Tensor, undo: Mapping[str, Any] | None) -> Part:
-    """What a part will be."""
+    """The type and shape of a part once it is unpacked."""
     if undo is None:
         return Part(tensor.dtype, tuple(tensor.shape))
     if tensor.dtype != torch.uint8 or tensor.ndim != 1 or undo["dtype"] not in DTYPES:
@@ -139,8 +139,8 @@ def _unpacked(tensor: Tensor, part: Part) -> Tensor:
 def save(model: Model, path: str | Path, provenance: Mapping[str, Any]) -> None:
     """Write the model atomically; the same model and provenance give the same bytes.
 
-    What was written is read again before it takes the file's name: it must say the same, and its network answer the
-    same, bit for bit.
+    What was written is read back before it takes the file's name: it must say the same, and its network must give the
+    same outputs, bit for bit.
 
     Raises:
         FileError: it does not, or a tensor has no form in a file; nothing is written.
@@ -161,29 +161,29 @@ def _read_back(written: Path, model: Model, provenance: Mapping[str, Any], path:
     if wrong or facts[0] != facts[1]:
         raise FileError(f"{path}: {wrong[0] if wrong else 'its header'} cannot be read as it is; nothing is written")
     network = again.build()
-    if found := _difference(network, model.build() if model.original is None else model.original):
+    if words := _difference(network, model.build() if model.original is None else model.original):
         raise FileError(
-            f"{path}: read again, {model.spec.name} gives {found} than in memory; what it knows beyond its arguments "
+            f"{path}: read again, {model.spec.name} gives {words} than in memory; what it knows beyond its arguments "
             "and its state_dict is in no file. Nothing is written"
         )
 
 
 def _said(model: Model, provenance: Mapping[str, Any]) -> Any:
-    """All that a header says of a model, as JSON has it."""
+    """What a header says about a model, encodings and answers left out, after a round trip through JSON."""
     tied = {name: first for name, first in model.tied.items() if name not in model.tensors}
     return json.loads(json.dumps([model.target, model.spec.as_header(), _ranges(model), tied, provenance]))
 
 
 def _ranges(model: Model) -> dict[str, list[float]]:
-    """Scale, zero point, and of less than eight bits these: a reader that knows eight alone then refuses the file."""
-    return {name: [*found][: 2 if found.bits == 8 else 3] for name, found in model.activations.items()}
+    """Scale, zero point, and the bits if below eight, so that a reader that only knows eight refuses the file."""
+    return {name: [*activation][: 2 if activation.bits == 8 else 3] for name, activation in model.activations.items()}
 
 
 def _same(one: Encoding | None, other: Encoding | None) -> bool:
-    """Of the same kind, with the same content, bit for bit."""
+    """True if both are of the same kind and have the same content, bit for bit."""
     if type(one) is not type(other):
         return False
-    for old, new in ((getattr(one, part), getattr(other, part)) for part in vars(one)):
+    for old, new in ((getattr(one, attribute), getattr(other, attribute)) for attribute in vars(one)):
         if isinstance(old, Tensor):
             old, new = old.detach().cpu().contiguous(), new.contiguous()
             if old.dtype != new.dtype or old.shape != new.shape or not torch.equal(_content(old), _content(new)):
@@ -194,7 +194,7 @@ def _same(one: Encoding | None, other: Encoding | None) -> bool:
 
 
 def _difference(network: nn.Module, original: networks.Network) -> str | None:
-    """What a network just built gives, in words, that another does not; that one is left as it is."""
+    """Say how a newly built network's outputs differ from the original's, if at all; leave the original as it is."""
     device = next((parameter.device for parameter in original.parameters()), torch.device("cpu"))
     training = {module: module.training for module in original.modules()}
     original.cpu().eval()
@@ -202,7 +202,7 @@ def _difference(network: nn.Module, original: networks.Network) -> str | None:
         of_original = dict(original.named_parameters())
         for name, new in network.named_parameters():
             old = of_original.get(name, new)
-            if new.shape == old.shape and 0 not in old.stride():  # sums are taken in the order of memory
+            if new.shape == old.shape and 0 not in old.stride():  # the order in memory is the order of sums
                 new.data = torch.empty_strided(old.shape, old.stride(), dtype=new.dtype).copy_(new.data)
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(LOOKED_AT, *original.spec.input_shape, generator=generator) * 2 - 1
@@ -219,15 +219,15 @@ def _difference(network: nn.Module, original: networks.Network) -> str | None:
 
 
 def _remembered(network: networks.Network) -> tuple[float, ...]:
-    """Its first outputs for an image of noise that is the same everywhere."""
+    """The first outputs for an image of noise that is the same everywhere; () if they are not finite."""
     shape = network.spec.input_shape
     noise = torch.arange(1, math.prod(shape) + 1) * 2654435761 % 2**32  # Knuth's multiplicative hashing
-    found = _answers(network.eval(), (noise.double() / 2**31 - 1).float().view(1, *shape)).flatten()[:REMEMBERED]
-    return tuple(float(f"{value:.5g}") for value in found.tolist()) if found.isfinite().all() else ()
+    outputs = _answers(network.eval(), (noise.double() / 2**31 - 1).float().view(1, *shape)).flatten()[:REMEMBERED]
+    return tuple(float(f"{value:.5g}") for value in outputs.tolist()) if outputs.isfinite().all() else ()
 
 
 def _apart(found: Sequence[float], wanted: Sequence[float]) -> float:
-    """Of the norm of what was wanted."""
+    """The distance between two answers, as a fraction of the norm of the wanted one."""
     if len(found) != len(wanted):
         return math.inf
     return math.dist(found, wanted) / max(math.hypot(*wanted), 1e-6)
@@ -235,7 +235,7 @@ def _apart(found: Sequence[float], wanted: Sequence[float]) -> float:
 
 def _answers(network: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # some draw even in evaluation mode
+        torch.manual_seed(0)  # some networks draw random numbers even in evaluation mode
         answers: Tensor = network(images)
     return answers
 
@@ -244,7 +244,7 @@ def to_bytes(model: Model, provenance: Mapping[str, Any]) -> bytes:
     """The content of the model's file.
 
     Raises:
-        FileError: a tensor, or what the header says, has no form in a file.
+        FileError: a tensor, or something in the header, has no form in a file.
     """
     tensors: dict[str, Tensor] = {}
     encodings: dict[str, Any] = {}
@@ -279,31 +279,31 @@ def to_bytes(model: Model, provenance: Mapping[str, Any]) -> bytes:
 
 
 def digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a file says: its header, but for this digest, and its tensors as stored."""
-    found = hashlib.sha256()
+    """SHA-256 of all that a file says: its header, except this digest, and its tensors as stored."""
+    hasher = hashlib.sha256()
     facts = {key: value for key, value in header.items() if key != "sha256"}
-    found.update(json.dumps(facts, sort_keys=True).encode())
+    hasher.update(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
         raw = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name} {raw.dtype} {tuple(raw.shape)}".encode())
-        found.update(_content(raw).numpy().data)
-    return found.hexdigest()
+        hasher.update(f"{name} {raw.dtype} {tuple(raw.shape)}".encode())
+        hasher.update(_content(raw).numpy().data)
+    return hasher.hexdigest()
 
 
 def read(
     path: str | Path, *, trust: Collection[str] | None = (), limit: int | None = None
 ) -> tuple[Model, dict[str, Any]]:
-    """The stored model and its whole header.
+    """Read the stored model and its whole header.
 
     Args:
         trust: import paths, modules or files that its network may come from, besides the zoo, torchvision and timm;
-            None where the network will not be built.
-        limit: bytes that its tensors may decode to, and its network take; None for what any small network takes, and
-            a large one whose file is in proportion (limits.py).
+            None to skip this check, where the network will not be built from what the file names.
+        limit: bytes that its tensors may decode to and its network may take. None allows what any small network takes,
+            and a large one in proportion to its file (limits.py).
     Raises:
-        FileError: missing, truncated, tampered with, damaged, or written by a newer version.
-        TooLargeError: it would take more.
-        NetworkError: its network is of none of these.
+        FileError: the file is missing, truncated, tampered with, damaged, or written by a newer version.
+        TooLargeError: it would take more than `limit`.
+        NetworkError: its network comes from none of the trusted places.
     """
     return _read(Path(path), str(path), trust, limit)
 
@@ -311,7 +311,7 @@ def read(
 def _read(path: Path, origin: str, trust: Collection[str] | None, limit: int | None) -> tuple[Model, dict[str, Any]]:
     """
     Args:
-        origin: what messages call it.
+        origin: the file's name in messages.
     """
     tensors, header = read_safetensors(path)
     if "format" not in header:
@@ -372,7 +372,7 @@ def _decoded(tensors: Mapping[str, Tensor], header: Mapping[str, Any], origin: s
 
 
 def stored_bytes(path: str | Path) -> dict[str, int]:
-    """What each tensor takes in the file, those left out that the header alone tells of."""
+    """Bytes of each tensor in the file, without tensors that only the header describes."""
     spent: dict[str, int] = {}
     for key, tensor in read_safetensors(path)[0].items():
         name = key.partition(":")[0]

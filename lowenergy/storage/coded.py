@@ -1,4 +1,4 @@
-"""Layers whose weight stays coded in memory: indices and codewords, decoded each time the layer is used."""
+"""Layers whose weight stays coded in memory, as indices and codewords, and is decoded each time the layer is used."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,13 +12,13 @@ from lowenergy import networks
 
 
 class CodedWeight(nn.Module):
-    """A weight made of codewords: its parametrization's one parameter is the codebook, so training moves codewords."""
+    """A weight made of codewords. Its parametrization's only parameter is the codebook, so training moves codewords."""
 
     def __init__(self, codes: Tensor, k: int, shape: tuple[int, ...]) -> None:
         """
         Args:
-            codes: below k, of the row-major blocks of the weight.
-            shape: of the weight.
+            codes: below k, one for each row-major block of the weight.
+            shape: the weight's shape.
         """
         super().__init__()
         self.codes: Tensor
@@ -26,12 +26,12 @@ class CodedWeight(nn.Module):
         self.shape = shape
 
     def forward(self, codebook: Tensor) -> Tensor:
-        # embedding, not indexing: its gradient adds up in a fixed order.
+        # embedding, not indexing, because its gradient adds up in a fixed order.
         return F.embedding(self.codes.int(), codebook).view(self.shape)
 
 
 def attach(network: nn.Module, layer: nn.Module, codebook: Tensor, weight: CodedWeight) -> None:
-    """Let the layer, and whichever shares its weight, decode it from `codebook`, (k, d), whenever it is used."""
+    """Make the layer, and all that share its weight, decode it from `codebook`, (k, d), whenever it is used."""
     trained = nn.Parameter(codebook)
     for owner, key in networks.sharing(network, layer):
         setattr(owner, key, trained)
@@ -39,7 +39,7 @@ def attach(network: nn.Module, layer: nn.Module, codebook: Tensor, weight: Coded
 
 
 def coded_weights(network: networks.Network) -> Iterator[tuple[str, nn.Module, nn.Parameter, CodedWeight]]:
-    """Name, layer, codebook and coded weight of each layer that `attach` was called on, in forward order."""
+    """Yield name, layer, codebook and coded weight of each layer that `attach` was called on, in forward order."""
     for name, layer in networks.coded_layers(network).items():
         if parametrize.is_parametrized(layer, "weight"):
             of_weight: Any = layer.parametrizations.weight  # type: ignore[union-attr]

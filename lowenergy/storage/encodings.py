@@ -1,7 +1,7 @@
 """How one tensor is stored: dense, constant, sparse, int8 or product-quantized. Weights decode to float32.
 
-`parts()` are the tensors that reach the file, `facts()` the few plain values that must go with them. What a file says
-of them is checked in two steps: `decoded_shape` compares all sizes before anything of that size is allocated,
+`parts()` are the tensors that reach the file, `facts()` the few plain values that must go with them. A file's parts and
+facts are checked in two steps: `decoded_shape` compares all sizes before anything of that size is allocated, and
 `from_parts` decodes.
 """
 
@@ -16,14 +16,14 @@ import zstandard
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-AT_A_TIME = 2**20  # elements decoded: each passes through eight bytes and more
-LARGEST_CODEBOOK = 2**16  # values, of a weight that has fewer
+AT_A_TIME = 2**20  # elements to decode at once: each takes eight bytes or more on the way
+LARGEST_CODEBOOK = 2**16  # values that a codebook may have even if its weight has fewer
 
 Shape = Annotated[list[Annotated[int, Field(ge=0, le=2**40)]], Field(max_length=8)]
 
 
 class Facts(BaseModel):
-    """What a header says of a tensor that is not dense."""
+    """What a header says about a tensor that is not dense."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     shape: Shape
@@ -38,7 +38,7 @@ class Int8Facts(Facts):
     bits: Annotated[int, Field(ge=1, le=8)]
 
 
-FACTS: dict[str, type[Facts] | None] = {  # None: there may be none
+FACTS: dict[str, type[Facts] | None] = {  # None: it has none
     "dense": None,
     "constant": ConstantFacts,
     "sparse": Facts,
@@ -51,7 +51,7 @@ class Encoding(Protocol):
     kind: str
 
     @property
-    def shape(self) -> tuple[int, ...]: ...  # of what it decodes to
+    def shape(self) -> tuple[int, ...]: ...  # of the decoded tensor
 
     def decode(self) -> Tensor: ...
 
@@ -62,7 +62,7 @@ class Encoding(Protocol):
 
 @dataclass(frozen=True)
 class Dense:
-    """The values themselves: float32 or float16, or what else networks keep in buffers."""
+    """The values themselves: float32 or float16, or any other type that networks keep in buffers."""
 
     values: Tensor
     kind = "dense"
@@ -100,10 +100,10 @@ class Constant:
 
 
 def places(present: Tensor) -> dict[str, Tensor]:
-    """Which elements are there, (n,) bool, as `bitmask` or `gaps`: whichever is smaller under zstd.
+    """Encode which elements are present, (n,) bool, as `bitmask` or `gaps`, whichever is smaller under zstd.
 
-    bitmask: (ceil(n / 8),) uint8, element 0 is the highest bit of byte 0. gaps: uint8, absent elements before each
-    present one; 255 stands for 255 absent ones and none present.
+    bitmask: (ceil(n / 8),) uint8; element 0 is the highest bit of byte 0. gaps: uint8, the number of absent elements
+    before each present one; 255 stands for 255 absent ones and none present.
     """
     bitmask = np.packbits(present.numpy())
     index = present.nonzero().flatten().numpy()
@@ -117,30 +117,30 @@ def places(present: Tensor) -> dict[str, Tensor]:
 
 
 def present(parts: Mapping[str, Tensor], count: int) -> Tensor:
-    """The (count,) bool that `places` wrote.
+    """Decode the (count,) bool that `places` encoded.
 
     Raises:
         ValueError: a gap leads beyond the end.
     """
     if "bitmask" in parts:
         return torch.from_numpy(np.unpackbits(parts["bitmask"].numpy(), count=count).view(np.bool_))
-    found, at = torch.zeros(count, dtype=torch.bool), -1
+    mask, at = torch.zeros(count, dtype=torch.bool), -1
     for gaps in parts["gaps"].split(AT_A_TIME):
         ends = gaps != 255
-        index = at + (gaps.long() + ends).cumsum(0)  # a present element takes a place itself
+        index = at + (gaps.long() + ends).cumsum(0)  # a present element takes up a place itself
         if len(index):
             at = int(index[-1])
         if at >= count:
             raise ValueError(f"gaps lead to element {at} of {count}")
-        found.index_fill_(0, index[ends], True)
-    return found
+        mask.index_fill_(0, index[ends], True)
+    return mask
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """Where the elements that are not zero are, and their values."""
+    """The positions and values of the elements that are not zero."""
 
-    values: Tensor  # (...) float32, zeros and all
+    values: Tensor  # (...) float32, zeros included
     kind = "sparse"
 
     @property
@@ -164,7 +164,7 @@ class Int8:
 
     values: Tensor  # (out, ...) int8, in [-2^(bits-1), 2^(bits-1))
     scale: Tensor  # (out,) float32
-    bits: int = 8  # fewer are packed
+    bits: int = 8  # fewer than 8 are packed
     kind = "int8"
 
     @property
@@ -176,8 +176,8 @@ class Int8:
 
     @property
     def is_sparse(self) -> bool:
-        """Stored without its zeros."""
-        # A place costs about a bit, which the zeros left out must pay for.
+        """True if the file leaves out the zeros."""
+        # A position costs about a bit, which leaving out zeros must save.
         return float((self.values == 0).float().mean()) > max(0.3, 1.2 / self.bits)
 
     def parts(self) -> dict[str, Tensor]:
@@ -196,7 +196,7 @@ class Int8:
 
 
 class Range(NamedTuple):
-    """What rounded activations stand for: the whole number q, of 2^bits from 0 on, for scale * (q - zero)."""
+    """What rounded activations stand for: the integer q, 0 <= q < 2^bits, stands for scale * (q - zero)."""
 
     scale: float
     zero: int
@@ -204,7 +204,7 @@ class Range(NamedTuple):
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """(n,) integers below 2^bits -> (ceil(n * bits / 8),) uint8, most significant bit first.
+    """Pack (n,) integers below 2^bits into (ceil(n * bits / 8),) uint8, most significant bit first.
 
     Raises:
         ValueError: a code does not fit.
@@ -218,16 +218,16 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     """The `count` integers that pack_bits packed, (count,) int64."""
-    found = torch.empty(count, dtype=torch.int64)
-    for first in range(0, count, AT_A_TIME):  # so many start at a whole byte
+    integers = torch.empty(count, dtype=torch.int64)
+    for first in range(0, count, AT_A_TIME):  # each chunk starts at a whole byte
         some = min(AT_A_TIME, count - first)
         content = packed[first * bits // 8 : -(-(first + some) * bits // 8)].numpy()
         planes = np.unpackbits(content, count=some * bits).reshape(some, bits)
         codes = planes[:, 0].astype(np.int64)
         for place in range(1, bits):
             codes = 2 * codes + planes[:, place]
-        found[first : first + some] = torch.from_numpy(codes)
-    return found
+        integers[first : first + some] = torch.from_numpy(codes)
+    return integers
 
 
 def entropy(codes: Tensor) -> float:
@@ -246,8 +246,8 @@ class Coded:
     """Product quantization: every block of d weights is one of k codewords (Jégou et al. 2011)."""
 
     codes: Tensor  # (n,) int64 below k
-    codebook: Tensor  # (k, d) float16, or float32 of codewords that float16 has no room for
-    shape: tuple[int, ...]  # of the weight; its elements in row-major order are the n blocks, one after the other
+    codebook: Tensor  # (k, d) float16, or float32 if float16 has no room for some codewords
+    shape: tuple[int, ...]  # of the weight, whose elements in row-major order are the n blocks one after the other
     kind = "pq"
 
     @property
@@ -258,7 +258,7 @@ class Coded:
         return self.codebook.float()[self.codes].view(self.shape)
 
     def parts(self) -> dict[str, Tensor]:
-        # Codes of uneven frequency take fewer bytes as one symbol each, for the file's entropy coder to shorten.
+        # Codes of uneven frequency take fewer bytes as one byte each, which the file's entropy coder shortens.
         if len(self.codebook) <= 256 and entropy(self.codes) < 0.98 * self.bits:
             return {"symbols": self.codes.to(torch.uint8), "codebook": self.codebook}
         return {"codes": pack_bits(self.codes, self.bits), "codebook": self.codebook}
@@ -268,7 +268,7 @@ class Coded:
 
 
 def _spread(parts: Mapping[str, Tensor], values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of zeros with `values` where the parts say."""
+    """A tensor of zeros, with `values` where the parts say."""
     where = present(parts, math.prod(shape))
     if int(where.sum()) != len(values):
         raise ValueError(f"{len(values)} values for {int(where.sum())} places")
@@ -280,7 +280,7 @@ def _spread(parts: Mapping[str, Tensor], values: Tensor, shape: tuple[int, ...])
 
 @dataclass(frozen=True)
 class Part:
-    """What a file says of a part."""
+    """What a file says about a part."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -291,10 +291,10 @@ class Part:
 
 
 def decoded_shape(parts: Mapping[str, Part], kind: str, facts: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape that these parts will have decoded to; none of them is much larger than that.
+    """The shape that these parts decode to, after a check that none of them is much larger than that.
 
     Args:
-        kind, facts: as FACTS has them.
+        kind, facts: as in FACTS.
     Raises:
         ValueError: they do not belong together.
     """
@@ -324,7 +324,7 @@ def decoded_shape(parts: Mapping[str, Part], kind: str, facts: Mapping[str, Any]
         _only(parts, {**where, name: values, "scale": _known(parts, "scale", torch.float32, shape[:1])})
     elif kind == "pq":
         codebook = _known(parts, "codebook", None)
-        if codebook.dtype not in (torch.float16, torch.float32):  # of codewords that float16 has no room for
+        if codebook.dtype not in (torch.float16, torch.float32):  # float32 where float16 has no room
             raise ValueError(f"a codebook of {codebook.dtype}")
         if len(codebook.shape) != 2 or not math.prod(codebook.shape) or n % codebook.shape[1]:
             raise ValueError(f"a codebook of {codebook.shape} for a weight of {shape}")
@@ -352,7 +352,7 @@ def _known(
 def _flat(
     parts: Mapping[str, Part], name: str, most: int, dtype: torch.dtype | None = None, *, exactly: bool = False
 ) -> Part:
-    """A part of one dimension; unnamed values may have those of the tensor."""
+    """Check the size of a part with one dimension; unnamed values may have the dimensions of the tensor."""
     part = _known(parts, name, dtype)
     count = math.prod(part.shape)
     if count > most or (exactly and count != most) or (name and len(part.shape) != 1):
@@ -372,10 +372,10 @@ def _only(parts: Mapping[str, Part], wanted: Mapping[str, Part]) -> None:
 
 
 def from_parts(parts: Mapping[str, Tensor], kind: str, facts: Mapping[str, Any]) -> Encoding:
-    """The encoding that wrote these parts and facts, which decoded_shape has found to belong together.
+    """The encoding that wrote these parts and facts. decoded_shape must have checked that they belong together.
 
     Raises:
-        ValueError: their content does not.
+        ValueError: their content does not belong together.
     """
     if kind == "dense":
         return Dense(parts[""])

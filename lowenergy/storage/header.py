@@ -1,4 +1,4 @@
-"""What a model file's header says, as a schema: whoever reads a file that fits it meets no surprise later on."""
+"""The schema of a model file's header: a file that fits it holds no surprises for its reader later on."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
@@ -18,7 +18,7 @@ from lowenergy.params import Architecture, Count, NotNegative, Positive, Sampler
 from lowenergy.storage.encodings import FACTS, Shape
 
 FORMAT = 1
-SHOWN = 80  # characters of a value that is wrong
+SHOWN = 80  # characters of a wrong value in a message
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -28,7 +28,7 @@ Text = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)  # what else a newer file says is for newer readers
+    model_config = ConfigDict(extra="allow", strict=True)  # anything else in a newer file is for newer readers
 
 
 class Network(Architecture):
@@ -45,14 +45,14 @@ class Network(Architecture):
 
     @model_validator(mode="after")
     def _normalises_every_channel(self) -> Self:
-        given = [len(values) for values in (self.mean, self.std) if values is not None]
-        if given and given != [self.channels] * 2:
+        lengths = [len(values) for values in (self.mean, self.std) if values is not None]
+        if lengths and lengths != [self.channels] * 2:
             raise ValueError(f"mean and std: there are both, with {self.channels} values each, or neither")
         return self
 
 
 def _with_bits(said: Any) -> Any:
-    """Eight are not said."""
+    """Add the eight bits that a file leaves out."""
     return [*said, 8] if isinstance(said, list | tuple) and len(said) == 2 else said
 
 
@@ -68,7 +68,7 @@ ActivationRange = Annotated[
 
 
 def _outputs_of_eight(said: dict[str, tuple[float, int, int]]) -> dict[str, tuple[float, int, int]]:
-    if wrong := next((name for name, found in said.items() if found[2] < 8 and not name.endswith(":in")), None):
+    if wrong := next((name for name, bounds in said.items() if bounds[2] < 8 and not name.endswith(":in")), None):
         raise ValueError(f"{wrong} has {said[wrong][2]} bits, where inputs alone have less than 8")
     return said
 
@@ -79,7 +79,7 @@ class Packed(Part):
 
 
 class RecordedSampler(Sampler):
-    """A file says all of them: defaults may change."""
+    """The sampler of a file, which says every constant because defaults may change."""
 
     step_size: Positive
     noise: NotNegative
@@ -106,7 +106,7 @@ class Header(Part):
 
 
 def check(header: dict[str, Any]) -> None:
-    """See that a header fits.
+    """Raise if a header does not fit the schema.
 
     Raises:
         ValueError: it does not; the message names the field and its value.
@@ -119,7 +119,7 @@ def check(header: dict[str, Any]) -> None:
         if kind not in FACTS:
             raise ValueError(f"{_said(at)}: unknown encoding {_short(kind)}")
         schema = FACTS[kind]
-        if schema is not None and (facts or kind != "int8"):  # int8 of eight bits is whole without
+        if schema is not None and (facts or kind != "int8"):  # int8 of eight bits needs none
             _fits(schema, facts, at)
 
 
@@ -138,8 +138,8 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
-        for part in value:
-            yield from _texts(part)
+        for item in value:
+            yield from _texts(item)
         if isinstance(value, dict):
             yield from _texts(list(value.values()))
 

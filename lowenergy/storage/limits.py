@@ -1,4 +1,4 @@
-"""A small file must not take all memory: how much one may decode to, and how much a network built of it may take."""
+"""A small file must not take all memory: limits for what it decodes to, and for the network built from it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lowenergy.base.errors import UserError
 
-# Without a word of the reader's: what any small network takes, and for a large one a ratio beyond all that compression
-# reaches (pq of 2 codewords of 9 weights has 288, before its codes are entropy-coded).
+# Unless the reader allows more: what any small network takes, plus a multiple of the file's size that compression
+# hardly exceeds (pq with 2 codewords of 9 weights reaches 288 before its codes are entropy-coded).
 ALWAYS = 2**28  # bytes
 RATIO = 256
-MOST_MODULES = 20_000  # and tensors; the largest networks of torchvision and timm have four thousand
+MOST_MODULES = 20_000  # tensors included; the largest networks of torchvision and timm have four thousand
 
 
 class TooLargeError(UserError):
@@ -30,21 +30,21 @@ class TooLargeError(UserError):
 
 
 def limit_of(size: int) -> int:
-    """Bytes that a file of this size may decode to, and its network may have."""
+    """Bytes that a file of this size may decode to, and that its network may take."""
     return ALWAYS + RATIO * size
 
 
 @contextmanager
 def bounded(limit: int | None, origin: str) -> Iterator[None]:
-    """Within it, no tensor has more than `limit` bytes, and no networks are built that do together.
+    """Let no tensor made in this context exceed `limit` bytes, and no networks built in it exceed them together.
 
-    Constructors take their sizes from a file's header, so sizes are looked at before anything is allocated.
+    Constructors take their sizes from a file's header, so sizes are checked before anything is allocated.
 
     Args:
-        limit: None for none.
+        limit: in bytes; None for no limit.
         origin: the file, for messages.
     Raises:
-        TooLargeError: one has; whatever the network's code has made of that.
+        TooLargeError: one does, even if the network's code turned that error into another.
     """
     if limit is None:
         yield
@@ -71,7 +71,7 @@ def bounded(limit: int | None, origin: str) -> Iterator[None]:
 
 
 class _Counter(TorchDispatchMode):
-    """Runs every operation on tensors without content first."""
+    """Run every operation that allocates on tensors without content first, to see how much it takes."""
 
     def __init__(self, limit: int, origin: str) -> None:
         super().__init__()
@@ -84,14 +84,14 @@ class _Counter(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if _allocates(func):
             try:
-                made = func(*tree_map(_without_content, args), **_on_meta(func, kwargs))
-            except Exception:  # no such form: of what depends on the content, which takes no more than its inputs
-                made = None
-            self._allow(max((_bytes(t) for t in tree_leaves(made) if isinstance(t, Tensor)), default=0))
+                outputs = func(*tree_map(_without_content, args), **_on_meta(func, kwargs))
+            except Exception:  # no such form: sizes that depend on content are taken to stay within the inputs'
+                outputs = None
+            self._allow(max((_bytes(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)), default=0))
         return func(*args, **kwargs)
 
     def count(self, _: nn.Module, __: str, part: Any) -> None:
-        """One more parameter, buffer or module of a network."""
+        """Count one more parameter, buffer or module of a network."""
         self.modules += 1
         if self.modules > MOST_MODULES:
             self.exceeded = TooLargeError(
@@ -101,7 +101,7 @@ class _Counter(TorchDispatchMode):
         if isinstance(part, Tensor) and not is_lazy(part) and part not in self.registered:
             self.registered[part] = None
             self.bytes += _bytes(part)
-            if self.bytes > self.limit:  # or was, before some of it was replaced
+            if self.bytes > self.limit:  # or was, before some tensors were replaced
                 self.bytes = sum(map(_bytes, self.registered))
             self._allow(self.bytes)
 
@@ -127,10 +127,10 @@ def _without_content(value: Any) -> Any:
 
 
 def _on_meta(func: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: tree_map(_without_content, value) for name, value in kwargs.items() if name != "generator"}
+    on_meta = {name: tree_map(_without_content, value) for name, value in kwargs.items() if name != "generator"}
     if any(argument.name == "device" for argument in func._schema.arguments):
-        found["device"] = torch.device("meta")
-    return found
+        on_meta["device"] = torch.device("meta")
+    return on_meta
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Models as C: one source file without dependencies, its memory planned."""
+"""Models as C: one source file without dependencies, with its memory planned in advance."""
 
 from lowenergy.runtimes.c.directory import export, planned
 from lowenergy.runtimes.c.memory import NoPlanError

@@ -1,4 +1,4 @@
-"""Named devices: flash and RAM as their makers give them."""
+"""Known devices, with the flash and RAM that their makers state."""
 
 from dataclasses import dataclass
 
@@ -22,10 +22,10 @@ DEVICES = {
 
 
 def named(name: str) -> Device:
-    """The device of this name.
+    """Return the device of this name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such device.
     """
     if name not in DEVICES:
         raise UserError(f"--device {name}: there are {', '.join(DEVICES)}; or give --max-flash and --max-ram")

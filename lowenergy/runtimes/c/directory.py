@@ -1,4 +1,4 @@
-"""From a model file to a directory of C that compiles anywhere, written whole or not at all."""
+"""Turn a model file into a directory of C that compiles anywhere, written completely or not at all."""
 
 import json
 import math
@@ -23,36 +23,36 @@ from lowenergy.storage.artifact import Model
 
 HERE = Path(__file__).parent
 CORTEX_M7 = ["arm-none-eabi-gcc", "-mthumb", "-mcpu=cortex-m7", "-mfpu=fpv5-d16", "-mfloat-abi=hard"]
-COMPILERS = {  # with the tool that tells sizes
+COMPILERS = {  # each with the tool that prints sizes
     "gcc": (["gcc", "-DMODEL_LANES=1"], "size"),
     "clang": (["clang", "-DMODEL_LANES=1"], "size"),
     "cortex-m7": (CORTEX_M7, "arm-none-eabi-size"),
 }
-LARGEST_COMPILED = 2**21  # bytes of constants: more take a compiler long, and are what counts anyway
+LARGEST_COMPILED = 2**21  # bytes of constants; more compile slowly and outweigh the code anyway
 
 
 def planned(model: Model, *, ram: int | None = None, sampler: bool = True) -> Plan:
-    """The operations of a model, and where in memory they work.
+    """Return the operations of a model and where in memory they work.
 
     Args:
-        ram: bytes that arena, of one lane, and stack may take; None for the least time.
-        sampler: of an energy, with its gradient.
+        ram: bytes that the arena (with one lane) and the stack may take together; None for the fastest plan.
+        sampler: whether to include the input gradient, if the model is an energy.
     Raises:
-        UserError: an operation has no C form, or there is no plan of so few bytes.
+        UserError: an operation has no C form, or no plan fits into `ram`.
     """
     head = model.spec.head
-    found = trace.trace(dense_network(model), head, model.spec.input_shape, gradient=sampler and head is not None)
-    program = replace(operations.lower(found, model.spec.input_shape), classes=model.target != "ebm")
+    traced = trace.trace(dense_network(model), head, model.spec.input_shape, gradient=sampler and head is not None)
+    program = replace(operations.lower(traced, model.spec.input_shape), classes=model.target != "ebm")
     if model.activations:
         program = integers.with_integers(program, model.tensors, model.activations)
     return within(program, ram)
 
 
 def within(program: Program, ram: int | None) -> Plan:
-    """The plan of a program for so many bytes of RAM, arena and stack.
+    """Plan a program so that its arena and stack fit into `ram` bytes; None for the fastest plan.
 
     Raises:
-        NoPlanError: there is none.
+        NoPlanError: no plan fits.
     """
     taken = stack(program)
     try:
@@ -62,8 +62,10 @@ def within(program: Program, ram: int | None) -> Plan:
 
 
 def stack(program: Program) -> int:
-    """Bytes of stack: more than any model's code took on a Cortex-M (benchmarks/device.py). Convolutions keep a list of
-    their kernel's taps there."""
+    """The most bytes of stack that the C code needs: more than any model took on a Cortex-M (benchmarks/device.py).
+
+    Convolutions keep a list of their kernel's taps there.
+    """
     taps = [math.prod(operation.kernel) for operation in program.operations if isinstance(operation, Conv)]
     return 568 + 8 * max(taps, default=0)
 
@@ -72,7 +74,7 @@ def code(
     model: Model, header: Mapping[str, Any], *, ram: int | None = None, unpack: bool = False,
     step_size: float | None = None, sampler: bool = True,
 ) -> tuple[Plan, emit.Code]:  # fmt: skip
-    """The plan and the code of a model as read from its file; see export."""
+    """Return the plan and the C code of a model as read from its file; see `export` for the arguments."""
     constants, steps = None, 0
     if model.spec.head is not None and sampler:
         constants = constants_of(header, f"the {model.target}'s file", step_size)
@@ -88,16 +90,17 @@ def export(
     model: Model, header: Mapping[str, Any], out: str | Path, *, ram: int | None = None, unpack: bool = False,
     step_size: float | None = None, sampler: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write model.h, model.c, main.c, Makefile and card.json into the directory `out`; the card.
+    """Write model.h, model.c, main.c, Makefile and card.json into the directory `out`; return the card.
 
     Args:
-        ram: bytes that arena, of one lane, and stack may take.
-        unpack: weights as floats: faster, larger.
-        step_size: of the Langevin step; None: as it was trained.
-        sampler: of an energy, with the Langevin step.
+        ram: bytes that the arena (with one lane) and the stack may take together; None for the fastest plan.
+        unpack: store weights as floats, which is faster and larger; constant and int8 weights stay as they are.
+        step_size: size of the Langevin step; None for the one used in training.
+        sampler: whether to include the Langevin step, if the model is an energy.
     Raises:
-        UserError: an operation has no C form, there is no plan of so few bytes, or `out` holds something else.
-        FileError: an energy's file does not say how to sample from it.
+        UserError: an operation has no C form, no plan fits into `ram`, or `step_size` is not above 0 or is given
+            without a Langevin step.
+        FileError: an energy's file does not say how to sample from it, or `out` holds something else.
     """
     plan, made = code(model, header, ram=ram, unpack=unpack, step_size=step_size, sampler=sampler)
     sampled = model.spec.head is not None and sampler
@@ -130,21 +133,21 @@ def export(
 
 
 def _code_bytes(made: emit.Code) -> dict[str, int]:
-    """Bytes of code at -Os by each compiler that is installed; none is needed to export."""
-    found = {}
+    """Bytes of code at -Os for each installed compiler; exporting needs none of them."""
+    code_bytes = {}
     constants = sum(made.constants.values())
     for name, (compiler, size) in COMPILERS.items():
         if constants > LARGEST_COMPILED or not shutil.which(compiler[0]) or not shutil.which(size):
             continue
-        found[name] = text_bytes(made, compiler, size) - constants
-    return found
+        code_bytes[name] = text_bytes(made, compiler, size) - constants
+    return code_bytes
 
 
 def text_bytes(made: emit.Code, compiler: list[str], size: str) -> int:
-    """Bytes of code and constants of model.c, compiled for size.
+    """Bytes of code and constants in model.c, compiled for size.
 
     Raises:
-        UserError: it does not compile.
+        UserError: model.c does not compile.
     """
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -162,29 +165,29 @@ def text_bytes(made: emit.Code, compiler: list[str], size: str) -> int:
 
 
 def write_whole(out: Path, files: Mapping[str, str]) -> None:
-    """A directory of files: made beside its place, then moved there, so that no half of it is ever seen.
+    """Write a directory of files beside `out`, then move it there, so that nobody ever sees half of it.
 
     Raises:
-        UserError: there is something else at that place.
+        FileError: `out` is a file, or holds files that are neither in `files` nor object files.
     """
     if out.exists() and not out.is_dir():
         raise FileError(f"{out}: is a file; give an empty directory or a new one")
     if out.exists() and any(p.name not in files and p.suffix != ".o" for p in out.iterdir()):
         raise FileError(f"{out}: holds other files; give an empty directory or a new one")
     out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    old = made.with_name(f"{made.name}.old")
+    new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    old = new.with_name(f"{new.name}.old")
     try:
-        made.chmod(0o777 & ~_umask())
+        new.chmod(0o777 & ~_umask())
         for name, text in files.items():
-            (made / name).write_text(text)
+            (new / name).write_text(text)
         if out.exists():
             out.rename(old)
-        made.rename(out)
+        new.rename(out)
     except BaseException as error:
         if old.exists() and not out.exists():
             old.rename(out)
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(out)) from None
         raise

@@ -1,4 +1,4 @@
-"""The C code of a program: constants, the sections of kernels.c that it needs, elementwise loops, calls in order."""
+"""Write a program as C: constants, the sections of kernels.c that it needs, elementwise loops, and calls in order."""
 
 import math
 import re
@@ -21,19 +21,19 @@ KERNELS = Path(__file__).with_name("kernels.c")
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 CONSTANT = re.compile(r"static const \w+ w_\w+\[\d+\] = \{[^}]*\};")
 MOST_LANES = 16
-LEAST_ROOM = 255  # of a byte
+LEAST_ROOM = 255  # the largest number that a byte holds
 SECTION = re.compile(r"/\* == (\w+) == \*/\n")
 
 
 @dataclass
 class Code:
-    """What is written, and what its parts take."""
+    """The text that is written, and the memory that its parts take."""
 
     header: str
     source: str
-    constants: dict[str, int]  # bytes by tensor
-    tile: int  # floats of the largest tile, of one lane
-    kept: int  # bytes of all weights decoded
+    constants: dict[str, int]  # tensor -> bytes
+    tile: int  # floats in the largest tile, for one lane
+    kept: int  # bytes of all decoded weights
 
 
 @dataclass
@@ -44,19 +44,19 @@ class _Writer:
     arrays: dict[str, Array] = field(default_factory=dict)
     stored: dict[str, Stored] = field(default_factory=dict)
     structs: list[str] = field(default_factory=list)
-    counted: int = 0  # the largest of the sizes that structs hold
+    counted: int = 0  # the largest size that any struct holds
     functions: dict[str, str] = field(default_factory=dict)  # body -> name
-    kept: list[int] = field(default_factory=list)  # floats of a convolution's decoded weights, and before them a mark
+    kept: list[int] = field(default_factory=list)  # by convolution: floats for a mark and the decoded weights after it
     ranges: list[str] = field(default_factory=list)
     most_taps: int = 1
     tile: int = 0
     zeros: int = 1
-    names: dict[str, str] = field(default_factory=dict)  # of tensors, by their names in C
+    names: dict[str, str] = field(default_factory=dict)  # C name -> tensor's name
     as_floats: set[str] = field(default_factory=set)
     as_integers: set[str] = field(default_factory=set)
 
     def c_name(self, name: str) -> str:
-        """A tensor's name in C, which no other has: a.b and a_b would be the same."""
+        """Return a C name that belongs to this tensor alone: a.b and a_b would otherwise share one."""
         plain = "w_" + re.sub(r"\W", "_", name)
         while self.names.setdefault(plain, name) != name:
             plain += "_"
@@ -65,7 +65,7 @@ class _Writer:
     # -- where things are ---------------------------------------------------------------------------------------------
 
     def at(self, buffer: Buffer | str, offset: int = 0) -> str:
-        """A pointer to a buffer's element."""
+        """A C pointer to an element of a buffer, of the image or of a constant."""
         if isinstance(buffer, str):
             return self.array(buffer) + (f" + {offset}" if offset else "")
         if buffer is IMAGE:
@@ -77,8 +77,8 @@ class _Writer:
         return f"a + {place}" if place else "a"
 
     def array(self, name: str) -> str:
-        """A constant whose elements are read one by one."""
-        if name.endswith(":scale"):  # a weight's own
+        """The C name of a constant whose elements are read one by one."""
+        if name.endswith(":scale"):  # stored with its weight
             self.weight(name.removesuffix(":scale"))
             return self.stored[name.removesuffix(":scale")].scale
         if name not in self.arrays:
@@ -137,10 +137,10 @@ class _Writer:
         return f"{order}(&{name}, {x}, {y}, {tile});"
 
     def count(self, *numbers: int, most: int = 2**31 - 1) -> None:
-        """Note the size of what a struct counts.
+        """Note the largest of the numbers that go into a struct.
 
         Raises:
-            UserError: the struct has no room for it.
+            UserError: it is above `most`, so the struct has no room for it.
         """
         largest = max(numbers)
         if largest > most:
@@ -148,7 +148,7 @@ class _Writer:
         self.counted = max(self.counted, largest)
 
     def kept_at(self, number: int) -> int:
-        """Where a convolution's weights lie, in floats, if they are kept."""
+        """Offset, in floats, of a convolution's decoded weights where they are kept."""
         return sum(self.kept[:number])
 
     def conv_of_bytes(self, op: Conv, name: str, tile: str) -> str:
@@ -287,7 +287,7 @@ def _kind(view: View) -> str:
 
 
 def _value(view: View, element: str) -> str:
-    """What an element stands for."""
+    """C expression for the value that an element stands for."""
     if _kind(view) == "float":
         return element
     assert isinstance(view.of, Buffer)
@@ -297,11 +297,11 @@ def _value(view: View, element: str) -> str:
 def _collapsed(
     shape: Sequence[int], grids: Sequence[tuple[int, list[int]]]
 ) -> tuple[list[int], list[tuple[int, list[int]]]]:
-    """Fewer loops for the same: dimensions in the order of the first grid's memory, joined where all grids allow."""
+    """Merge loops: order dimensions as the first grid lies in memory, and join neighbours where all grids allow it."""
     dims = [d for d in range(len(shape)) if shape[d] > 1]
     dims.sort(key=lambda d: -grids[0][1][d])
     sizes: list[int] = []
-    strides: list[list[int]] = []  # by loop, of each grid
+    strides: list[list[int]] = []  # one list per loop, with one stride per grid
     for d in dims:
         these = [grid[1][d] for grid in grids]
         if sizes and all(outer == inner * shape[d] for outer, inner in zip(strides[-1], these, strict=True)):
@@ -320,14 +320,14 @@ def write(
     plan: Plan, encodings: dict[str, Encoding], *, title: str, sampler: Sampler | None, steps: int,
     unpack: bool = False,
 ) -> Code:  # fmt: skip
-    """The model's header and source.
+    """Write the model's header and source.
 
     Args:
-        encodings: of the network's tensors, by name.
+        encodings: the network's stored tensors by name.
         title: what the model is, for a comment.
-        sampler: of the Langevin step; None for no step.
-        steps: of a chain as it was trained.
-        unpack: weights as floats: faster, larger.
+        sampler: constants of the Langevin step; None to leave the step out.
+        steps: length of the chains used in training.
+        unpack: store weights as floats, which is faster and larger; constant and int8 weights stay as they are.
     """
     program = plan.program
     writer = _Writer(plan, encodings, unpack)
@@ -364,33 +364,33 @@ def write(
 
 
 def _fetching(writer: _Writer) -> dict[str, str]:
-    """The functions that fetch weights, as floats and as integers."""
-    made = {}
+    """The C functions that fetch weights as floats and as integers, by name."""
+    functions = {}
     for name, which in (("fetch", writer.as_floats), ("fetch_integers", writer.as_integers)):
         kinds = sorted({writer.stored[weight].kind for weight in which}, key=weights.KINDS.index)
         if kinds:
-            made[name] = weights.fetching(kinds, integers=name != "fetch")
-    return made
+            functions[name] = weights.fetching(kinds, integers=name != "fetch")
+    return functions
 
 
 def sections(text: str, fetches: dict[str, str], zeros: int) -> str:
-    """The parts of kernels.c that a text needs, in their order; each is needed where its name is used.
+    """Return the sections of kernels.c that a text needs, in their order there: those whose names it uses.
 
     Args:
-        fetches: the functions that fetch weights.
-        zeros: floats of zeros that convolutions read beyond an image's edges.
+        fetches: the functions that fetch weights, by name.
+        zeros: number of zeros that convolutions read beyond an image's edges.
     """
     parts = SECTION.split(KERNELS.read_text())[1:]
-    found = {name: body.strip() + "\n" for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    bodies = {name: body.strip() + "\n" for name, body in zip(parts[::2], parts[1::2], strict=True)}
     border = f"#if MODEL_LANES > 1\nstatic const float zeros[{zeros}] = {{0}};\n#endif\n"
-    before = {name: body for name, body in found.items() if name in BEFORE}
-    found = {**before, **fetches, "zeros": border, **found}
+    before = {name: body for name, body in bodies.items() if name in BEFORE}
+    bodies = {**before, **fetches, "zeros": border, **bodies}
     kept: list[str] = []
-    for name in reversed(found):
+    for name in reversed(bodies):
         if re.search(rf"\b{name}\b", COMMENT.sub("", text)):
-            text += found[name]
+            text += bodies[name]
             kept.append(name)
-    return "\n".join(found[name] for name in reversed(kept))
+    return "\n".join(bodies[name] for name in reversed(kept))
 
 
 BEFORE = (

@@ -1,4 +1,4 @@
-"""Elementwise operations as C expressions, with the functions of kernels.c that they need."""
+"""Elementwise operations as C expressions, which call functions of kernels.c."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,11 @@ class Rule:
 
 
 def literal(value: Any) -> str:
-    """A number as a C constant, of float where it is one."""
+    """Write a number as a C constant: a bool as an int, all else as a float, infinities as the largest float.
+
+    Raises:
+        NotImplementedError: the value is NaN.
+    """
     if isinstance(value, bool):
         return "1" if value else "0"
     value = float(np.float32(value))
@@ -36,7 +40,7 @@ def literal(value: Any) -> str:
 
 
 def _simple(template: str) -> Rule:
-    """{0}, {1}, … are the arguments."""
+    """A rule from a template in which {0}, {1}, … are the arguments."""
     return Rule(lambda say, *args, **_: template.format(*(say(arg) for arg in args)))
 
 
@@ -68,7 +72,7 @@ def _power(say: Say, a: Any, exponent: Any) -> str:
         return f"1.0f / root({x})"
     if exponent == -2:
         return f"1.0f / ({x} * {x})"
-    if exponent == int(exponent):  # of negative numbers too, which have no logarithm
+    if exponent == int(exponent):  # has a value for negative numbers, which have no logarithm
         raise NotImplementedError(f"with exponent {exponent}")
     power = f"exponential({literal(exponent)} * logarithm({x}))"
     return f"choose({x} > 0.0f, {power}, 0.0f)" if exponent > 0 else power
@@ -176,14 +180,14 @@ POINTWISE: dict[Any, Rule] = {
 
 OF_BOOLEANS = (aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_not.default)
 OR = POINTWISE[aten.logical_or.default]
-KINDS = (torch.bool, torch.int32, torch.int64, torch.float32, torch.float64)  # all as float: others are narrower
+KINDS = (torch.bool, torch.int32, torch.int64, torch.float32, torch.float64)  # float in C; others are narrower
 
 
 def rule_of(node: Node) -> Rule:
-    """The rule for an operation on the values that it has: booleans are int in C, all numbers are float.
+    """Return the rule for an operation, given the dtype of its result: in C, booleans are int and all numbers float.
 
     Raises:
-        NotImplementedError: C would compute something else.
+        NotImplementedError: the C code would compute something else.
     """
     kind = node.meta["val"].dtype
     if kind not in KINDS:

@@ -1,5 +1,5 @@
-"""What a model will take on a device, before there is one: an architecture, an encoding, and weights that nobody
-trained."""
+"""Forecast what a model will take on a device before it exists, from its architecture, an encoding and untrained
+weights."""
 
 import math
 import re
@@ -27,8 +27,8 @@ class Forecast:
     constants: int
     ram: int  # arena and stack
     arena: int
-    work: int  # multiply-accumulates of an answer, or of a Langevin step
-    compiled: bool  # the code was compiled, not estimated
+    work: int  # multiply-accumulates for one answer or one Langevin step
+    compiled: bool  # True if the code was compiled, False if its size is an estimate
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Coding:
     """How the weights of convolutions and fully connected layers will be stored.
 
     Args:
-        bits: of integers; int8 models compute with them.
-        sparse: share of zeros.
-        codewords: of product quantization, each of `length` weights.
+        bits: bits of each integer weight; int8 models compute with these integers.
+        sparse: fraction of zeros.
+        codewords: number of codewords in product quantization, each of `length` weights.
     """
 
     bits: int | None = None
@@ -56,7 +56,7 @@ class Coding:
 
 
 def described(p: Params, teacher: str, student: Architecture | None = None) -> tuple[networks.Spec, str]:
-    """The network of a teacher, or a student of it, for the images that the data have; and its kind.
+    """Return the network of a teacher or of its student, for the images in the data, and its kind.
 
     Raises:
         FileError: there are no images yet.
@@ -66,12 +66,12 @@ def described(p: Params, teacher: str, student: Architecture | None = None) -> t
     head = {"classifier": None, "jem": "logsumexp"}.get(kind, getattr(own, "head", None))
     outputs = (getattr(own, "logits", None) or 1) if kind == "ebm" else len(splits.classes)
     if student is not None and head == "mean":
-        outputs = 1  # a student is stored with the mean of its outputs
+        outputs = 1  # a student is stored with its outputs averaged into one
     return networks.Spec.of(student or own, splits.input_shape, outputs, head, splits.normalisation), kind
 
 
 def untrained(spec: networks.Spec, target: str, coding: Coding) -> Model:
-    """A model of fresh weights in this coding."""
+    """Return a model with fresh weights in this coding."""
     network = networks.build(spec, seed=0).eval()
     if coding.bits is not None:
         network = networks.fold_batchnorm(network)
@@ -101,18 +101,18 @@ def _coded(weight: Tensor, coding: Coding, generator: torch.Generator) -> Any:
 
 
 def forecast(model: Model, *, ram: int | None = None, sampler: Sampler | None = None) -> Forecast:
-    """Flash and RAM of a model, trained or not.
+    """Forecast the flash, RAM and work of a model, trained or not.
 
     Args:
-        ram: bytes that arena and stack may take; None for the least time.
-        sampler: of an energy that draws; None: as if it did.
+        ram: bytes that the arena and the stack may take together; None for the fastest plan.
+        sampler: constants of an energy's Langevin step; None for arbitrary ones, so that the step is counted anyway.
     Raises:
-        UserError: an operation has no C form, or no plan is that small.
+        UserError: an operation has no C form, or no plan fits into `ram`.
     """
     head = model.spec.head
     network = model.build()
-    found = trace.trace(network, head, model.spec.input_shape, gradient=head is not None)
-    program = operations.lower(found, model.spec.input_shape)
+    traced = trace.trace(network, head, model.spec.input_shape, gradient=head is not None)
+    program = operations.lower(traced, model.spec.input_shape)
     activations = dict(model.activations)
     if not activations and any(isinstance(encoded, Int8) for encoded in model.tensors.values()):
         activations = ranges(program)
@@ -135,7 +135,7 @@ def forecast(model: Model, *, ram: int | None = None, sampler: Sampler | None = 
 
 
 def smallest(model: Model) -> Forecast:
-    """The forecast of the least memory that the planner finds."""
+    """Return the forecast for the least memory that the planner finds."""
     try:
         return forecast(model, ram=1)
     except NoPlanError as error:
@@ -143,7 +143,7 @@ def smallest(model: Model) -> Forecast:
 
 
 def within(model: Model, ram: int) -> Forecast:
-    """The forecast for so much RAM, or of the least memory where that is more."""
+    """Return the forecast for `ram` bytes of RAM, or for the least possible memory if that is more."""
     try:
         return forecast(model, ram=ram)
     except NoPlanError as error:
@@ -151,7 +151,7 @@ def within(model: Model, ram: int) -> Forecast:
 
 
 def ranges(program: operations.Program) -> dict[str, Range]:
-    """Ranges as calibration will find them, wherever a convolution is; the values change no size."""
+    """Made-up ranges at every place where calibration will find one; their values do not change any size."""
     convolutions = [operation for operation in program.operations if isinstance(operation, operations.Conv)]
     last = next(op for op in reversed(convolutions) if not op.pulled)
     places = [f"{op.place}:{end}" for op in convolutions for end in ("in", "out") if (op, end) != (last, "out")]
@@ -159,14 +159,17 @@ def ranges(program: operations.Program) -> dict[str, Range]:
 
 
 def _compiled(code: emit.Code) -> int | None:
-    """Bytes of code and constants by the cross compiler; None without one."""
+    """Bytes of code and constants as compiled by the cross compiler; None if it is not installed."""
     compiler, size = directory.COMPILERS["cortex-m7"]
     return directory.text_bytes(code, compiler, size) if shutil.which(compiler[0]) else None
 
 
 def _estimated(code: emit.Code) -> int:
-    """Bytes of code where there is no compiler to ask: a fit to what arm-none-eabi-gcc 12 made of fourteen networks of
-    the zoo in five encodings; with their constants, it is within 0.3 % of them."""
+    """Estimate the bytes of code without a compiler.
+
+    This is a fit to the output of arm-none-eabi-gcc 12 for fourteen networks of the zoo in five encodings. With the
+    constants added, it is within 0.3 % of the compiled size.
+    """
     text = _for_one_lane(emit.CONSTANT.sub("", emit.COMMENT.sub("", code.source)))
     kernels = text[: text.find("static const struct weight")]
     loops = "".join(re.findall(r"static void (?:map|reduce|product)\d+\(.*?\n}\n", text, re.DOTALL))
@@ -178,7 +181,7 @@ def _estimated(code: emit.Code) -> int:
 
 
 def _for_one_lane(text: str) -> str:
-    """What a microcontroller's compiler sees of the code: no condition in it holds there."""
+    """Return the code that a microcontroller's compiler sees, where none of the preprocessor's conditions holds."""
     kept, seen = [], True
     for line in text.splitlines(keepends=True):
         if line.startswith("#"):

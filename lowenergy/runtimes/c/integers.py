@@ -1,7 +1,7 @@
-"""Where a model computes with integers: bytes go into its int8 convolutions, and come out of most.
+"""Make a program compute with integers: its int8 convolutions read bytes, and most of them write bytes.
 
-The ranges are those of the model's file (runtimes/int8.py). A byte stands for scale * (byte - zero).
-Of fewer bits, bytes are as small as their levels. docs/device-arithmetic.md says all of it exactly.
+The ranges come from the model's file (runtimes/int8.py). A byte stands for scale * (byte - zero). With fewer than 8
+bits, a byte is at most 2^bits - 1. docs/device-arithmetic.md specifies the arithmetic exactly.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,9 +14,9 @@ from lowenergy.storage.encodings import Encoding, Int8, Range
 
 
 def with_integers(program: Program, encodings: Mapping[str, Encoding], activations: Mapping[str, Range]) -> Program:
-    """The program with int8 convolutions where the file has integers and ranges for one."""
+    """Return the program with int8 convolutions wherever the file has integer weights and an input range for one."""
     done: list[Operation] = []
-    made: dict[Buffer, Buffer] = {}  # bytes for what was to be floats
+    made: dict[Buffer, Buffer] = {}  # buffer of floats -> the buffer of bytes that replaces it
     ahead = program.ahead
     constants = dict(program.constants)
 
@@ -46,7 +46,7 @@ def with_integers(program: Program, encodings: Mapping[str, Encoding], activatio
 
 
 def _fused(program: Program) -> Program:
-    """Without floats that only become bytes: what computes them writes the bytes."""
+    """Remove floats that are only converted to bytes: let the operation that computes them write the bytes."""
     writers: dict[Buffer, list[Operation]] = {}
     readers: dict[Buffer, list[Operation]] = {}
     for operation in program.operations:
@@ -82,7 +82,7 @@ def _fused(program: Program) -> Program:
 
 
 def _joined(first: Map, last: Map) -> Map | None:
-    """Both at once, in the last one's order; its own statement may multiply by one more. None: no loops do that."""
+    """Join two maps into one, in the order of the last, which may have a second factor. None if no loops do that."""
     source = first.writes()
     place = torch.empty(source.size, dtype=torch.long)
     place[first.out.index.flatten()] = torch.arange(source.size)
@@ -109,19 +109,19 @@ def add_conv(
     made: dict[Buffer, Buffer],
     constants: dict[str, torch.Tensor],
 ) -> None:
-    """The convolution on bytes, after what makes bytes of its input."""
+    """Add the conversion of a convolution's input to bytes, then the convolution on bytes."""
     (view,) = op.views
     given = activations[f"{op.place}:in"]
     encoded = encodings[op.weight]
     assert isinstance(encoded, Int8)
     channels = op.channels[0] * op.groups
     pixels = op.size_in[0] * op.size_in[1]
-    # The input as the convolution walks through it: pixels of channels.
+    # The input in the order in which the convolution reads it: pixel by pixel, all channels of each.
     walk = op.start_in + torch.arange(pixels)[:, None] * op.step_in + torch.arange(channels)
     bytes_ = _bytes(pixels * channels, given)
     out = View(bytes_, torch.arange(pixels * channels).view(pixels, channels))
     source = View(view.of, walk)
-    if op.pulled:  # the weights' scales meet the gradient instead
+    if op.pulled:  # the weights' scales multiply the gradient instead
         name = f"{op.weight}:scale"
         constants[name] = encoded.scale
         scales = View(name, torch.arange(channels).expand(pixels, channels))
@@ -130,7 +130,7 @@ def add_conv(
         add(Map((source,), out, op.layer, (), "x0"))
     result = op.out
     assert isinstance(result.of, Buffer)
-    # Gradients stay float until the next layer rounds them: rounded twice, they cost a sampler 0.3 of FID.
+    # Gradients stay float until the next layer rounds them: rounding them twice raises a sampler's FID by 0.3.
     if f"{op.place}:out" in activations and not op.pulled:
         of_out = _bytes(result.of.size, activations[f"{op.place}:out"])
         made[result.of] = of_out
@@ -144,7 +144,7 @@ def _bytes(size: int, given: Range) -> Buffer:
 
 
 def _of_floats(op: Operation, add: Callable[[Operation], None]) -> Operation:
-    """The operation on floats where its inputs became bytes."""
+    """Return the operation on floats, after adding a conversion of each input that became bytes."""
     new = {}
     for view in op.views:
         if isinstance(view.of, Buffer) and view.of.kind != "float" and view.of not in new:

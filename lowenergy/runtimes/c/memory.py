@@ -1,9 +1,9 @@
-"""Where in the arena each buffer lies, and what is computed twice so that it fits.
+"""Plan where in the arena each buffer lies, and what is computed twice so that everything fits.
 
-Offsets are found by lifetime, the largest buffers first. An elementwise operation writes over an input that nothing
-needs any more. Where that is not enough, the planner trades time for memory: what the way back needs of the way there
-is computed again instead of kept, and a convolution whose input dies with it works row by row, its output a few rows
-ahead in the same place.
+Offsets are assigned by lifetime, the largest buffers first. An elementwise operation overwrites an input that nothing
+needs any more. Where that is not enough, the planner trades time for memory: it recomputes values of the forward pass
+that the backward pass needs instead of keeping them. And a convolution that is the last to read its input works row by
+row and writes its output into the memory of its input, shifted by a few rows.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,11 +16,11 @@ from lowenergy.base.errors import UserError
 from lowenergy.runtimes.c.operations import IMAGE, Buffer, Conv, Map, Operation, Program, View, strides_of
 
 ALIGNED = 8
-NEAR = 4  # operations for which something computed again is kept, should they need it too
+NEAR = 4  # a recomputed buffer is kept for this many further operations, in case they need it too
 
 
 class NoPlanError(UserError):
-    """No plan is as small as was asked for."""
+    """No plan fits into the RAM that was asked for."""
 
     def __init__(self, limit: int, smallest: int) -> None:
         super().__init__(f"no plan of {limit:,} bytes of RAM: the smallest takes {smallest:,}; give --ram {smallest}")
@@ -29,24 +29,24 @@ class NoPlanError(UserError):
 
 @dataclass(frozen=True)
 class Plan:
-    """Operations in the order in which they run, and bytes from the arena's start to each buffer."""
+    """Operations in the order in which they run, and where in the arena each buffer lies."""
 
-    program: Program  # with what is computed again
-    offsets: Mapping[Buffer, int]
-    tiles: Mapping[Operation, int]  # offsets of the weights that a convolution has decoded
-    descending: Collection[Operation]  # convolutions that go row by row from the last one up
+    program: Program  # including what is computed again
+    offsets: Mapping[Buffer, int]  # bytes from the arena's start
+    tiles: Mapping[Operation, int]  # offsets of each convolution's decoded weights
+    descending: Collection[Operation]  # convolutions that go row by row, starting with the last row
     bytes: int
     work: int  # multiply-accumulates
-    least_work: int  # without anything computed again
+    least_work: int  # the same if nothing were computed again
 
 
 def plan(program: Program, limit: int | None = None) -> Plan:
-    """The arena of a program.
+    """Plan the arena of a program.
 
     Args:
-        limit: bytes that it may take; None for the least time.
+        limit: bytes that the arena may take; None for the fastest plan.
     Raises:
-        UserError: no plan is that small; the smallest is named.
+        NoPlanError: no plan is that small; the error names the smallest one found.
     """
     program = _without_dead(program)
     saved = _saved(program)
@@ -61,8 +61,8 @@ def plan(program: Program, limit: int | None = None) -> Plan:
 
 @dataclass(frozen=True)
 class _Choice:
-    kept: frozenset[Buffer]  # of what the way there leaves to the way back
-    lines: bool | frozenset[int] = False  # convolutions that go row by row, by place in the schedule; or all
+    kept: frozenset[Buffer]  # results of the forward pass that stay in memory for the backward pass
+    lines: bool | frozenset[int] = False  # places in the schedule of convolutions that go row by row; True for all
 
 
 def _without_dead(program: Program) -> Program:
@@ -80,14 +80,14 @@ def _without_dead(program: Program) -> Program:
 
 
 def _saved(program: Program) -> set[Buffer]:
-    """What is made on the way there and needed on the way back."""
+    """Buffers that the forward pass writes and the backward pass reads."""
     made = {operation.writes() for operation in program.operations[: program.ahead]}
     needed = {buffer for operation in program.operations[program.ahead :] for buffer in operation.reads()}
     return made & needed
 
 
 def _scheduled(program: Program, kept: Collection[Buffer]) -> Program:
-    """With operations repeated on the way back for all that is not kept."""
+    """Return the program with operations repeated in the backward pass for every buffer that is not kept."""
     makers: dict[Buffer, list[Operation]] = {}
     for operation in program.operations:
         makers.setdefault(operation.writes(), []).append(operation)
@@ -95,7 +95,7 @@ def _scheduled(program: Program, kept: Collection[Buffer]) -> Program:
     dropped = _saved(program) - set(kept)
     made_there = {operation.writes() for operation in there}
     schedule = list(there)
-    again: dict[Buffer, tuple[Buffer, int]] = {}  # the copy, and the last place in `back` where it may be used
+    again: dict[Buffer, tuple[Buffer, int]] = {}  # the copy, and the last place in `back` that may use it
 
     def remake(buffer: Buffer, local: dict[Buffer, Buffer]) -> Buffer:
         if buffer in local:
@@ -111,12 +111,12 @@ def _scheduled(program: Program, kept: Collection[Buffer]) -> Program:
 
     back = program.operations[program.ahead :]
     for place, operation in enumerate(back):
-        again = {buffer: found for buffer, found in again.items() if found[1] >= place}
+        again = {buffer: entry for buffer, entry in again.items() if entry[1] >= place}
         new: dict[Buffer, Buffer] = {}
         for buffer in operation.reads():
             if buffer in dropped:
                 if buffer not in again:
-                    local = {known: found for known, (found, _) in again.items()}
+                    local = {known: remade for known, (remade, _) in again.items()}
                     again[buffer] = (remake(buffer, local), place + NEAR)
                 new[buffer] = again[buffer][0]
         schedule.append(operation.renamed(new))
@@ -155,7 +155,7 @@ def _placed(program: Program, choice: _Choice) -> Plan:
                 operations[place] = replace(operation, line=True)
     program = replace(program, operations=operations)
     lives = _lifetimes(program, operations)
-    shift: dict[Buffer, tuple[Buffer, int]] = {}  # in one piece with another, from its start
+    shift: dict[Buffer, tuple[Buffer, int]] = {}  # whose memory it shares, and bytes from its start
     descending = set()
 
     def base(buffer: Buffer) -> tuple[Buffer, int]:
@@ -214,7 +214,7 @@ _ALIKE: dict[tuple[int, int], tuple[Tensor, Tensor, bool]] = {}
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
-    """The same index; a planner asks this of the same two tensors a hundred times."""
+    """Are two indices equal? Answers are cached, since a planner asks about the same two tensors a hundred times."""
     known = _ALIKE.get((id(a), id(b)))
     if known is None or known[0] is not a or known[1] is not b:
         if len(_ALIKE) > 4096:
@@ -232,7 +232,7 @@ def _overtakes(operation: Conv, place: int, lives: Mapping[Buffer, tuple[int, in
 
 
 def _fitted(pieces: Mapping[Buffer, list[tuple[int, int, int, int]]]) -> dict[Buffer, int]:
-    """Starts of the pieces: the largest first, each at the lowest place that is free while it lives."""
+    """Return where each piece starts: the largest is placed first, each at the lowest place free while it lives."""
 
     def extent(parts: list[tuple[int, int, int, int]]) -> int:
         return max(by + size for by, size, *_ in parts) - min(by for by, *_ in parts)
@@ -265,7 +265,7 @@ def _up(number: int) -> int:
 
 
 def _squeezed(program: Program, saved: Collection[Buffer], limit: int) -> Plan:
-    """Drop what helps, until the limit is met; then take back what is not needed for that."""
+    """Drop the buffers that help until the limit is met, then keep again what that did not need."""
 
     def placed(kept: Collection[Buffer], lines: bool | frozenset[int] = True) -> Plan:
         return _placed(program, _Choice(frozenset(kept), lines))
@@ -298,7 +298,7 @@ def _squeezed(program: Program, saved: Collection[Buffer], limit: int) -> Plan:
 
 
 def _crowding(found: Plan, limit: int) -> int:
-    """Bytes beyond the limit, summed over time: where one buffer less does not show yet in the peak."""
+    """Bytes beyond the limit, summed over time: falls even where dropping one buffer does not lower the peak yet."""
     lives = _lifetimes(found.program, found.program.operations)
     total = 0
     for place in range(len(found.program.operations)):
@@ -310,6 +310,6 @@ def _crowding(found: Plan, limit: int) -> int:
 
 
 def view_strides(view: View) -> tuple[int, list[int]]:
-    found = strides_of(view.index)
-    assert found is not None
-    return found
+    grid = strides_of(view.index)
+    assert grid is not None
+    return grid

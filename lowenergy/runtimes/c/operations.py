@@ -1,9 +1,9 @@
-"""From a trace to the operations that have a C form, on buffers that need a place in memory.
+"""Turn a trace into operations that have a C form, on buffers that need a place in memory.
 
-Images and what convolutions make of them lie channels last: (1, c, h, w) as rows of pixels of c numbers. Whatever only
-moves elements (transposing, slicing, repeating) is no operation but a view: the index into a buffer of each element,
-found by moving a tensor of indices as torch moves the values. Elementwise operations that only one other needs become
-part of it.
+Images and the outputs of convolutions are stored channels last: (1, c, h, w) as rows of pixels of c numbers. Whatever
+only moves elements (transposing, slicing, repeating) is not an operation but a view: each element's index into a
+buffer, computed by moving a tensor of indices as torch moves the values. An elementwise operation whose result only one
+other needs becomes part of that one.
 """
 
 import math
@@ -27,13 +27,13 @@ aten = torch.ops.aten
 
 @dataclass(eq=False)
 class Buffer:
-    """Numbers that are written before they are read, and may share their place with others later."""
+    """Numbers that are written before they are read; other buffers may use their place afterwards."""
 
     size: int
-    kind: str = "float"  # or uint8_t, of int8 models
-    scale: float = 1.0  # of bytes: value = scale * (byte - zero)
+    kind: str = "float"  # or uint8_t, in int8 models
+    scale: float = 1.0  # for bytes: value = scale * (byte - zero)
     zero: int = 0
-    most: int = 255  # of few levels the last
+    most: int = 255  # the largest byte, less than 255 if there are few levels
 
     @property
     def bytes(self) -> int:
@@ -42,10 +42,10 @@ class Buffer:
 
 @dataclass(frozen=True)
 class View:
-    """Elements of a buffer, of a constant (its name) or of the image, which is the caller's."""
+    """Elements of a buffer, of a constant (given by name) or of the image, which belongs to the caller."""
 
     of: Buffer | str
-    index: Tensor  # int64, of the shape that is seen
+    index: Tensor  # int64, in the shape of the view
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ IMAGE = Buffer(0)  # the caller's; never placed
 
 
 def strides_of(index: Tensor) -> tuple[int, list[int]] | None:
-    """Offset and strides, where the index is one of a regular grid; dimensions of size 1 have stride 0."""
+    """Offset and strides of an index that is a regular grid, else None; dimensions of size 1 have stride 0."""
     if not index.numel():
         return None
     offset = int(index.flatten()[0])
@@ -69,7 +69,7 @@ def strides_of(index: Tensor) -> tuple[int, list[int]] | None:
 
 
 def laid_out(shape: Sequence[int]) -> Tensor:
-    """The index of a new buffer: channels last, if it looks like an image."""
+    """The index of a new buffer: channels last if it looks like an image, else row-major."""
     size = math.prod(shape)
     if len(shape) == 4 and shape[0] == 1:
         return torch.arange(size).view(1, shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
@@ -78,7 +78,7 @@ def laid_out(shape: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """What one call in the C code does; `views` of it are read, `out` is written."""
+    """What one call in the C code does: it reads `views` and writes `out`."""
 
     views: tuple[View, ...]
     out: View
@@ -86,7 +86,7 @@ class Operation:
 
     @property
     def work(self) -> int:
-        """Multiply-accumulates, or what takes about as long."""
+        """Multiply-accumulates, or operations that take about as long."""
         return self.out.index.numel()
 
     def reads(self) -> list[Buffer]:
@@ -97,7 +97,7 @@ class Operation:
         return self.out.of
 
     def renamed(self, new: Mapping[Buffer, Buffer]) -> "Operation":
-        """The same on other buffers."""
+        """Return the same operation on other buffers."""
 
         def of(view: View) -> View:
             return View(new.get(view.of, view.of), view.index) if isinstance(view.of, Buffer) else view
@@ -107,10 +107,10 @@ class Operation:
 
 @dataclass(frozen=True, eq=False)
 class Conv(Operation):
-    """A convolution, or its way back; a fully connected layer is one of 1x1 pixels.
+    """A convolution or its transpose (`pulled`, as in the backward pass); a fully connected layer has a 1x1 kernel.
 
-    in and out are the channels of one group, as this direction sees them; (height, width) come in, (rows, columns) go
-    out.
+    `channels` are the input and output channels of one group, in this direction. `size_in` is (height, width),
+    `size_out` is (rows, columns).
     """
 
     weight: str
@@ -124,11 +124,11 @@ class Conv(Operation):
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
-    step_in: int  # numbers between one pixel and the next
+    step_in: int  # numbers from one pixel to the next
     start_in: int
-    place: str = ""  # the layer's name among the ranges of an int8 model
-    integers: bool = False  # bytes come in, int8 weights, 32-bit sums
-    line: bool = False  # a row at a time, so that the output may overtake the rows that it has used up
+    place: str = ""  # the layer's name in the ranges of an int8 model
+    integers: bool = False  # bytes as input, int8 weights, 32-bit sums
+    line: bool = False  # one row at a time, so that the output may overwrite input rows that are no longer needed
 
     @property
     def work(self) -> int:
@@ -137,12 +137,12 @@ class Conv(Operation):
 
     @property
     def tile(self) -> int:
-        """Weights that one output channel takes at a time."""
+        """Number of weights that are decoded at a time for one output channel."""
         return math.prod(self.kernel) * self.channels[0]
 
     @property
     def slack(self) -> int:
-        """Bytes by which the output may run ahead of the input in one place, computed row by row."""
+        """Bytes that must lie between the starts of output and input where they share memory, computed row by row."""
         reach = (self.kernel[0] - 1) * self.dilation[0] - self.padding[0]
         return (max(self.padding[0], reach) + 1) * (self.writes().bytes // self.size_out[0])
 
@@ -166,7 +166,7 @@ class Map(Operation):
 
 @dataclass(frozen=True, eq=False)
 class Reduce(Operation):
-    """out[i] = the sum or the largest of views[0] over some dimensions, in order, times a factor."""
+    """out[i] = the sum or the largest of views[0] over some dimensions, in order, divided by a factor."""
 
     how: str  # sum, largest
     dims: tuple[int, ...]
@@ -188,7 +188,7 @@ class MatMul(Operation):
 
 @dataclass(frozen=True, eq=False)
 class Pool(Operation):
-    """Windows of an image: the largest or the mean, or their ways back; all views channels last and dense."""
+    """The largest or the mean of an image's windows, or its backward pass; all views are channels last and dense."""
 
     how: str  # largest, mean, largest_back (views: gradient, input), mean_back
     size_in: tuple[int, int, int]  # channels, height, width of the larger image
@@ -196,7 +196,7 @@ class Pool(Operation):
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
-    counted: bool = True  # of a mean: what lies beyond the edges counts
+    counted: bool = True  # whether a mean counts the padding beyond the edges
 
     @property
     def work(self) -> int:
@@ -205,14 +205,14 @@ class Pool(Operation):
 
 @dataclass
 class Program:
-    """Operations in order; the first `ahead` are all that logits and energy need."""
+    """Operations in order; logits and energy need only the first `ahead` of them."""
 
     operations: list[Operation]
     ahead: int
     logits: View
     energy: View | None
     gradient: View | None
-    constants: dict[str, Tensor]  # by name; those of the network's own under its names
+    constants: dict[str, Tensor]  # by name; the network's own tensors keep their names
     input_shape: tuple[int, int, int]
     classes: bool = True  # whether the logits mean anything by themselves
 
@@ -222,15 +222,15 @@ class _Known:
     """A value that is known when the code is written."""
 
     value: Any
-    name: str | None = None  # of the network's parameter that it is
-    turned: str | None = None  # of the parameter that it is the transpose of
+    name: str | None = None  # the network's parameter that it is
+    turned: str | None = None  # the parameter whose transpose it is
 
 
 def lower(trace: Trace, input_shape: tuple[int, int, int]) -> Program:
-    """The program of a trace.
+    """Turn a trace into a program.
 
     Raises:
-        UserError: an operation has no C form; it is named with its layer.
+        UserError: an operation has no C form; the error names it and its layer.
     """
     return _Lowering(trace, input_shape).program()
 
@@ -260,7 +260,7 @@ class _Lowering:
         self.values: dict[Node, Any] = {}
         self.operations: list[Operation] = []
         self.constants: dict[str, Tensor] = {}
-        self.made: dict[Node, str] = {}  # constants that no parameter is
+        self.made: dict[Node, str] = {}  # constants that are not parameters
         self.layer = ""
         self.calls: dict[str, int] = {}
         self.roots: dict[Node, Node] = {}
@@ -273,15 +273,15 @@ class _Lowering:
         self.values[inputs[-1]] = View(IMAGE, torch.arange(math.prod(self.input_shape)).view(1, *self.input_shape))
         self._fold(nodes)
         self._find_roots(nodes)
-        (given,) = next(node for node in nodes if node.op == "output").args
+        (outputs,) = next(node for node in nodes if node.op == "output").args
         for node in nodes:
             if node.op == "call_function" and node not in self.values:
                 with self._refusing(node):
                     self._see_that_constants_are_numbers(node)
                     self._lower(node)
-            if node in given[:2]:
-                ahead = len(self.operations)  # views that are copied later only copy
-        logits, *rest = (self._settled(node) for node in given)
+            if node in outputs[:2]:
+                ahead = len(self.operations)  # later copies of these views are for other operations
+        logits, *rest = (self._settled(node) for node in outputs)
         ahead = max(ahead, self._last_writer([logits, *rest[:1]]))
         energy, gradient = [*rest, None, None][:2]
         for operation in self.operations:
@@ -291,7 +291,7 @@ class _Lowering:
 
     @contextmanager
     def _refusing(self, node: Node) -> Iterator[None]:
-        """Within it, what cannot be done with an operation as it is used is said of the operation."""
+        """Turn errors raised within into a UserError that says which operation cannot be used this way, and why."""
         try:
             yield
         except UserError:
@@ -309,18 +309,18 @@ class _Lowering:
     # -- what is known, and what belongs together ---------------------------------------------------------------------
 
     def _fold(self, nodes: Sequence[Node]) -> None:
-        """Compute all that does not depend on the image."""
+        """Compute everything that does not depend on the image."""
         for node in nodes:
             if node.op == "get_attr":
                 self.values[node] = _Known(getattr(self.trace.graph, str(node.target)))
             if node.op != "call_function":
                 continue
-            if node.target in FILLED or "empty" in said(node.target):  # what was in memory by chance is no constant
+            if node.target in FILLED or "empty" in said(node.target):  # uninitialised memory is not a constant
                 with self._refusing(node):
                     self.values[node] = _Known(self._filled(node))
                 continue
             if all(isinstance(self.values.get(given), _Known) for given in node.all_input_nodes):
-                if node.target in LAYERS:  # a weight times a constant would be a second, larger array of it
+                if node.target in LAYERS:  # folding would store the weight a second time, as a larger array
                     continue
                 known = [self.values[given] for given in node.all_input_nodes]
                 args: Any = torch.fx.map_arg(node.args, lambda given: self.values[given].value)
@@ -343,7 +343,7 @@ class _Lowering:
         return torch.full(shape, 1.0 if "ones" in name else 0.0, dtype=node.meta["val"].dtype)
 
     def _find_roots(self, nodes: Sequence[Node]) -> None:
-        """Of each elementwise operation the one that it becomes part of: the only one that needs it, in the end."""
+        """Find the operation that each elementwise operation becomes part of: the only one that needs it in the end."""
         for node in reversed(nodes):
             if node in self.values or node.target not in POINTWISE:
                 continue
@@ -365,7 +365,7 @@ class _Lowering:
                 raise self._refused(node, "with a constant that is no number")
 
     def _see_that_values_stay(self, node: Node, source: Any) -> None:
-        """Refuse a result whose kind has no room for the values that it is made of."""
+        """Raise if the dtype of the result cannot hold the values that it is computed from."""
         given, into = source.meta["val"].dtype, node.meta["val"].dtype
         cut = given.is_floating_point and not into.is_floating_point
         if given != into and (cut or into is torch.bool or into not in KINDS):
@@ -389,8 +389,8 @@ class _Lowering:
             self.values[node] = self._strided(node)
         elif target in MOVES:
             self.values[node] = self._moved(node)
-        elif made := LOWER.get(target):
-            self.values[node] = made(self, node)
+        elif lowering := LOWER.get(target):
+            self.values[node] = lowering(self, node)
         else:
             raise UserError(f"no C form of {said(target)} ({self._where(node)}); export it as ONNX")
 
@@ -401,7 +401,7 @@ class _Lowering:
         return UserError(f"no C form of {said(node.target)} {why} ({self._where(node)}); export it as ONNX")
 
     def _view(self, given: Any) -> View:
-        """What a node stands for, as elements of something."""
+        """The view that a node stands for: elements of a buffer, of a constant or of the image."""
         value = self.values.get(given)
         if isinstance(value, View):
             return value
@@ -411,7 +411,7 @@ class _Lowering:
 
     def _constant(self, node: Node, known: _Known) -> View:
         value = known.value if isinstance(known.value, Tensor) else torch.tensor(known.value)
-        value = value.float().clamp(-LARGEST, LARGEST)  # of masks the infinities, as literal writes them
+        value = value.float().clamp(-LARGEST, LARGEST)  # masks have infinities, which `literal` writes the same way
         name = known.name or self.made.setdefault(node, f"constant{len(self.made)}")
         self.constants[name] = value
         return View(name, torch.arange(value.numel()).view(value.shape))
@@ -420,7 +420,7 @@ class _Lowering:
         return View(Buffer(math.prod(shape)), laid_out(shape))
 
     def _plain(self, shape: Sequence[int]) -> View:
-        """A new buffer, row by row as torch has it."""
+        """A view of a new buffer, row-major as in torch."""
         return View(Buffer(math.prod(shape)), torch.arange(math.prod(shape)).view(*shape))
 
     def _add(self, operation: Operation) -> View:
@@ -442,7 +442,7 @@ class _Lowering:
         return View(view.of, moved)
 
     def _strided(self, node: Node) -> View:
-        """Elements by their place in the memory that torch would have given the input."""
+        """View elements by their place in the memory that torch would have given the input."""
         given: Any = node.args[0]
         view, fake = self._view(given), given.meta["val"]
         size, stride, *start = _args(node)[1:]
@@ -462,13 +462,13 @@ class _Lowering:
         return View(view.of, index)
 
     def _copied(self, view: View, *, plain: bool = False) -> View:
-        """In a buffer of its own, channels last or, plain, row by row as torch has it."""
+        """Copy a view into a buffer of its own: channels last or, if `plain`, row-major as in torch."""
         shape = view.shape
         out = self._plain(shape) if plain else self._new(shape)
         return self._add(Map((view,), out, self.layer, (), "x0"))
 
     def _dense(self, view: View, index: Tensor) -> View:
-        """The view, or a copy of it, whose elements lie as `index` says."""
+        """Return the view if its elements lie as `index` says, else a copy whose elements do."""
         view = View(view.of, view.index.reshape(index.shape))
         if isinstance(view.of, Buffer) and view.of is not IMAGE and torch.equal(view.index, index):
             return view
@@ -521,7 +521,7 @@ class _Lowering:
     # -- layers -------------------------------------------------------------------------------------------------------
 
     def _named(self, node: Node, *, turned: bool = False) -> str:
-        """The name of a constant that a layer uses."""
+        """Register a constant that a layer uses and return its name."""
         known = self.values.get(node)
         if not isinstance(known, _Known):
             raise self._refused(node, "whose weight depends on the image")
@@ -608,8 +608,8 @@ class _Lowering:
             a, b = (View(view.of, view.index[None]) for view in (a, b))
         a, b = (view if strides_of(view.index) else self._copied(view) for view in (a, b))
         shape = (a.shape[0], a.shape[1], b.shape[2])
-        made = self._add(MatMul((a, b), self._new(shape), self.layer))
-        return View(made.of, made.index.reshape(self._shape(node)))
+        product = self._add(MatMul((a, b), self._new(shape), self.layer))
+        return View(product.of, product.index.reshape(self._shape(node)))
 
     # -- reductions, windows, joins -----------------------------------------------------------------------------------
 
@@ -626,8 +626,8 @@ class _Lowering:
             x = self._copied(x)
         divided = "mean" in str(node.target)
         out = self._plain(kept)
-        made = self._add(Reduce((x,), out, self.layer, how, dims, float(count) if divided else 1.0))
-        return View(made.of, made.index.reshape(self._shape(node)))
+        reduced = self._add(Reduce((x,), out, self.layer, how, dims, float(count) if divided else 1.0))
+        return View(reduced.of, reduced.index.reshape(self._shape(node)))
 
     def variance(self, node: Node) -> list[View]:
         x = self._view(node.args[0])
@@ -654,7 +654,7 @@ class _Lowering:
         else:
             g, x = None, args.pop(0)
         shape = self._shape(x)
-        channels, large = math.prod(shape[:-2]), shape[-2:]  # images are more channels
+        channels, large = math.prod(shape[:-2]), shape[-2:]  # a batch of images counts as more channels
         made: Any = node.meta["val"][0] if how == "largest" and not back else node.meta["val"]
         small = self._shape(g)[-2:] if back else made.shape[-2:]
         if "adaptive" in name:
@@ -738,7 +738,7 @@ LAYERS = (aten.convolution.default, aten.addmm.default, aten.mm.default)
 
 
 def _part(target: Any) -> Any:
-    """What takes out the part that a scatter puts in."""
+    """Return the operation that reads the part which a scatter writes."""
     return {
         aten.slice_scatter.default: aten.slice.Tensor,
         aten.select_scatter.default: aten.select.int,

@@ -1,4 +1,4 @@
-"""A model as one web page: its C compiled to WebAssembly, inside an HTML file that asks the network for nothing."""
+"""Write a model as one web page: its C compiled to WebAssembly, inside an HTML file that makes no network requests."""
 
 import base64
 import html
@@ -22,16 +22,16 @@ FLAGS = [
     "-fno-builtin", "-DMODEL_KEEP=1", "-Wl,--no-entry", "-Wl,--strip-all", "-Wl,--initial-memory={memory}",
     "-Wl,-z,stack-size=16384",
 ]  # fmt: skip
-PAGE = 65536  # bytes of WebAssembly's memory come in pages
+PAGE = 65536  # bytes: WebAssembly's memory comes in pages of this size
 
 
 def export_page(model: Model, header: Mapping[str, Any], out: str | Path, **options: Any) -> int:
-    """Write the page, atomically; its bytes.
+    """Write the page atomically and return its size in bytes.
 
     Args:
-        options: ram, unpack, step_size and sampler, as of a directory of C.
+        options: ram, unpack, step_size and sampler, as in `directory.export`.
     Raises:
-        UserError: ziglang is not installed, or the model has no C form.
+        UserError: ziglang is not installed or cannot compile the model, or the model has no C form.
     """
     if find_spec("ziglang") is None:
         raise UserError("--to page needs a compiler for WebAssembly: pip install 'lowenergy[device]'")
@@ -43,22 +43,24 @@ def export_page(model: Model, header: Mapping[str, Any], out: str | Path, **opti
 
 
 def wasm(header: str, source: str, size: int) -> bytes:
-    """The model with page.c as a WebAssembly module.
+    """Compile the model and page.c to a WebAssembly module.
 
     Args:
-        size: bytes of its memory, but for what the compiler adds.
+        size: bytes of the arena and the constants; 256 KiB are added for everything else.
+    Raises:
+        UserError: it does not compile.
     """
     memory = -(-(size + 4 * PAGE) // PAGE) * PAGE
     with tempfile.TemporaryDirectory() as place:
-        made = Path(place)
-        (made / "model.h").write_text(header)
-        (made / "model.c").write_text(source)
+        folder = Path(place)
+        (folder / "model.h").write_text(header)
+        (folder / "model.c").write_text(source)
         command = [sys.executable, "-m", "ziglang", "cc", *(flag.format(memory=memory) for flag in FLAGS)]
-        command += ["-I", place, "-o", str(made / "model.wasm"), str(made / "model.c"), str(HERE / "page.c")]
+        command += ["-I", place, "-o", str(folder / "model.wasm"), str(folder / "model.c"), str(HERE / "page.c")]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"ziglang cannot compile the model: {done.stderr.strip().splitlines()[0]}")
-        return (made / "model.wasm").read_bytes()
+        return (folder / "model.wasm").read_bytes()
 
 
 def _filled(model: Model, header: Mapping[str, Any], compiled: bytes, c_header: str) -> str:

@@ -1,6 +1,6 @@
-"""The arithmetic of the C code in numpy, operation by operation and in the same order: the same bits (docs/device.md).
+"""The arithmetic of the C code in numpy, operation by operation and in the same order, to the same bits.
 
-Slow and plain: what it says is what the C code must say, of floats and of bytes.
+Slow and plain: it specifies what the C code must compute, with floats and with bytes (docs/device-arithmetic.md).
 """
 
 import math
@@ -20,7 +20,10 @@ f32 = np.float32
 def run(
     program: Program, encodings: Mapping[str, Encoding], image: Numbers
 ) -> tuple[Numbers, Numbers | None, Numbers | None]:
-    """Logits, energy and gradient of one image, (c, h, w) float32, as the C code computes them."""
+    """Compute the logits, energy and gradient of one image, (c, h, w) float32, as the C code does.
+
+    Energy and gradient are None where the program has none.
+    """
     memory: dict[Any, Numbers] = {IMAGE: image.astype(f32).flatten()}
     for name, value in program.constants.items():
         memory[name] = value.detach().float().numpy().flatten() + f32(0)
@@ -34,11 +37,11 @@ def run(
 
 
 def _read(memory: Mapping[Any, Numbers], view: View) -> Numbers:
-    """What the elements of a view stand for, float32."""
-    found = memory[view.of][view.index.numpy()]
+    """The float32 values that the elements of a view stand for."""
+    elements = memory[view.of][view.index.numpy()]
     if isinstance(view.of, Buffer) and view.of.kind != "float":
-        return (found.astype(np.int32) - view.of.zero).astype(f32) * f32(view.of.scale)
-    return found
+        return (elements.astype(np.int32) - view.of.zero).astype(f32) * f32(view.of.scale)
+    return elements
 
 
 def _write(memory: dict[Any, Numbers], view: View, values: Numbers) -> None:
@@ -75,12 +78,12 @@ def _mapped(op: Map, memory: Mapping[Any, Numbers]) -> Numbers:
     for statement in op.statements:
         name, _, text = statement.split(" ", 1)[1].partition(" = ")
         names[name] = eval(_python(text.rstrip(";")), {"__builtins__": {}}, names)
-    found = eval(_python(op.result), {"__builtins__": {}}, names)
-    return np.broadcast_to(np.asarray(found, f32), op.out.shape)
+    values = eval(_python(op.result), {"__builtins__": {}}, names)
+    return np.broadcast_to(np.asarray(values, f32), op.out.shape)
 
 
 def _python(text: str) -> str:
-    """A C expression of ours as a Python one: constants are of float32."""
+    """Turn a C expression of this package into a Python one, with float32 constants."""
     return re.sub(r"(?<![\w.])(\d[\d.]*(?:e[+-]?\d+)?)f\b", r"f32(\1)", text)
 
 
@@ -99,7 +102,7 @@ def _reduced(op: Reduce, x: Numbers) -> Numbers:
 
 
 def _convolved(op: Conv, memory: Mapping[Any, Numbers], program: Program, encodings: Mapping[str, Encoding]) -> Numbers:
-    """Sums that start with the bias and go tap by tap, and within a tap channel by channel; or integers."""
+    """Sum from the bias on, tap by tap, and within a tap channel by channel; int8 convolutions sum integers instead."""
     inner, outer = op.channels
     source = op.views[0].of
     (height, width), (rows, columns) = op.size_in, op.size_out
@@ -151,7 +154,7 @@ def _convolved(op: Conv, memory: Mapping[Any, Numbers], program: Program, encodi
 
 
 def _meeting(out: int, size: int, tap: int, op: Conv, d: int) -> tuple[Numbers, Numbers]:
-    """Places of the output along one dimension that a tap reaches, and those of the input that they meet there."""
+    """Return the output places along dimension `d` that a tap reaches, and the input place that each of them meets."""
     places = np.arange(out)
     if op.pulled:
         at = places + op.padding[d] - tap * op.dilation[d]
@@ -251,9 +254,9 @@ def logarithm(x: Numbers) -> Numbers:
               -2.4999993993e-1, 3.3333331174e-1):  # fmt: skip
         y = y * m + f32(c)
     y = y * m * z - f32(2.12194440e-4) * e - f32(0.5) * z
-    found = (m + y) + f32(0.693359375) * e
-    found = np.where(bits < 0x00800000, f32(-87), found)
-    return np.where(x > 0, found, np.where(x == 0, f32(-87), f32(np.nan)))
+    result = (m + y) + f32(0.693359375) * e
+    result = np.where(bits < 0x00800000, f32(-87), result)
+    return np.where(x > 0, result, np.where(x == 0, f32(-87), f32(np.nan)))
 
 
 def expm1_of(x: Numbers) -> Numbers:

@@ -1,8 +1,8 @@
-"""A network, and an energy's input gradient, as one list of plain operations on a single image, for code to be written.
+"""Trace a network, and an energy's input gradient, to one list of plain operations on one image, to write code from.
 
-The same trace as energies/gradient.py makes for other runtimes, but for two things: there is one image, so that every
-shape is a number, and a convolution's way back is a transposed convolution with the weight as it is, so that both
-directions read one array.
+The trace is the one that energies/gradient.py makes for other runtimes, with two differences: there is one image, so
+that every shape is a number, and the backward pass of a convolution is a transposed convolution with the same weight,
+so that both directions read one array.
 """
 
 import math
@@ -30,13 +30,13 @@ from lowenergy.networks.inputconv import InputConv2d
 
 aten = torch.ops.aten
 
-# Operations that have a C form of their own; their parts would be slower.
+# Operations that have a C form of their own, which is faster than their parts.
 WHOLE = (
     aten.silu_backward.default,
     aten.max_pool2d_with_indices_backward.default,
     aten.avg_pool2d_backward.default,
     aten._adaptive_avg_pool2d.default,
-    # And that have none, so that a refusal names them instead of their parts.
+    # These have none: they are here so that a refusal names them instead of their parts.
     aten._upsample_nearest_exact2d.default,
 )
 
@@ -48,7 +48,8 @@ def said(operation: Any) -> str:
 
 @dataclass(frozen=True)
 class Trace:
-    """Graph: the weights by name, then one image (1, c, h, w) -> logits, and of an energy also energy, gradient."""
+    """A graph whose inputs are the weights by name, then one image (1, c, h, w). It computes logits; for an energy,
+    also the energy and, if asked for, its gradient."""
 
     graph: GraphModule
     weights: dict[str, Tensor]
@@ -59,10 +60,9 @@ def trace(network: nn.Module, head: str | None, input_shape: tuple[int, int, int
 
     Args:
         head: of an energy; None for a classifier.
-        gradient: with the energy's input gradient.
+        gradient: include the energy's input gradient.
     Raises:
-        UserError: an operation that cannot be traced, with torch's reason, or a network that answers otherwise each
-            time.
+        UserError: an operation cannot be traced, with torch's reason, or the network answers differently each time.
     """
     network = _with_plain_convolutions(network)
     weights = {**dict(network.named_parameters()), **dict(network.named_buffers())}
@@ -84,7 +84,7 @@ def trace(network: nn.Module, head: str | None, input_shape: tuple[int, int, int
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no plain backward pass
             warnings.simplefilter("ignore")
             image = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-            wanted = run(weights, image)  # before the trace, so that what the network keeps of its first run is real
+            wanted = run(weights, image)  # before the trace, so that the network keeps real tensors of its first run
             traced = make_fx(run, _decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)(weights, image)
             if any(
                 getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in traced.graph.nodes
@@ -93,8 +93,8 @@ def trace(network: nn.Module, head: str | None, input_shape: tuple[int, int, int
                 traced = make_fx(plain, tracing_mode="fake", _allow_non_fake_inputs=True)(*weights.values(), image)
             traced.graph.eliminate_dead_code()
             if any(node.op == "get_attr" for node in traced.graph.nodes):  # constants, which code must not change
-                found = Interpreter(traced).run(*weights.values(), image)
-                if (found[0] - wanted[0]).norm() > SAME * wanted[0].norm():
+                again = Interpreter(traced).run(*weights.values(), image)
+                if (again[0] - wanted[0]).norm() > SAME * wanted[0].norm():
                     raise UserError("this network answers otherwise each time: its code changes a tensor of its own")
     except UserError:
         raise
@@ -104,7 +104,7 @@ def trace(network: nn.Module, head: str | None, input_shape: tuple[int, int, int
 
 
 def _with_plain_convolutions(network: nn.Module) -> nn.Module:
-    """A copy whose strided convolutions of images have the common way back, through their own weights."""
+    """A copy whose strided convolutions of images have the usual backward pass, through their own weights."""
     network = duplicate(network).eval()
     for module in network.modules():
         if isinstance(module, InputConv2d):
@@ -137,7 +137,7 @@ def _decompositions() -> Any:
 
 
 def _named(operation: Any, plain: Callable[..., Any]) -> Callable[..., Any]:
-    """A decomposition that says of which operation it is, should it fail."""
+    """A decomposition that names its operation if it fails."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -165,7 +165,7 @@ def _convolution_backward(
 
 
 def _product_and_sum(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """As the layer that it is only where the bias is one: a number for each output."""
+    """Keep it whole, as a layer, only where the bias is a layer's: one number for each output."""
     if beta == alpha == 1 and bias.shape == (b.shape[1],):
         return NotImplemented
     product = aten.mm(a, b) if alpha == 1 else aten.mm(a, b) * alpha
@@ -175,7 +175,7 @@ def _product_and_sum(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alp
 def _norm_of_constants(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A norm in evaluation as the scale and the shift that it is; both are known when the code is written."""
+    """Write a norm in evaluation mode as a scale and a shift; both are known when the code is written."""
     scale = aten.rsqrt(variance + eps)
     if weight is not None:
         scale = scale * weight
@@ -191,7 +191,7 @@ def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
 
 
 def _masked_softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
-    """Zeros where a mask leaves nothing."""
+    """Softmax, with zeros where a mask leaves nothing."""
     return aten.where(aten.amax(x, [dim], True) == -math.inf, 0.0, _softmax(x, dim, False))
 
 
@@ -207,7 +207,7 @@ def _norm(x: Tensor, w: Any, b: Any, mean: Any, variance: Any, training: bool, m
 
 
 def _repeated(x: Tensor, size: Any, *_scales: Any) -> Tensor:
-    """Nearest neighbours, each repeated equally often: a view, and no arithmetic."""
+    """Upsample to nearest neighbours where each is repeated equally often: a view, without arithmetic."""
     images, channels, height, width = x.shape
     if size[0] % height or size[1] % width:
         return NotImplemented
@@ -222,7 +222,7 @@ def _repeated_to(x: Tensor, size: Any, scales: Any) -> Tensor:
 
 
 def _largest_of_parts(x: Tensor, size: Any) -> Any:
-    """The largest of windows of one size, where an image is cut into such: a pool that C has."""
+    """Adaptive max pooling where the image is cut into windows of one size: a pool that C has."""
     window = _window(x, size)
     return NotImplemented if window is None else aten.max_pool2d_with_indices(x, window, window)
 
@@ -245,7 +245,7 @@ def _variance(x: Tensor, dims: Any = None, *, correction: Any = None, keepdim: b
 
 
 def _continued(mirrored: bool, x: Tensor, padding: Any) -> Tensor:
-    """Padded by an image's own pixels: those beside the edges in reverse, or the edges themselves."""
+    """Pad an image with its own pixels: those beside the edges in reverse if `mirrored`, else the edges themselves."""
     if min(padding) < 0:
         return NotImplemented
     for dim, (before, after) in ((-1, padding[:2]), (-2, padding[2:])):
@@ -277,7 +277,7 @@ def _continued_backward(mirrored: bool, g: Tensor, x: Tensor, padding: Any) -> T
 
 
 def _mean_of_channels(x: Tensor, kernel: Any, stride: Any, padding: Any = (0,), *rest: Any) -> Any:
-    """Of neighbours, as nn.LocalResponseNorm takes it: each channel is an image's row of pixels."""
+    """The mean of neighbouring channels, for nn.LocalResponseNorm: each channel becomes an image's row of pixels."""
     if list(kernel[1:]) != [1, 1] or set(stride) != {1} or any(padding):
         return NotImplemented
     rows = aten.avg_pool2d(x.flatten(-2), [kernel[0], 1], [1, 1], [0, 0], *rest)

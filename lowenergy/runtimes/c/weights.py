@@ -1,4 +1,4 @@
-"""Tensors as constants of the C code, as small as in the model's file, and the functions that fetch parts of them."""
+"""Write tensors as C constants, as small as in the model's file, and the functions that fetch parts of them."""
 
 from dataclasses import dataclass
 
@@ -52,10 +52,10 @@ class Array:
 
 @dataclass(frozen=True)
 class Stored:
-    """One weight: its arrays, and what its `struct weight` says."""
+    """One weight: its arrays, and the contents of its `struct weight`."""
 
     name: str  # in C
-    kind: str  # of KINDS
+    kind: str  # one of KINDS
     arrays: tuple[Array, ...]
     row: int
     values: str = "0"
@@ -85,18 +85,18 @@ class Stored:
 
 
 def plain(name: str, values: Tensor) -> Array:
-    """Numbers that are read one by one: biases, scales."""
+    """An array of numbers that are read one by one: biases, scales."""
     flat = values.detach().float().flatten().numpy()
     return Array(name, "float", flat + np.float32(0))  # no negative zero
 
 
 def stored(name: str, encoded: Encoding) -> Stored:
-    """A weight in C."""
+    """Write a weight in C."""
     if isinstance(encoded, Constant):
         value = Array(f"{name}_value", "float", np.array([encoded.value]))
         return Stored(name, "one", (value,), 1, value.name)
     if isinstance(encoded, Coded):
-        # Codewords of some weights are float32, since float16 has no room for them.
+        # Some weights have float32 codewords, because float16 has no room for them.
         halves = bool((encoded.codebook.half().float() == encoded.codebook.float()).all())
         words = Array(f"{name}_words", "uint16_t", _halves(encoded.codebook))
         words = words if halves else plain(f"{name}_words", encoded.codebook)
@@ -147,18 +147,19 @@ def _halves(values: Tensor) -> np.ndarray:
 
 
 def _packed(codes: Tensor, bits: int) -> np.ndarray:
-    """Packed, with two bytes more, for three are read at a time."""
+    """Pack codes and add two bytes, because three are read at a time."""
     return np.concatenate([pack_bits(codes.flatten(), bits).numpy(), np.zeros(2, np.uint8)])
 
 
 def _places(name: str, values: Tensor) -> tuple[Array, Array, Tensor]:
-    """A bit for each element, or gaps row by row; where each row starts; the elements that are there.
+    """Return a bit for each element, or the gaps of each row; where each row starts; and the elements that are present.
 
-    A gap is the number of absent elements before the next one; one beyond a byte has zeros in between.
+    A gap is the number of absent elements before the next present one. If it does not fit in a byte, zeros are stored
+    as elements in between.
     """
     rows = values.flatten(1) if values.ndim > 1 else values[None]
     gaps: list[int] = []
-    found: list[float] = []
+    elements: list[float] = []
     starts = []
     for row in rows.tolist():
         starts.append(len(gaps))
@@ -166,15 +167,15 @@ def _places(name: str, values: Tensor) -> tuple[Array, Array, Tensor]:
         for value in row:
             if value != 0 or gap == WORST_GAP:
                 gaps.append(gap)
-                found.append(value)
+                elements.append(value)
                 gap = 0
             else:
                 gap += 1
     flat = values.flatten()
     present = flat != 0
-    if len(gaps) < len(flat) / 8 and len(found) - int(present.sum()) < len(flat) / 64:
+    if len(gaps) < len(flat) / 8 and len(elements) - int(present.sum()) < len(flat) / 64:
         extra = Array(f"{name}_rows", "place_t", np.array([*starts, len(gaps)]))
-        return Array(f"{name}_gaps", "uint8_t", np.array(gaps)), extra, torch.tensor(found, dtype=values.dtype)
+        return Array(f"{name}_gaps", "uint8_t", np.array(gaps)), extra, torch.tensor(elements, dtype=values.dtype)
     counts = (rows != 0).sum(1).cumsum(0).tolist()
     mask = Array(f"{name}_mask", "uint8_t", np.packbits(present.numpy()))
     return mask, Array(f"{name}_rows", "place_t", np.array([0, *counts])), flat[present]
@@ -182,7 +183,7 @@ def _places(name: str, values: Tensor) -> tuple[Array, Array, Tensor]:
 
 # -- in C -------------------------------------------------------------------------------------------------------------
 
-NUMBERS = {  # of what is stored the number k, and its factor
+NUMBERS = {  # how to read the stored number k, and its factor
     "float": ("((const float *)w->values)[k]", ""),
     "half": ("half(((const uint16_t *)w->values)[k])", ""),
     "int8": ("((const int8_t *)w->values)[k]", " * scale"),
@@ -262,10 +263,10 @@ def _body(kind: str, *, integers: bool) -> str:
 
 
 def fetching(kinds: list[str], *, integers: bool = False) -> str:
-    """The functions that fetch these kinds of weights, and the one that chooses among them.
+    """Write the functions that fetch weights of these kinds, and the one that chooses among them.
 
     Args:
-        integers: as they are stored, without their scale.
+        integers: fetch the integers as they are stored, without their scale.
     """
     name, to = ("fetch_integers", "tile_t") if integers else ("fetch", "float")
     parameters = f"(const struct weight *w, uint32_t at, int outer, int inner, {to} *to, int a, int b)\n{{\n"
