@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,10 +22,10 @@ from lowenergy.base.errors import UserError
 from lowenergy.cli import main
 from lowenergy.energies import energy_gradient
 from lowenergy.networks.foreign import Foreign
-from lowenergy.runtimes import c
+from lowenergy.runtimes import c, int8
 from lowenergy.runtimes.c import directory
 from lowenergy.runtimes.loading import dense_network, energy_in
-from lowenergy.storage import Coded, Constant, Dense, Model, Sparse, artifact
+from lowenergy.storage import Coded, Constant, Dense, Int8, Model, Sparse, artifact
 
 SAMPLER = {"step_size": 0.05, "noise": 0.015, "gradient_clamp": 5.0, "chain_steps": 20}
 HEADER = {"provenance": {"sampler": SAMPLER}}
@@ -249,6 +249,53 @@ def test_names_that_are_alike_in_c(tmp_path: Path) -> None:
     assert agrees(foreign(Alike(), "classifier"), tmp_path / "c") == {"logits"}
 
 
+class Suffixed(nn.Module):
+    """Tensors named as what the code appends to the name of an int8 weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+        self.conv.weight_scale = nn.Parameter(torch.rand(4, 1, 1))
+        self.conv.weight_values = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, values = cast(Tensor, self.conv.weight_scale), cast(Tensor, self.conv.weight_values)
+        return self.fc((self.conv(x) * scale + values).mean((2, 3)))
+
+
+def test_names_that_are_like_what_the_code_appends(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = foreign(Suffixed(), "classifier")
+    assert agrees(as_integers(model, 8), tmp_path / "c") == {"logits"}
+
+
+class Still(nn.Module):
+    """Logits that are the same for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc.weight.sum(1).expand(len(x), -1)
+
+
+def test_logits_that_are_constant(tmp_path: Path) -> None:
+    assert agrees(foreign(Still(), "classifier"), tmp_path / "c") == {"logits"}
+
+
+class Beyond(nn.Module):
+    """Asks for the logarithms of negative numbers, which are no numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.where(torch.log(x) < 50.0, x, 2 * x)
+        return torch.where(torch.log1p(2 * x) < 50.0, x, 3 * x).mean((2, 3))
+
+
+def test_negative_numbers_have_no_logarithm(tmp_path: Path) -> None:
+    assert agrees(foreign(Beyond(), "classifier"), tmp_path / "c") == {"logits"}
+
+
 class Masked(nn.Module):
     """Conditions on images beside those that are kept."""
 
@@ -284,6 +331,27 @@ class Wide(nn.Module):
 def test_a_layer_of_65536_inputs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert agrees(foreign(Wide(), "classifier", 64), tmp_path / "c") == {"logits"}
+
+
+def as_integers(model: Model, bits: int, zeros: float = 0.0) -> Model:
+    """Weights as integers of so many bits, some of which are 0."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = dict(model.tensors)
+    for name, part in model.tensors.items():
+        if name.endswith("weight"):
+            w = part.decode()
+            w = w * (torch.rand(w.shape, generator=generator) >= zeros)
+            scale = w.flatten(1).abs().amax(1) / (2 ** (bits - 1) - 1)
+            tensors[name] = Int8(int8.rounded(w, scale, bits), scale, bits)
+    return Model(model.target, model.spec, tensors)
+
+
+def test_more_weights_than_16_bits_count_in_arrays_of_fewer_bytes(tmp_path: Path) -> None:
+    """95,000 integers of three bits are 36 kB, and a bit for each of the 173,000 places 22 kB."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 400), nn.ReLU(), nn.Linear(400, 3))
+    assert agrees(as_integers(foreign(body, "classifier"), 3, zeros=0.45), tmp_path / "c") == {"logits"}
+    assert "typedef uint32_t place_t" in (tmp_path / "c" / "model.c").read_text()
 
 
 def test_a_kernel_that_a_byte_does_not_count_is_refused(tmp_path: Path) -> None:
@@ -401,6 +469,7 @@ def test_the_command_writes_all_or_nothing(
     subprocess.run(["make", "-s"], cwd=out, check=True)
     drawn = subprocess.run([out / "main", "1", "2"], capture_output=True, text=True, check=True).stdout
     assert drawn.startswith("P2\n# energy ") and len(drawn.split()) == 1 + 5 + 3 + 784
+    assert main(["export", str(SMALLEST), "--to", "c", "--out", str(out)]) == 0  # over what make has made
     (out / "mine.txt").write_text("keep")
     assert main(["export", str(SMALLEST), "--to", "c", "--out", str(out)]) == 2
     assert "holds other files" in capsys.readouterr().err

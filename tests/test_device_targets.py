@@ -101,6 +101,13 @@ def test_a_classifiers_page_takes_pictures(tmp_path: Path) -> None:
     assert "give a picture of ${WIDTH} × ${HEIGHT}" in text and "outputs}" not in text
 
 
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="ziglang is not installed")
+def test_a_page_has_memory_for_its_picture(tmp_path: Path) -> None:
+    model = zoo("resnet8", "classifier", width=2, stem="7x7", channels=3, image_size=176)
+    c.export_page(model, {"provenance": {"data": "pictures"}}, tmp_path / "model.html")
+    assert (tmp_path / "model.html").exists()
+
+
 def test_a_page_needs_its_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowenergy.runtimes.c.page.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'lowenergy\[device\]'"):

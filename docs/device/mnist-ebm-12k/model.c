@@ -153,7 +153,7 @@ static float logarithm(float x)
     uint32_t bits = bits_of(x);
     float m, y, z, e;
     if (!(x > 0.0f))
-        return x == 0.0f ? -87.0f : x - x; /* what exponential takes for nothing */
+        return x == 0.0f ? -87.0f : (x - x) / (x - x); /* what exponential takes for nothing; else NaN */
     if (bits < 0x00800000u)
         return -87.0f;
     e = (float)((int32_t)(bits >> 23) - 126);
@@ -454,49 +454,49 @@ static void conv_up(const struct conv *c, const float *x, float *y, float *tile)
         convolve(c, x, y, tile, row, row + 1);
 }
 
-static const float w_features_0_conv_bias[16] = {
+static const float w0_features_0_conv_bias[16] = {
     -0.48339844f, 0.08270264f, -0.25585938f, 0.028747559f, -0.39379883f, 0.006919861f, -0.12322998f, -0.24743652f,
     0.038757324f, -0.06713867f, 0.13024902f, -0.7583008f, 0.64941406f, 0.8256836f, -0.31347656f, 0.09979248f
 };
-static const float w_features_2_conv_bias[16] = {
+static const float w2_features_2_conv_bias[16] = {
     -0.48583984f, -0.23779297f, -0.16601562f, -0.03515625f, -0.7519531f, -0.21179199f, -0.03677368f, -0.0040664673f,
     -0.69433594f, -0.13476562f, -0.04711914f, -0.68359375f, 0.30981445f, -0.17346191f, -0.765625f, 0.13330078f
 };
-static const float w_features_4_conv_bias[16] = {
+static const float w4_features_4_conv_bias[16] = {
     -0.039276123f, 0.22229004f, 0.25390625f, 0.64990234f, 0.19091797f, -0.41577148f, -0.013114929f, -0.31958008f,
     0.10272217f, 0.01096344f, -0.59765625f, -0.7207031f, -0.11517334f, -0.38598633f, -0.3881836f, -0.89160156f
 };
-static const float w_features_6_conv_bias[16] = {
+static const float w6_features_6_conv_bias[16] = {
     -0.66015625f, -0.19128418f, 0.27124023f, 0.5986328f, -1.5693359f, 0.6582031f, 0.29492188f, 0.4699707f, 0.22802734f,
     0.06365967f, -0.9614258f, -0.21691895f, -0.9321289f, -0.21203613f, -0.06640625f, -1.1289062f
 };
-static const float w_features_8_conv_bias[16] = {
+static const float w8_features_8_conv_bias[16] = {
     0.9838867f, -0.32250977f, -0.42919922f, -0.5185547f, -0.5859375f, -0.46362305f, -0.16113281f, 0.39624023f,
     -0.44335938f, -0.3955078f, -0.3154297f, 0.085876465f, 0.02053833f, -0.6748047f, -1.3164062f, -0.8613281f
 };
-static const float w_features_10_conv_bias[16] = {
+static const float w10_features_10_conv_bias[16] = {
     0.28344727f, 0.6176758f, -0.02708435f, 0.008087158f, -0.28027344f, -0.15270996f, 0.03378296f, 0.16760254f,
     -0.17358398f, 0.67822266f, 0.1685791f, -0.4050293f, 0.016479492f, -1.3798828f, 0.24536133f, -0.1751709f
 };
-static const float w_features_12_conv_bias[16] = {
+static const float w12_features_12_conv_bias[16] = {
     -0.2376709f, -0.056762695f, -0.7709961f, -0.42407227f, 0.6323242f, -0.40405273f, -0.40405273f, -0.64746094f,
     1.15625f, 1.3935547f, 0.37670898f, 1.8623047f, 0.6796875f, 1.5166016f, -0.2578125f, -0.38061523f
 };
-static const float w_features_14_conv_bias[16] = {
+static const float w14_features_14_conv_bias[16] = {
     -5.59375f, 0.22973633f, 1.4453125f, -2.9667969f, -0.82177734f, 4.2421875f, 0.4946289f, 6.5351562f, -0.87646484f,
     3.921875f, -0.14941406f, -4.8203125f, 0.6479492f, -1.4648438f, 2.5800781f, -1.5214844f
 };
-static const float w_features_16_conv_bias[16] = {
+static const float w16_features_16_conv_bias[16] = {
     -14.015625f, -11.6484375f, 4.921875f, -3.9609375f, 1.7871094f, -0.31811523f, -5.2226562f, -9.6171875f, 2.9414062f,
     -1.6582031f, 1.0263672f, -2.5546875f, -14.515625f, -2.6074219f, -3.2128906f, 5.6835938f
 };
-static const float w_fc_bias[1] = {
+static const float w18_fc_bias[1] = {
     1.3154297f
 };
-static const float w_constant0[1] = {
+static const float w20_constant0[1] = {
     1.0f
 };
-static const uint16_t w_features_0_conv_weight_values[400] = {
+static const uint16_t w1_features_0_conv_weight_values[400] = {
     9044, 6572, 9662, 6594, 42739, 8761, 10268, 44107, 45195, 39612, 11287, 12622, 45848, 46512, 8489, 12406, 13103,
     45401, 46553, 44709, 11265, 12840, 11941, 44213, 40477, 36076, 6564, 44116, 43965, 42561, 5576, 43321, 46103, 45133,
     41300, 44120, 9713, 15900, 45102, 43534, 42699, 6764, 45243, 45412, 35482, 8059, 43110, 43882, 7659, 9324, 10985,
@@ -522,8 +522,8 @@ static const uint16_t w_features_0_conv_weight_values[400] = {
     44109, 45789, 43569, 9835, 10433, 10642, 9764, 10388, 5195, 42145, 40296, 12542, 11693, 11368, 44184, 45908, 14143,
     46172, 42334, 45683, 46190, 15452, 46643, 44071, 43964, 43223, 12469, 45307, 44104
 };
-static const struct weight w_features_0_conv_weight_stored = {w_features_0_conv_weight_values, 0, 0, 0, 25, 4, 0, 0};
-static const uint16_t w_features_2_conv_weight_words[192] = {
+static const struct weight w1_features_0_conv_weight_stored = {w1_features_0_conv_weight_values, 0, 0, 0, 25, 4, 0, 0};
+static const uint16_t w3_features_2_conv_weight_words[192] = {
     44039, 43808, 44482, 10236, 48430, 46307, 41432, 46467, 44906, 10977, 46349, 10302, 12282, 12744, 12658, 41615,
     48350, 46940, 12402, 12478, 11035, 45923, 48486, 11290, 44088, 13156, 9769, 45336, 9713, 13403, 10751, 43737, 45257,
     45188, 46582, 43770, 8610, 46299, 46081, 44755, 46471, 5006, 10841, 44515, 8904, 43983, 46467, 47545, 44201, 45413,
@@ -537,7 +537,7 @@ static const uint16_t w_features_2_conv_weight_words[192] = {
     12062, 11700, 11586, 12653, 9512, 12649, 44339, 48178, 9567, 41592, 43138, 38920, 45097, 44634, 12194, 13638, 11741,
     43082, 11437, 11274, 7214, 43545, 10840
 };
-static const uint8_t w_features_2_conv_weight_codes[578] = {
+static const uint8_t w3_features_2_conv_weight_codes[578] = {
     247, 213, 123, 208, 13, 92, 91, 187, 239, 127, 145, 54, 147, 156, 75, 37, 11, 150, 210, 74, 104, 32, 77, 36, 239,
     116, 16, 158, 126, 4, 221, 59, 123, 147, 81, 185, 121, 46, 116, 164, 169, 10, 91, 250, 116, 67, 105, 16, 114, 242,
     183, 70, 78, 64, 214, 254, 239, 115, 109, 26, 166, 214, 254, 183, 159, 173, 154, 23, 177, 210, 244, 59, 189, 53, 117,
@@ -563,11 +563,11 @@ static const uint8_t w_features_2_conv_weight_codes[578] = {
     245, 121, 162, 197, 66, 73, 53, 121, 231, 149, 162, 247, 158, 123, 86, 160, 1, 91, 228, 145, 61, 117, 1, 167, 180, 0,
     0
 };
-static const struct weight w_features_2_conv_weight_stored = {w_features_2_conv_weight_words, w_features_2_conv_weight_codes, 0, 0, 144, 1, 6, 3};
-static const uint16_t w_features_4_conv_weight_words[16] = {
+static const struct weight w3_features_2_conv_weight_stored = {w3_features_2_conv_weight_words, w3_features_2_conv_weight_codes, 0, 0, 144, 1, 6, 3};
+static const uint16_t w5_features_4_conv_weight_words[16] = {
     43319, 46515, 9438, 12640, 46165, 45074, 45692, 12288, 41123, 48208, 14251, 47373, 10914, 46862, 44116, 13386
 };
-static const uint8_t w_features_4_conv_weight_codes[1154] = {
+static const uint8_t w5_features_4_conv_weight_codes[1154] = {
     12, 197, 2, 40, 40, 229, 14, 126, 204, 8, 44, 8, 124, 32, 204, 35, 204, 200, 120, 206, 71, 247, 124, 82, 86, 5, 44,
     56, 88, 238, 238, 32, 200, 192, 94, 88, 117, 12, 80, 226, 7, 68, 11, 40, 206, 14, 140, 101, 120, 12, 224, 134, 80,
     136, 226, 200, 204, 204, 7, 34, 40, 238, 238, 199, 136, 231, 200, 0, 124, 15, 53, 35, 88, 108, 24, 141, 44, 197, 86,
@@ -614,8 +614,8 @@ static const uint8_t w_features_4_conv_weight_codes[1154] = {
     42, 242, 162, 63, 239, 224, 93, 28, 98, 255, 255, 10, 58, 204, 20, 9, 102, 232, 84, 70, 172, 7, 83, 196, 209, 85, 99,
     77, 29, 77, 129, 47, 175, 250, 51, 39, 0, 0
 };
-static const struct weight w_features_4_conv_weight_stored = {w_features_4_conv_weight_words, w_features_4_conv_weight_codes, 0, 0, 144, 1, 4, 1};
-static const uint16_t w_features_6_conv_weight_words[192] = {
+static const struct weight w5_features_4_conv_weight_stored = {w5_features_4_conv_weight_words, w5_features_4_conv_weight_codes, 0, 0, 144, 1, 4, 1};
+static const uint16_t w7_features_6_conv_weight_words[192] = {
     44057, 44205, 42928, 11355, 12306, 11455, 10986, 45247, 47118, 40369, 8578, 9694, 44912, 45608, 45634, 45733, 45823,
     44448, 13278, 14034, 13973, 12607, 11674, 43219, 45473, 41994, 11487, 44585, 45175, 42409, 10886, 45161, 46051,
     12846, 13639, 13241, 12624, 42656, 44761, 44986, 11869, 13235, 43078, 43045, 8681, 44256, 45284, 44917, 41709, 46193,
@@ -629,7 +629,7 @@ static const uint16_t w_features_6_conv_weight_words[192] = {
     11823, 11532, 10653, 46723, 11874, 12230, 13416, 13347, 45932, 46487, 44810, 43129, 43334, 10027, 10081, 9278, 42457,
     45615, 10277, 13073, 9959, 10747, 11613, 46003, 45625, 42512
 };
-static const uint8_t w_features_6_conv_weight_codes[578] = {
+static const uint8_t w7_features_6_conv_weight_codes[578] = {
     52, 217, 235, 210, 176, 114, 200, 7, 201, 184, 196, 174, 65, 149, 223, 253, 145, 127, 167, 115, 235, 208, 199, 28,
     141, 35, 38, 7, 114, 61, 55, 212, 146, 162, 31, 125, 169, 246, 31, 143, 96, 252, 173, 45, 25, 255, 120, 164, 63, 105,
     106, 193, 36, 165, 200, 116, 58, 33, 72, 162, 80, 72, 202, 39, 254, 226, 138, 160, 112, 208, 187, 75, 49, 211, 210,
@@ -654,11 +654,11 @@ static const uint8_t w_features_6_conv_weight_codes[578] = {
     140, 147, 223, 54, 154, 134, 202, 111, 171, 59, 156, 166, 234, 18, 1, 139, 226, 72, 165, 26, 25, 198, 76, 42, 194,
     70, 22, 212, 140, 213, 164, 17, 242, 201, 98, 198, 200, 187, 109, 230, 87, 109, 25, 50, 115, 206, 8, 21, 0, 0
 };
-static const struct weight w_features_6_conv_weight_stored = {w_features_6_conv_weight_words, w_features_6_conv_weight_codes, 0, 0, 144, 1, 6, 3};
-static const uint16_t w_features_8_conv_weight_words[16] = {
+static const struct weight w7_features_6_conv_weight_stored = {w7_features_6_conv_weight_words, w7_features_6_conv_weight_codes, 0, 0, 144, 1, 6, 3};
+static const uint16_t w9_features_8_conv_weight_words[16] = {
     43561, 46915, 15542, 47569, 13356, 46234, 45413, 11436, 14066, 15069, 8905, 12527, 49499, 12671, 48489, 45047
 };
-static const uint8_t w_features_8_conv_weight_codes[1154] = {
+static const uint8_t w9_features_8_conv_weight_codes[1154] = {
     221, 13, 127, 86, 10, 175, 11, 165, 101, 221, 186, 125, 71, 219, 125, 0, 251, 160, 102, 97, 85, 96, 95, 255, 6, 247,
     167, 170, 7, 96, 170, 170, 251, 80, 127, 106, 111, 246, 246, 15, 6, 166, 5, 102, 90, 10, 191, 250, 13, 127, 127, 250,
     176, 112, 86, 102, 96, 0, 119, 119, 7, 11, 164, 166, 10, 95, 96, 22, 101, 96, 83, 81, 221, 216, 180, 91, 11, 77, 168,
@@ -706,11 +706,11 @@ static const uint8_t w_features_8_conv_weight_codes[1154] = {
     107, 118, 117, 123, 13, 0, 19, 70, 130, 107, 101, 81, 243, 211, 250, 247, 31, 181, 56, 120, 107, 27, 68, 218, 218,
     219, 6, 128, 90, 83, 77, 56, 213, 0, 0
 };
-static const struct weight w_features_8_conv_weight_stored = {w_features_8_conv_weight_words, w_features_8_conv_weight_codes, 0, 0, 144, 1, 4, 1};
-static const uint16_t w_features_10_conv_weight_words[16] = {
+static const struct weight w9_features_8_conv_weight_stored = {w9_features_8_conv_weight_words, w9_features_8_conv_weight_codes, 0, 0, 144, 1, 4, 1};
+static const uint16_t w11_features_10_conv_weight_words[16] = {
     45205, 12494, 49676, 44270, 48329, 47074, 13995, 46336, 15657, 11740, 13448, 14647, 47833, 9208, 45559, 43266
 };
-static const uint8_t w_features_10_conv_weight_codes[1154] = {
+static const uint8_t w11_features_10_conv_weight_codes[1154] = {
     144, 121, 3, 63, 217, 255, 161, 235, 83, 196, 198, 187, 186, 188, 84, 182, 200, 219, 85, 30, 122, 87, 235, 91, 231,
     11, 219, 199, 25, 165, 161, 14, 121, 54, 158, 174, 85, 124, 201, 8, 139, 149, 167, 213, 199, 14, 154, 16, 254, 58,
     166, 229, 223, 122, 5, 224, 173, 159, 172, 99, 160, 87, 70, 181, 155, 87, 174, 103, 231, 237, 154, 53, 17, 157, 221,
@@ -758,11 +758,11 @@ static const uint8_t w_features_10_conv_weight_codes[1154] = {
     110, 7, 107, 173, 109, 58, 112, 53, 223, 159, 48, 227, 224, 249, 9, 230, 102, 221, 161, 91, 169, 218, 117, 186, 28,
     170, 91, 62, 103, 187, 186, 110, 53, 79, 158, 3, 110, 173, 0, 0
 };
-static const struct weight w_features_10_conv_weight_stored = {w_features_10_conv_weight_words, w_features_10_conv_weight_codes, 0, 0, 144, 1, 4, 1};
-static const uint16_t w_features_12_conv_weight_words[16] = {
+static const struct weight w11_features_10_conv_weight_stored = {w11_features_10_conv_weight_words, w11_features_10_conv_weight_codes, 0, 0, 144, 1, 4, 1};
+static const uint16_t w13_features_12_conv_weight_words[16] = {
     10759, 48435, 44813, 14182, 46310, 13132, 47486, 46903, 8173, 47888, 13554, 45911, 15456, 13656, 14554, 12758
 };
-static const uint8_t w_features_12_conv_weight_codes[1154] = {
+static const uint8_t w13_features_12_conv_weight_codes[1154] = {
     51, 112, 87, 138, 208, 47, 187, 68, 11, 100, 199, 96, 21, 221, 187, 237, 82, 12, 230, 246, 158, 50, 62, 75, 200, 94,
     101, 107, 248, 242, 226, 141, 71, 32, 177, 85, 144, 135, 222, 66, 197, 36, 34, 104, 209, 55, 107, 32, 215, 132, 241,
     132, 120, 218, 82, 146, 180, 34, 220, 233, 150, 129, 65, 6, 184, 43, 52, 182, 30, 249, 252, 188, 88, 4, 176, 135, 8,
@@ -809,13 +809,13 @@ static const uint8_t w_features_12_conv_weight_codes[1154] = {
     87, 87, 34, 146, 50, 15, 72, 137, 142, 105, 239, 102, 135, 181, 210, 136, 64, 46, 166, 185, 154, 98, 37, 83, 0, 42,
     5, 71, 182, 167, 221, 153, 19, 157, 193, 17, 36, 98, 79, 168, 44, 237, 43, 113, 177, 0, 0
 };
-static const struct weight w_features_12_conv_weight_stored = {w_features_12_conv_weight_words, w_features_12_conv_weight_codes, 0, 0, 144, 1, 4, 1};
-static const uint16_t w_features_14_conv_weight_words[48] = {
+static const struct weight w13_features_12_conv_weight_stored = {w13_features_12_conv_weight_words, w13_features_12_conv_weight_codes, 0, 0, 144, 1, 4, 1};
+static const uint16_t w15_features_14_conv_weight_words[48] = {
     44273, 13633, 43881, 48392, 45995, 10800, 46594, 45534, 13775, 14317, 14574, 15430, 44289, 14710, 14677, 44962,
     10958, 14978, 45925, 47381, 48241, 11429, 45929, 44236, 14547, 11423, 11083, 12505, 8402, 47129, 46723, 12315, 12039,
     14697, 13509, 14235, 46817, 47043, 10473, 47415, 13386, 46884, 14226, 46481, 13743, 15245, 13838, 13750
 };
-static const uint8_t w_features_14_conv_weight_codes[386] = {
+static const uint8_t w15_features_14_conv_weight_codes[386] = {
     135, 94, 39, 151, 142, 129, 12, 155, 13, 103, 85, 72, 121, 126, 237, 174, 2, 119, 12, 237, 118, 90, 154, 120, 50,
     239, 208, 178, 204, 102, 107, 77, 188, 192, 11, 12, 199, 26, 17, 141, 241, 30, 196, 206, 12, 156, 159, 216, 224, 249,
     235, 227, 46, 83, 29, 58, 106, 203, 47, 237, 206, 201, 94, 135, 231, 13, 234, 217, 0, 88, 222, 175, 224, 44, 215,
@@ -833,8 +833,8 @@ static const uint8_t w_features_14_conv_weight_codes[386] = {
     135, 108, 39, 121, 198, 118, 98, 138, 119, 236, 252, 39, 251, 230, 196, 86, 232, 164, 137, 252, 30, 199, 201, 2, 178,
     76, 167, 155, 198, 188, 161, 115, 166, 0, 0
 };
-static const struct weight w_features_14_conv_weight_stored = {w_features_14_conv_weight_words, w_features_14_conv_weight_codes, 0, 0, 144, 1, 4, 3};
-static const uint16_t w_features_16_conv_weight_words[96] = {
+static const struct weight w15_features_14_conv_weight_stored = {w15_features_14_conv_weight_words, w15_features_14_conv_weight_codes, 0, 0, 144, 1, 4, 3};
+static const uint16_t w17_features_16_conv_weight_words[96] = {
     45099, 14782, 46423, 6826, 11417, 11824, 14644, 14567, 14007, 14885, 14531, 12461, 46905, 14445, 13062, 49496, 49499,
     48846, 46349, 11576, 47657, 14538, 14463, 14184, 48130, 46589, 14553, 47209, 48238, 15166, 47248, 13525, 48741,
     13673, 46157, 46109, 12194, 48265, 46099, 47605, 12545, 47586, 13423, 9374, 46610, 42959, 12426, 45165, 47952, 47377,
@@ -842,7 +842,7 @@ static const uint16_t w_features_16_conv_weight_words[96] = {
     47544, 46935, 46388, 11195, 45437, 43566, 45909, 15023, 45894, 14008, 15528, 47494, 46155, 13429, 47870, 47242,
     47008, 46427, 48860, 48679, 46696, 48414, 46911, 44762, 45077, 14491, 45219, 12176, 47180
 };
-static const uint8_t w_features_16_conv_weight_codes[194] = {
+static const uint8_t w17_features_16_conv_weight_codes[194] = {
     59, 15, 92, 112, 15, 7, 127, 191, 63, 255, 160, 176, 7, 6, 208, 112, 245, 189, 255, 95, 48, 255, 0, 176, 104, 119,
     138, 191, 111, 255, 183, 173, 170, 122, 171, 160, 0, 15, 208, 7, 182, 15, 255, 107, 135, 240, 176, 0, 133, 96, 56,
     172, 32, 188, 251, 160, 85, 69, 166, 88, 11, 59, 80, 15, 247, 5, 246, 95, 39, 187, 80, 7, 7, 5, 128, 112, 246, 95,
@@ -852,17 +852,17 @@ static const uint8_t w_features_16_conv_weight_codes[194] = {
     15, 245, 15, 111, 95, 160, 255, 160, 7, 0, 6, 48, 112, 111, 7, 175, 96, 0, 253, 0, 176, 78, 213, 222, 87, 91, 166,
     151, 112, 174, 106, 198, 110, 0, 0
 };
-static const struct weight w_features_16_conv_weight_stored = {w_features_16_conv_weight_words, w_features_16_conv_weight_codes, 0, 0, 144, 1, 4, 6};
-static const uint16_t w_fc_weight_words[32] = {
+static const struct weight w17_features_16_conv_weight_stored = {w17_features_16_conv_weight_words, w17_features_16_conv_weight_codes, 0, 0, 144, 1, 4, 6};
+static const uint16_t w19_fc_weight_words[32] = {
     11793, 14728, 13857, 14540, 42341, 15177, 12925, 14178, 12008, 45899, 14437, 10018, 13403, 43562, 14513, 47669,
     12886, 13589, 14876, 14883, 11349, 42798, 44402, 11319, 43128, 46645, 46266, 46195, 9794, 45124, 45496, 14175
 };
-static const uint8_t w_fc_weight_codes[66] = {
+static const uint8_t w19_fc_weight_codes[66] = {
     15, 107, 78, 106, 225, 238, 238, 238, 153, 13, 172, 200, 93, 238, 238, 170, 148, 99, 104, 112, 63, 234, 236, 234, 71,
     238, 224, 237, 209, 94, 106, 110, 205, 49, 228, 54, 133, 50, 185, 164, 84, 13, 116, 190, 95, 173, 106, 110, 7, 238,
     234, 110, 239, 238, 236, 78, 178, 230, 166, 238, 151, 79, 165, 204, 0, 0
 };
-static const struct weight w_fc_weight_stored = {w_fc_weight_words, w_fc_weight_codes, 0, 0, 256, 1, 4, 2};
+static const struct weight w19_fc_weight_stored = {w19_fc_weight_words, w19_fc_weight_codes, 0, 0, 256, 1, 4, 2};
 
 static void map0(float *restrict y, int32_t n)
 {
@@ -932,26 +932,26 @@ static void map6(float *restrict y, const float *restrict p1, int32_t n)
     }
 }
 
-static const struct conv conv0 = {&w_features_0_conv_weight_stored, w_features_0_conv_bias, 1, 1, 16, 28, 28, 14, 14, 1, 16, {5, 5}, {2, 2}, {2, 2}, {1, 1}, 0};
-static const struct conv conv1 = {&w_features_2_conv_weight_stored, w_features_2_conv_bias, 1, 16, 16, 14, 14, 14, 14, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
-static const struct conv conv2 = {&w_features_4_conv_weight_stored, w_features_4_conv_bias, 1, 16, 16, 14, 14, 14, 14, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
-static const struct conv conv3 = {&w_features_6_conv_weight_stored, w_features_6_conv_bias, 1, 16, 16, 14, 14, 7, 7, 16, 16, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 0};
-static const struct conv conv4 = {&w_features_8_conv_weight_stored, w_features_8_conv_bias, 1, 16, 16, 7, 7, 7, 7, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
-static const struct conv conv5 = {&w_features_10_conv_weight_stored, w_features_10_conv_bias, 1, 16, 16, 7, 7, 7, 7, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
-static const struct conv conv6 = {&w_features_12_conv_weight_stored, w_features_12_conv_bias, 1, 16, 16, 7, 7, 4, 4, 16, 16, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 0};
-static const struct conv conv7 = {&w_features_14_conv_weight_stored, w_features_14_conv_bias, 1, 16, 16, 4, 4, 4, 4, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
-static const struct conv conv8 = {&w_features_16_conv_weight_stored, w_features_16_conv_bias, 1, 16, 16, 4, 4, 4, 4, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
-static const struct conv conv9 = {&w_fc_weight_stored, w_fc_bias, 1, 256, 1, 1, 1, 1, 1, 256, 1, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0};
-static const struct conv conv10 = {&w_fc_weight_stored, 0, 1, 1, 256, 1, 1, 1, 1, 1, 256, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1};
-static const struct conv conv11 = {&w_features_16_conv_weight_stored, 0, 1, 16, 16, 4, 4, 4, 4, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
-static const struct conv conv12 = {&w_features_14_conv_weight_stored, 0, 1, 16, 16, 4, 4, 4, 4, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
-static const struct conv conv13 = {&w_features_12_conv_weight_stored, 0, 1, 16, 16, 4, 4, 7, 7, 16, 16, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 1};
-static const struct conv conv14 = {&w_features_10_conv_weight_stored, 0, 1, 16, 16, 7, 7, 7, 7, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
-static const struct conv conv15 = {&w_features_8_conv_weight_stored, 0, 1, 16, 16, 7, 7, 7, 7, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
-static const struct conv conv16 = {&w_features_6_conv_weight_stored, 0, 1, 16, 16, 7, 7, 14, 14, 16, 16, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 1};
-static const struct conv conv17 = {&w_features_4_conv_weight_stored, 0, 1, 16, 16, 14, 14, 14, 14, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
-static const struct conv conv18 = {&w_features_2_conv_weight_stored, 0, 1, 16, 16, 14, 14, 14, 14, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
-static const struct conv conv19 = {&w_features_0_conv_weight_stored, 0, 1, 16, 1, 14, 14, 28, 28, 16, 1, {5, 5}, {2, 2}, {2, 2}, {1, 1}, 1};
+static const struct conv conv0 = {&w1_features_0_conv_weight_stored, w0_features_0_conv_bias, 1, 1, 16, 28, 28, 14, 14, 1, 16, {5, 5}, {2, 2}, {2, 2}, {1, 1}, 0};
+static const struct conv conv1 = {&w3_features_2_conv_weight_stored, w2_features_2_conv_bias, 1, 16, 16, 14, 14, 14, 14, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
+static const struct conv conv2 = {&w5_features_4_conv_weight_stored, w4_features_4_conv_bias, 1, 16, 16, 14, 14, 14, 14, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
+static const struct conv conv3 = {&w7_features_6_conv_weight_stored, w6_features_6_conv_bias, 1, 16, 16, 14, 14, 7, 7, 16, 16, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 0};
+static const struct conv conv4 = {&w9_features_8_conv_weight_stored, w8_features_8_conv_bias, 1, 16, 16, 7, 7, 7, 7, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
+static const struct conv conv5 = {&w11_features_10_conv_weight_stored, w10_features_10_conv_bias, 1, 16, 16, 7, 7, 7, 7, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
+static const struct conv conv6 = {&w13_features_12_conv_weight_stored, w12_features_12_conv_bias, 1, 16, 16, 7, 7, 4, 4, 16, 16, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 0};
+static const struct conv conv7 = {&w15_features_14_conv_weight_stored, w14_features_14_conv_bias, 1, 16, 16, 4, 4, 4, 4, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
+static const struct conv conv8 = {&w17_features_16_conv_weight_stored, w16_features_16_conv_bias, 1, 16, 16, 4, 4, 4, 4, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
+static const struct conv conv9 = {&w19_fc_weight_stored, w18_fc_bias, 1, 256, 1, 1, 1, 1, 1, 256, 1, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0};
+static const struct conv conv10 = {&w19_fc_weight_stored, 0, 1, 1, 256, 1, 1, 1, 1, 1, 256, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1};
+static const struct conv conv11 = {&w17_features_16_conv_weight_stored, 0, 1, 16, 16, 4, 4, 4, 4, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
+static const struct conv conv12 = {&w15_features_14_conv_weight_stored, 0, 1, 16, 16, 4, 4, 4, 4, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
+static const struct conv conv13 = {&w13_features_12_conv_weight_stored, 0, 1, 16, 16, 4, 4, 7, 7, 16, 16, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 1};
+static const struct conv conv14 = {&w11_features_10_conv_weight_stored, 0, 1, 16, 16, 7, 7, 7, 7, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
+static const struct conv conv15 = {&w9_features_8_conv_weight_stored, 0, 1, 16, 16, 7, 7, 7, 7, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
+static const struct conv conv16 = {&w7_features_6_conv_weight_stored, 0, 1, 16, 16, 7, 7, 14, 14, 16, 16, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 1};
+static const struct conv conv17 = {&w5_features_4_conv_weight_stored, 0, 1, 16, 16, 14, 14, 14, 14, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
+static const struct conv conv18 = {&w3_features_2_conv_weight_stored, 0, 1, 16, 16, 14, 14, 14, 14, 16, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
+static const struct conv conv19 = {&w1_features_0_conv_weight_stored, 0, 1, 16, 1, 14, 14, 28, 28, 16, 1, {5, 5}, {2, 2}, {2, 2}, {1, 1}, 1};
 
 /* Logits and energy. */
 static float forward(float *a, const float *image)
@@ -991,7 +991,7 @@ float model_step_by(void *arena, float *image, uint32_t *random, float step_size
     const float energy = forward(a, image);
     float pair[2] = {0.0f, 0.0f};
     int i, j, k, n = 0;
-    map4(a + 770, w_constant0, 1);
+    map4(a + 770, w20_constant0, 1);
     convolve(&conv10, a + 770, a, TILE(768, 23088), 0, 1);
     map5(a + 512, a);
     convolve(&conv11, a + 512, a, TILE(2608, 23360), 0, 4);

@@ -28,6 +28,7 @@ COMPILERS = {  # each with the tool that prints sizes
     "clang": (["clang", "-DMODEL_LANES=1"], "size"),
     "cortex-m7": (CORTEX_M7, "arm-none-eabi-size"),
 }
+BUILT = "main"  # what the Makefile makes, besides object files
 LARGEST_COMPILED = 2**21  # bytes of constants; more compile slowly and outweigh the code anyway
 
 
@@ -168,11 +169,11 @@ def write_whole(out: Path, files: Mapping[str, str]) -> None:
     """Write a directory of files beside `out`, then move it there, so that nobody ever sees half of it.
 
     Raises:
-        FileError: `out` is a file, or holds files that are neither in `files` nor object files.
+        FileError: `out` is a file, or holds files that are neither in `files` nor made of them by `make`.
     """
     if out.exists() and not out.is_dir():
         raise FileError(f"{out}: is a file; give an empty directory or a new one")
-    if out.exists() and any(p.name not in files and p.suffix != ".o" for p in out.iterdir()):
+    if out.exists() and any(p.name not in {*files, BUILT} and p.suffix != ".o" for p in out.iterdir()):
         raise FileError(f"{out}: holds other files; give an empty directory or a new one")
     out.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

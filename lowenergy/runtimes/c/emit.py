@@ -14,12 +14,12 @@ from lowenergy.runtimes.c import weights
 from lowenergy.runtimes.c.expressions import literal
 from lowenergy.runtimes.c.memory import Plan, view_strides
 from lowenergy.runtimes.c.operations import IMAGE, Buffer, Conv, Map, MatMul, Operation, Pool, Reduce, View
-from lowenergy.runtimes.c.weights import Array, Stored
+from lowenergy.runtimes.c.weights import PLACE, Array, Stored
 from lowenergy.storage.encodings import Constant, Dense, Encoding, Int8
 
 KERNELS = Path(__file__).with_name("kernels.c")
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
-CONSTANT = re.compile(r"static const \w+ w_\w+\[\d+\] = \{[^}]*\};")
+CONSTANT = re.compile(r"static const \w+ w\d+_\w+\[\d+\] = \{[^}]*\};")
 MOST_LANES = 16
 LEAST_ROOM = 255  # the largest number that a byte holds
 SECTION = re.compile(r"/\* == (\w+) == \*/\n")
@@ -51,16 +51,15 @@ class _Writer:
     most_taps: int = 1
     tile: int = 0
     zeros: int = 1
-    names: dict[str, str] = field(default_factory=dict)  # C name -> tensor's name
+    numbers: dict[str, int] = field(default_factory=dict)  # of tensors, by name
     as_floats: set[str] = field(default_factory=set)
     as_integers: set[str] = field(default_factory=set)
 
     def c_name(self, name: str) -> str:
-        """Return a C name that belongs to this tensor alone: a.b and a_b would otherwise share one."""
-        plain = "w_" + re.sub(r"\W", "_", name)
-        while self.names.setdefault(plain, name) != name:
-            plain += "_"
-        return plain
+        """Return a C name that is this tensor's alone, with whatever is appended to it: neither a.b and a_b nor the
+        scale of `weight` and a tensor `weight_scale` share one."""
+        number = self.numbers.setdefault(name, len(self.numbers))
+        return f"w{number}_" + re.sub(r"\W", "_", name)
 
     # -- where things are ---------------------------------------------------------------------------------------------
 
@@ -311,8 +310,7 @@ def _collapsed(
             sizes.append(shape[d])
             strides.append(these)
     if not sizes:
-        sizes, strides = [1], [[1 if g == 0 else 0 for g in range(len(grids))]]
-        strides = [[0] * len(grids)]
+        sizes, strides = [1], [[0] * len(grids)]
     return sizes, [(grid[0], [of[g] for of in strides]) for g, grid in enumerate(grids)]
 
 
@@ -333,7 +331,8 @@ def write(
     writer = _Writer(plan, encodings, unpack)
     calls = [writer.call(operation) for operation in program.operations]
     ahead, back = calls[: program.ahead], calls[program.ahead :]
-    counted = max((len(array.values) for of in writer.stored.values() for array in of.arrays), default=0)
+    places = [array.values for of in writer.stored.values() for array in of.arrays if array.kind == PLACE]
+    place = "uint16_t" if max((int(values.max()) for values in places), default=0) < 65536 else "uint32_t"
     shape = program.input_shape
     tile = writer.tile
     lines = [
@@ -341,8 +340,8 @@ def write(
         '#include "model.h"\n\n#include <float.h>\n',
         "#ifdef __clang__\n#pragma STDC FP_CONTRACT OFF\n#endif\n",
     ]
-    if any(array.kind == "place_t" for of in writer.stored.values() for array in of.arrays):
-        lines.append(f"typedef {'uint16_t' if counted < 65536 else 'uint32_t'} place_t;\n")
+    if places:
+        lines.append(f"typedef {place} {PLACE};\n")
     if writer.counted:
         lines.append(f"typedef {'uint16_t' if writer.counted < 65536 else 'int32_t'} count_t;")
     lines.append(f"#define MOST_TAPS {writer.most_taps}\n")
@@ -352,14 +351,16 @@ def write(
             f"#elif MODEL_LANES > 1\n#define TILE(place, kept) (a + {plan.bytes // 4})\n"
             "#else\n#define TILE(place, kept) (a + (place))\n#endif\n"
         )
-    own = [_constants(writer), *(f"static void {name}{body}" for body, name in writer.functions.items())]
+    body = _body(plan, ahead, back, sampler, writer)  # first, for what it reads is among the constants
+    own = [_constants(writer), *(f"static void {name}{text}" for text, name in writer.functions.items())]
     own += [f"static const struct conv conv{number} = {{{struct}}};" for number, struct in enumerate(writer.structs)]
     own += [f"static const struct range range{number} = {of};" for number, of in enumerate(writer.ranges)]
-    own += ["", _body(plan, ahead, back, sampler, writer)]
+    own += ["", body]
     text = "\n".join(own)
     lines += [sections(text, _fetching(writer), writer.zeros), text]
     header = _header(plan, tile, sum(writer.kept), title, sampler, steps, shape)
-    sizes = {name: of.bytes for name, of in writer.stored.items()} | {n: of.bytes for n, of in writer.arrays.items()}
+    sizes = {name: of.bytes(place) for name, of in writer.stored.items()}
+    sizes |= {name: array.bytes for name, array in writer.arrays.items()}
     return Code(header, "\n".join(lines), sizes, tile, 4 * sum(writer.kept))
 
 
@@ -418,16 +419,16 @@ def _body(plan: Plan, ahead: Sequence[str], back: Sequence[str], sampler: Sample
     image = "const float *image"
     kind = "void" if program.energy is None else "float"
     text = f"/* Logits{' and energy' if kind == 'float' else ''}. */\nstatic {kind} forward(float *a, {image})\n{{\n"
-    uses_image = any("image" in call for call in ahead)
     text += _lines(ahead)
-    if not uses_image:
-        text += "    (void)image;\n"
+    text += "".join(
+        f"    (void){name};\n" for name in ("a", "image") if not any(re.search(rf"\b{name}\b", call) for call in ahead)
+    )
     if program.energy is not None:
         text += f"    return *({writer.at(program.energy.of, view_strides(program.energy)[0])});\n"
     text += "}\n\n"
     if program.classes:
         offset, strides = view_strides(program.logits)
-        count, step = program.logits.index.numel(), strides[-1] or 1
+        count, step = program.logits.index.numel(), strides[-1]
         text += (
             f"void model_logits(void *arena, {image}, float *logits)\n{{\n    float *a = arena;\n    int i;\n"
             f"    (void)forward(a, image);\n    for (i = 0; i < {count}; i++)\n"

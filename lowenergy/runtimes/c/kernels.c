@@ -96,7 +96,7 @@ static float logarithm(float x)
     uint32_t bits = bits_of(x);
     float m, y, z, e;
     if (!(x > 0.0f))
-        return x == 0.0f ? -87.0f : x - x; /* what exponential takes for nothing */
+        return x == 0.0f ? -87.0f : (x - x) / (x - x); /* what exponential takes for nothing; else NaN */
     if (bits < 0x00800000u)
         return -87.0f;
     e = (float)((int32_t)(bits >> 23) - 126);

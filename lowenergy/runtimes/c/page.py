@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 import re
 import subprocess
 import sys
@@ -36,7 +37,8 @@ def export_page(model: Model, header: Mapping[str, Any], out: str | Path, **opti
     if find_spec("ziglang") is None:
         raise UserError("--to page needs a compiler for WebAssembly: pip install 'lowenergy[device]'")
     plan, code = directory.code(model, header, **options)
-    compiled = wasm(code.header, code.source, plan.bytes + code.kept + sum(code.constants.values()))
+    shown = 4 * (math.prod(model.spec.input_shape) + plan.program.logits.index.numel())  # page.c's image and logits
+    compiled = wasm(code.header, code.source, plan.bytes + code.kept + sum(code.constants.values()) + shown)
     text = _filled(model, header, compiled, code.header)
     files.write_bytes(out, text.encode())
     return len(text.encode())
@@ -46,7 +48,7 @@ def wasm(header: str, source: str, size: int) -> bytes:
     """Compile the model and page.c to a WebAssembly module.
 
     Args:
-        size: bytes of the arena and the constants; 256 KiB are added for everything else.
+        size: bytes of the arena, the constants, the image and the logits; 256 KiB are added for everything else.
     Raises:
         UserError: it does not compile.
     """

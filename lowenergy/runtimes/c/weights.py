@@ -1,6 +1,6 @@
 """Write tensors as C constants, as small as in the model's file, and the functions that fetch parts of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding, Int8, Sparse, pack_bits
 
 WORST_GAP = 255
+PLACE = "place_t"  # C type of places among the elements that are present
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,6 @@ class Array:
             "int8_t": 1,
             "int16_t": 2,
             "int32_t": 4,
-            "place_t": 4,
         }[self.kind] * len(self.values)
 
     def text(self) -> str:
@@ -65,9 +65,13 @@ class Stored:
     bits: int = 0
     length: int = 0
 
-    @property
-    def bytes(self) -> int:
-        return sum(array.bytes for array in self.arrays)
+    def bytes(self, place: str) -> int:
+        """Bytes of the arrays.
+
+        Args:
+            place: C type that PLACE stands for, as narrow as the largest of the model's places allows.
+        """
+        return sum((replace(array, kind=place) if array.kind == PLACE else array).bytes for array in self.arrays)
 
     def text(self) -> str:
         facts = (
@@ -174,11 +178,11 @@ def _places(name: str, values: Tensor) -> tuple[Array, Array, Tensor]:
     flat = values.flatten()
     present = flat != 0
     if len(gaps) < len(flat) / 8 and len(elements) - int(present.sum()) < len(flat) / 64:
-        extra = Array(f"{name}_rows", "place_t", np.array([*starts, len(gaps)]))
+        extra = Array(f"{name}_rows", PLACE, np.array([*starts, len(gaps)]))
         return Array(f"{name}_gaps", "uint8_t", np.array(gaps)), extra, torch.tensor(elements, dtype=values.dtype)
     counts = (rows != 0).sum(1).cumsum(0).tolist()
     mask = Array(f"{name}_mask", "uint8_t", np.packbits(present.numpy()))
-    return mask, Array(f"{name}_rows", "place_t", np.array([0, *counts])), flat[present]
+    return mask, Array(f"{name}_rows", PLACE, np.array([0, *counts])), flat[present]
 
 
 # -- in C -------------------------------------------------------------------------------------------------------------
