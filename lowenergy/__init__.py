@@ -29,7 +29,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: a stage that makes no call must not depend on (or wait for) the code that does.
+    # On demand: a stage that uses no call must not depend on the code of the calls, nor wait for it.
     if name in _HOMES:
         return getattr(import_module(f"lowenergy.calls.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'lowenergy' has no attribute {name!r}")

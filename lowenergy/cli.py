@@ -12,14 +12,17 @@ from lowenergy.base.errors import UserError, explained, missing
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 0, or 2 after printing one clear error. 141, as of other commands, if nobody reads on."""
+    """Run the command line and return its exit status.
+
+    That is 0, or 2 after printing one clear error, or 141, as for other commands, if nobody reads all of the output.
+    """
     options = vars(_parser().parse_args(argv))
     module, _, function = options.pop("command").partition(":")
     try:
         getattr(import_module(f"lowenergy.{module}"), function)(**options)
         sys.stdout.flush()
-    except BrokenPipeError:  # as of `lowenergy params | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+    except BrokenPipeError:  # as with `lowenergy params | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains when it exits
         return 128 + signal.SIGPIPE
     except (UserError, OSError) as error:
         print(explained(error), file=sys.stderr)
@@ -31,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Each command names the function that it is, and has its arguments."""
+    """The parser: each command names the function that it calls, and has that function's arguments."""
     parser = argparse.ArgumentParser(prog="lowenergy", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -204,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _size(text: str) -> int:
-    """Bytes, as 32768, 32k or 1M."""
+    """The number of bytes in a text such as 32768, 32k or 1M."""
     units = {"k": 2**10, "m": 2**20}
     number, unit = (text[:-1], units[text[-1].lower()]) if text[-1:].lower() in units else (text, 1)
     try:
@@ -236,11 +239,11 @@ def _limits(command: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    """`90m`, `2h`, `45s`: seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)", text)
-    if found is None or float(found[1]) <= 0:
+    """The number of seconds in a text such as `90m`, `2h` or `45s`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)", text)
+    if match is None or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; give such as 45m or 2h")
-    return float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
+    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the `lowenergy` command does, as functions: each prints what it has to say; see cli.py for their arguments."""
+"""The commands of `lowenergy` as functions, each of which prints its results; see cli.py for their arguments."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lowenergy import params as parameters
     from lowenergy.storage import Model
 
-# Whatever is imported in a function takes longer than `lowenergy --help` may.
+# Imports inside functions are those that take longer than `lowenergy --help` may.
 
 
 def run(
@@ -24,7 +24,7 @@ def run(
     queue: bool = False,
     dry: bool = False,
 ) -> None:
-    """The pipeline, or with `queue` DVC's queued experiments."""
+    """Run the pipeline or, with `queue`, DVC's queued experiments."""
     from lowenergy.running import crew, experiments, pipeline
 
     if jobs is not None and jobs < 1:
@@ -58,7 +58,7 @@ def params(prefix: str = "") -> None:
 
 
 def check() -> None:
-    """params.yaml, and the networks in it that are not of the zoo."""
+    """Check params.yaml, and the networks in it that are not from the zoo."""
     from lowenergy import networks, params
 
     p = params.load()
@@ -72,7 +72,7 @@ def check() -> None:
 
 
 def _head(p: "parameters.Params", place: str) -> str | None:
-    """Of the energy that the network named at this place is."""
+    """The head of the energy that the network at this place is; None if it is not an energy."""
     name = place.partition(".")[0]
     if name not in p.models:
         return None  # the scorer
@@ -81,7 +81,7 @@ def _head(p: "parameters.Params", place: str) -> str | None:
 
 
 def _build(p: "parameters.Params", foreign: "dict[str, parameters.Architecture]") -> None:
-    """Build the networks that are not ours, with the images that they will get."""
+    """Build the networks that are not ours and try them with the images that they will get; print their sizes."""
     from lowenergy import data, networks
 
     splits = data.load(data.SPLITS)
@@ -178,7 +178,7 @@ def bench(
         raise UserError("--batch, --threads and --rounds: give at least 1")
     if unknown := set(way) - set(bench.WAYS):
         raise UserError(f"--way {unknown.pop()}: there are {', '.join(bench.WAYS)}")
-    found: list[bench.Timing] = []
+    timings: list[bench.Timing] = []
     failed: list[bench.Failure] = []
     results = bench.bench(
         models, batches=batch, threads=threads, steps=steps, rounds=rounds, ways=list(way), trust=trust
@@ -187,17 +187,17 @@ def bench(
         task = progress.add_task("timing", total=None)
         for result in results:
             if isinstance(result, bench.Timing):
-                found.append(result)
+                timings.append(result)
                 progress.update(task, description=f"{Path(result.model).stem}, {result.way}: {result.ms:.2f} ms")
             else:
                 failed.append(result)
-    if found:
-        table.show([asdict(timing) for timing in found], "Langevin step" if steps else "forward pass")
+    if timings:
+        table.show([asdict(timing) for timing in timings], "Langevin step" if steps else "forward pass")
     for failure in failed:
         print(f"{failure.model}: not {failure.way}: {failure.why}")
     if json:
-        files.write_json(json, [asdict(timing) for timing in found])
-    if not found:
+        files.write_json(json, [asdict(timing) for timing in timings])
+    if not timings:
         raise UserError("nothing could be timed")
 
 
@@ -261,18 +261,22 @@ def plan(
         raise UserError(f"--bits, --sparse, --codewords are for networks of params.yaml; {model} has weights")
     else:
         planned, _ = artifact.read(model, trust=trust)
-    found = forecast.forecast(planned, ram=ram)
-    how = "compiled for a Cortex-M7" if found.compiled else "code estimated: arm-none-eabi-gcc is not installed"
-    print(f"flash {found.flash:,} bytes: {found.constants:,} of constants ({how})")
-    print(f"RAM   {found.ram:,} bytes: {found.arena:,} of working memory, the rest stack")
-    print(f"      {found.work:,} multiply-accumulates")
+    footprint = forecast.forecast(planned, ram=ram)
+    how = "compiled for a Cortex-M7" if footprint.compiled else "code estimated: arm-none-eabi-gcc is not installed"
+    print(f"flash {footprint.flash:,} bytes: {footprint.constants:,} of constants ({how})")
+    print(f"RAM   {footprint.ram:,} bytes: {footprint.arena:,} of working memory, the rest stack")
+    print(f"      {footprint.work:,} multiply-accumulates")
     if limits is not None:
-        fits = found.flash <= limits.flash and found.ram <= limits.ram
+        fits = footprint.flash <= limits.flash and footprint.ram <= limits.ram
         print(f"{device} has {limits.flash:,} and {limits.ram:,}: {'it fits' if fits else 'it does not fit'}")
 
 
 def _described(name: str, coding: Any) -> "Model":
-    """Untrained: an architecture of params.yaml for the images of its data, in the encoding that is asked for."""
+    """The untrained model of an architecture in params.yaml, for the images of its data, in the encoding asked for.
+
+    Raises:
+        UserError: `name` is neither a teacher nor a student in params.yaml.
+    """
     from lowenergy import params
     from lowenergy.runtimes.c import forecast
 
@@ -328,7 +332,7 @@ def sample(
     from lowenergy.base import files
     from lowenergy.calls.using import check_out
 
-    if model.is_file():  # else what reads it says so
+    if model.is_file():  # otherwise whatever reads it reports that
         check_out(out, model)
     form = out.suffix.lower()
     if form not in (".png", ".npz"):

@@ -25,7 +25,7 @@ def main(name: str) -> None:
         "seed": p.seed,
         "start": {"name": branch.start, "sha256": artifact.sha256(start)},
     }
-    # Loaded anew: the method changes the first, even where that starts from the target.
+    # Loaded again, because the method changes what it starts from, even where that is the target.
     teacher = load(target, trust=p.trusted)
     source = teacher if start == target else load(start, trust=p.trusted)
     changed = load(start, trust=p.trusted)

@@ -1,4 +1,4 @@
-"""Measure a model by its file. DVC stages `evaluate-teacher@NAME` and `evaluate@NAME`."""
+"""Measure a model from its file. DVC stages `evaluate-teacher@NAME` and `evaluate@NAME`."""
 
 from pathlib import Path
 

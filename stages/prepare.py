@@ -1,4 +1,4 @@
-"""Read the images of the params' source, split them. DVC stage `prepare`."""
+"""Read the images of the params' source and split them. DVC stage `prepare`."""
 
 from lowenergy import data, params
 from lowenergy.base.stage import run as run_stage

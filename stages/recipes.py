@@ -1,4 +1,4 @@
-"""Write what each stage needs to know of each teacher. DVC stage `recipes`."""
+"""Write what each stage needs to know about each teacher. DVC stage `recipes`."""
 
 from lowenergy import params
 from lowenergy.base.stage import run as run_stage

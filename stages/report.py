@@ -1,4 +1,4 @@
-"""Gather all figures: for git, and into one page and one CSV. DVC stage `report`, the last one."""
+"""Gather all figures for git, and into one page and one CSV. DVC stage `report`, the last one."""
 
 from lowenergy import params
 from lowenergy.base import cards

@@ -1,4 +1,4 @@
-"""Train the classifier that FID and Inception Score look through. DVC stage `scorer`."""
+"""Train the classifier that FID and Inception Score are measured with. DVC stage `scorer`."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def main() -> None:
         real = {"train": splits.train.images, "validation": splits.validation.images}
         generation.write_reference(scorer, real, REFERENCE)
 
-        # The scale of every FID to come: real images that the scorer has not seen, and noise.
+        # They give every later FID its scale: real images that the scorer has not seen, and noise.
         test, logits = (
             splits.test,
             accuracy.predict(scorer, splits.test.images, data.at_a_time(splits.test.images, 1000)),

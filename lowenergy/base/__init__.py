@@ -1,4 +1,4 @@
-"""What everything stands on: errors, files, the look of figures."""
+"""What everything else builds on: errors, files, the look of figures."""
 
 from lowenergy.base.errors import UserError
 from lowenergy.base.files import FileError

@@ -1,7 +1,7 @@
-"""The card of a model: every figure that was measured of it; and the few that one decides by.
+"""A model's card: every figure measured for it, and the few that decisions are based on.
 
-Stage `evaluate` writes cards/NAME.json, which DVC keeps; the last stage makes of them what git keeps, cards.json and
-metrics/NAME.json.
+Stage `evaluate` writes cards/NAME.json, which DVC keeps. From these, the last stage makes what git keeps: cards.json
+and metrics/NAME.json.
 """
 
 import hashlib
@@ -16,23 +16,23 @@ from lowenergy.base.nested import value_at
 
 FOLDER, ALL, METRICS = Path("cards"), Path("cards.json"), Path("metrics")
 SCORER = "scorer"
-DECISIVE = ("accuracy", "fid", "size_bytes")  # what one decides by: quality, and what it costs
+DECISIVE = ("accuracy", "fid", "size_bytes")  # what decisions are based on: quality, and what it costs
 
-Bounds = Sequence[float]  # [low, high] of an interval of 95 %
+Bounds = Sequence[float]  # [low, high] of a 95 % interval
 
 
 class Lost(TypedDict, total=False):
-    """How much worse a branch is than its teacher, on the same images or from the same noise; below 0: better."""
+    """How much worse a branch is than its teacher, on the same images or from the same noise; below 0 is better."""
 
     accuracy: float
     accuracy_interval: Bounds
-    p_value: float  # McNemar's: of as large a difference in accuracy by chance
+    p_value: float  # McNemar's: the probability of so large a difference in accuracy by chance
     fid: float
     fid_interval: Bounds
 
 
 class Figures(TypedDict, total=False):
-    """How good a model is on one split. Those of energies are of images that they draw."""
+    """How good a model is on one split. The figures of an energy describe the images it draws."""
 
     images: int  # classified
     accuracy: float
@@ -44,11 +44,11 @@ class Figures(TypedDict, total=False):
     fid_interval: Bounds
     inception_score: float
     inception_score_interval: Bounds
-    lost: Lost  # of a branch
+    lost: Lost  # branches only
 
 
 class Changed(TypedDict):
-    """The class that lost most: which share of its test images each of the two answers right."""
+    """The class that lost most: the share of its test images that branch and teacher each answer correctly."""
 
     label: str
     own: float
@@ -57,16 +57,16 @@ class Changed(TypedDict):
 
 
 class Card(Figures, total=False):
-    """The figures of the test split, those of the validation split, and what the model takes."""
+    """The figures on the test split and on the validation split, and what the model costs to store and run."""
 
     validation: Figures
     ood_auroc: dict[str, float]
-    agreement: float  # of a branch: the share of test images that get the teacher's answer
+    agreement: float  # branches only: the share of test images that get the teacher's answer
     lost_most: Changed
-    fid_to_teacher: float  # of a branch's samples, against the teacher's
-    energy_correlation: float  # Spearman's, of branch and teacher over test images
+    fid_to_teacher: float  # a branch's samples against the teacher's
+    energy_correlation: float  # Spearman's, between branch and teacher over the test images
     recoveries: int
-    pruned: Any  # the amount asked for, and what was reached
+    pruned: Any  # the amount requested and the amount reached
     warnings: str
     size_bytes: int
     compression_ratio: float
@@ -81,10 +81,10 @@ class Card(Figures, total=False):
 
 
 def told_apart(first: Bounds | None, second: Bounds | None) -> bool:
-    """Whether two models of one target differ by more than chance, given the intervals of what each has lost.
+    """Return True if two models of one target differ by more than chance, given the intervals of what each has lost.
 
-    The teacher, against which both were measured, has lost nothing and has no interval. Without any, figures count as
-    they are. Two branches have the teacher's chance in common, so this errs towards "no".
+    Both were measured against the teacher, which itself has lost nothing and has no interval. If neither model has an
+    interval, the figures count as they are: True. Two branches share the teacher's chance, so this errs towards False.
     """
     if first is None and second is None:
         return True
@@ -94,13 +94,13 @@ def told_apart(first: Bounds | None, second: Bounds | None) -> bool:
 
 
 def decisive(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The few figures that DVC's tables show; the card has all."""
+    """The few figures that DVC's tables show; the card has all of them."""
     few = {key: card[key] for key in DECISIVE if key in card}
     return few | {"validation": decisive(card["validation"])} if "validation" in card else few
 
 
 def collect(names: Iterable[str], root: str | Path = ".") -> dict[str, Card]:
-    """The cards of these models, of those that have one: as last measured here, or else as git has them."""
+    """The cards of those of these models that have one: as last measured here, otherwise as git has them."""
     root = Path(root)
     own = {name: root / FOLDER / f"{name}.json" for name in names}
     known = _in_git([name for name, path in own.items() if not path.exists()], root)
@@ -109,7 +109,10 @@ def collect(names: Iterable[str], root: str | Path = ".") -> dict[str, Card]:
 
 
 def _in_git(names: Sequence[str], root: Path) -> dict[str, Card]:
-    """Those that git has of models that were made with the values of params.yaml as they are now."""
+    """The cards in git of models that were made with the current values of params.yaml.
+
+    Without params.yaml or dvc.lock, nothing can be checked: all cards in git are returned.
+    """
     if not (names and (root / ALL).exists()):
         return {}
     known: dict[str, Card] = json.loads((root / ALL).read_text())
@@ -123,8 +126,10 @@ def _in_git(names: Sequence[str], root: Path) -> dict[str, Card]:
 
 
 def _changed(name: str, values: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -> bool:
-    """Whether a stage on the way to this model has read, by dvc.lock, what is another value in params.yaml now, or
-    another file than the stage before it has made since."""
+    """Return True if a stage on the way to this model has read something that has changed since, according to dvc.lock.
+
+    That is a value that is different in params.yaml now, or a file that an earlier stage has since made differently.
+    """
     made_by, branches = ["prepare", "recipes", "scorer"], values.get("branches") or {}
     while name in branches:
         made_by += [f"compress@{name}", f"evaluate@{name}", f"teacher@{branches[name].get('target')}"]
@@ -137,7 +142,7 @@ def _changed(name: str, values: Mapping[str, Any], stages: Mapping[str, Any], ro
     made = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
     for needed in (needed for stage in there for needed in stage.get("deps", ())):
         path = root / needed["path"]
-        if str(Path(needed["path"]).parent) in made and path.exists():  # of a folder, whose sum says nothing of it
+        if str(Path(needed["path"]).parent) in made and path.exists():  # in a folder, whose sum hides its files
             now = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         else:
             now = made.get(needed["path"], needed["md5"])
@@ -147,7 +152,7 @@ def _changed(name: str, values: Mapping[str, Any], stages: Mapping[str, Any], ro
 
 
 def publish(names: Iterable[str]) -> None:
-    """Write what git keeps, from the cards of these models and of the scorer."""
+    """Write the files that git keeps, from the cards of these models and of the scorer."""
     cards = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in (SCORER, *names)}
     files.write_json(ALL, cards)
     for name, card in cards.items():

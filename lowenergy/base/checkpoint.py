@@ -1,4 +1,4 @@
-"""What a killed stage needs to go on, in a file that only a stage of the same inputs and code takes up again."""
+"""What a killed stage needs to resume, in a file that only a stage with the same inputs and code takes up again."""
 
 import hashlib
 import io
@@ -18,12 +18,13 @@ SECONDS = 60.0  # at most this much work is lost to a kill
 
 
 def fingerprint(inputs: Iterable[Any], code: Iterable[str]) -> str:
-    """Of whatever decides the outcome: tensors, files, folders with all that is in them, and what has a repr.
+    """Hash everything that decides the outcome: tensors, files, folders with their contents, values by their repr.
 
-    Of torch's version, too.
+    The version of torch is included.
 
     Args:
-        code: files and folders of lowenergy that take part. Who edits the page keeps the checkpoints of trainings.
+        code: files and folders of lowenergy that take part. Only these: editing the report's page, for example, must
+            not invalidate the checkpoints of a training.
     """
     digest = hashlib.sha256()
     package = Path(lowenergy.__path__[0])
@@ -35,19 +36,19 @@ def fingerprint(inputs: Iterable[Any], code: Iterable[str]) -> str:
 
 def _of_tensor(tensor: Tensor) -> tuple[Any, ...]:
     digest = hashlib.sha256()
-    for part in tensor.detach().flatten().split(2**24):  # it may be larger than memory
+    for part in tensor.detach().flatten().split(2**24):  # the tensor may be larger than memory
         digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
     return tensor.dtype, tuple(tensor.shape), digest.hexdigest()
 
 
 def _of_files(path: Path) -> list[tuple[str, str]]:
-    """Each file's name and hash, but byte code's."""
-    found = []
+    """The name and hash of each file, except byte code."""
+    hashes = []
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file() and "__pycache__" not in file.parts:
             with file.open("rb") as content:
-                found.append((str(file.relative_to(path)), hashlib.file_digest(content, "sha256").hexdigest()))
-    return found
+                hashes.append((str(file.relative_to(path)), hashlib.file_digest(content, "sha256").hexdigest()))
+    return hashes
 
 
 class Checkpoint:
@@ -58,19 +59,22 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def keep(self, content: Mapping[str, Any]) -> None:
-        """Written atomically."""
+        """Write the content atomically."""
         saved = io.BytesIO()
         torch.save({"fingerprint": self.fingerprint, **content}, saved)
         files.write_bytes(self.path, saved.getvalue())
         self.saved = time.monotonic()
 
     def keep_now_and_then(self, content: Mapping[str, Any]) -> None:
-        """keep, unless that was less than SECONDS ago; of views what they show, not all that lies beneath."""
+        """Call keep, unless it was called less than SECONDS ago.
+
+        Tensors are copied first, so that a view is saved without the rest of the memory it looks into.
+        """
         if time.monotonic() - self.saved > SECONDS:
             self.keep({key: value.clone() if isinstance(value, Tensor) else value for key, value in content.items()})
 
     def kept(self) -> dict[str, Any] | None:
-        """What a killed run with the same inputs kept; None without one."""
+        """What a killed run with the same inputs and code kept; None if there is none, or it is unreadable."""
         if not self.path.exists():
             return None
         try:

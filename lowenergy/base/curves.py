@@ -1,4 +1,4 @@
-"""The curves of a training, for whoever watches it: point by point while it goes on, whole when it has ended."""
+"""The curves of a training, for whoever watches it: point by point while it runs, as a whole once it has ended."""
 
 import csv
 import json
@@ -6,22 +6,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-GROWING = "points.jsonl"  # in a curve's folder for as long as it grows
-DRAWN = Path("plots") / "metrics" / "loss.tsv"  # where DVCLive puts it
+GROWING = "points.jsonl"  # in a curve's folder while the curve grows
+DRAWN = Path("plots") / "metrics" / "loss.tsv"  # where DVCLive puts the curve
 
 
 @dataclass(frozen=True)
 class Point:
-    """The mean loss of the steps since the point before."""
+    """The mean loss over the steps since the previous point."""
 
-    curve: str  # the folder's name below where curves were looked for; "." for that folder itself
+    curve: str  # its folder, relative to the folder searched for curves; "." for that folder itself
     step: int
     steps: int
     loss: float
 
 
 def grow(folder: Path, steps: int, losses: Iterable[tuple[int, float]]) -> None:
-    """Show the points (step, loss) that a curve has up to now; `ended` takes them away, since folders are outputs."""
+    """Show the points (step, loss) of a curve so far; `ended` removes them, since the folder is a stage's output."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{GROWING}.part"
     part.write_text("".join(json.dumps(asdict(Point(".", step, steps, loss))) + "\n" for step, loss in losses))
@@ -33,7 +33,7 @@ def ended(folder: Path) -> None:
 
 
 def so_far(folder: Path) -> Iterator[Point]:
-    """The points of all curves that grow below a folder."""
+    """The points of all growing curves below a folder."""
     for path in sorted(folder.rglob(GROWING)):
         try:
             lines = path.read_text().splitlines()
@@ -44,7 +44,7 @@ def so_far(folder: Path) -> Iterator[Point]:
 
 
 def drawn(folder: Path) -> Iterator[Point]:
-    """The points of all curves below a folder that have ended."""
+    """The points of all finished curves below a folder."""
     for path in sorted(folder.rglob(str(DRAWN))):
         with path.open() as file:
             rows = list(csv.DictReader(file, delimiter="\t"))

@@ -13,7 +13,10 @@ _asked: ContextVar[torch.device | None] = ContextVar("device", default=None)
 
 
 def autocast(device: str, precision: Precision) -> torch.autocast:
-    """bfloat16 if asked for and known to this type of device: a CPU without it emulates it, several times slower."""
+    """Autocast to bfloat16 if `precision` asks for it and this type of device supports it.
+
+    A CPU without support would emulate bfloat16, several times slower.
+    """
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed" and has_bfloat16(device))
 
 
@@ -22,18 +25,18 @@ def has_bfloat16(device: str) -> bool:
 
 
 def fastest() -> torch.device:
-    """The one that was asked for; else a GPU where there is one."""
+    """The device that was asked for; otherwise a GPU if there is one, else the CPU."""
     return _asked.get() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def asked() -> torch.device | None:
-    """The one device that all work is to be done on, by this process alone; None for whatever a stage may take."""
+    """The one device on which this process alone is to do all work; None if a stage may take what it finds."""
     return _asked.get()
 
 
 @contextmanager
 def on(device: torch.device) -> Iterator[None]:
-    """Within it, everything is trained, drawn and measured on this device."""
+    """Train, draw and measure everything on this device within the `with` block."""
     before = _asked.set(device)
     try:
         yield
@@ -43,7 +46,10 @@ def on(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def measured(network: nn.Module) -> Iterator[torch.device]:
-    """Within it the network is on the fastest device, whose float32 products are no shorter than a CPU's (no TF32)."""
+    """Put the network on the fastest device within the block, and on the CPU afterwards.
+
+    cuDNN is deterministic there, and its float32 products are as precise as a CPU's (no TF32).
+    """
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         network.to(fastest())
         yield fastest()

@@ -1,4 +1,4 @@
-"""What the user can mend is a UserError: it says what, where and what to do, and is shown without traceback."""
+"""Errors that the user can fix are UserErrors: they say what, where and what to do, and are shown without traceback."""
 
 import errno
 
@@ -16,7 +16,7 @@ ADVICE = {
     errno.ELOOP: "the link leads to itself; give another place",
 }
 
-EXTRAS = {  # packages that not everything needs -> the extra that installs them
+EXTRAS = {  # optional packages -> the extra that installs them
     **dict.fromkeys(("lightning_fabric", "torch_pruning", "torchao"), "compress"),
     **dict.fromkeys(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), "onnx"),
     **dict.fromkeys(("dvc", "dvclive", "matplotlib", "pandas", "PIL", "rich", "ruamel", "sklearn"), "pipeline"),
@@ -28,20 +28,22 @@ EXTRAS = {  # packages that not everything needs -> the extra that installs them
 
 
 class UserError(ValueError):
-    """Bad params, data or files, or a training that cannot go on."""
+    """Bad params, data or files, or a training that cannot continue."""
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """What an exception of somebody else's says, on one line: torch's can have twelve."""
+    """The message of somebody else's exception on one line, cut to `most` characters: torch's can have twelve lines."""
     text = " ".join(str(error).split())
     return (text if text.isprintable() else ascii(text))[:most] or type(error).__name__
 
 
 def explained(error: UserError | OSError) -> str:
-    """One line that names the file and what to do; what was there before is untouched, for files are written whole.
+    """Explain an error in one line that names the file and what to do.
+
+    It may promise that nothing is lost, since files are written as a whole: what was there before is untouched.
 
     Raises:
-        OSError: the error again, if it is none that a user can mend.
+        OSError: the error itself, if it is not one that the user can fix.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -51,10 +53,10 @@ def explained(error: UserError | OSError) -> str:
 
 
 def missing(error: ModuleNotFoundError) -> UserError:
-    """One line that says which extra brings a package that is not installed.
+    """An error that says in one line which extra installs the missing package.
 
     Raises:
-        ModuleNotFoundError: the error again, if it is of no such package.
+        ModuleNotFoundError: the error itself, if no extra installs that package.
     """
     package = (error.name or "").partition(".")[0]
     if package not in EXTRAS:

@@ -1,4 +1,4 @@
-"""Reading and writing files so that a kill leaves the old one or the new one, never half of one."""
+"""Read and write files so that a kill leaves either the old file or the new one, never half a file."""
 
 import base64
 import errno
@@ -13,12 +13,12 @@ import zstandard
 
 from lowenergy.base.errors import UserError
 
-if TYPE_CHECKING:  # torch is imported where tensors are, so that what has none starts at once
+if TYPE_CHECKING:  # torch is imported only where tensors are handled, so that everything else starts at once
     from torch import Tensor
 
-HEADER = "lowenergy"  # the one metadata key: a JSON object, or base 85 of its zstd
-LARGEST_HEADER = 2**22  # bytes of JSON, thirty times as many in memory; a thousand tensors take 200 kB
-DEEPEST_HEADER = 32  # lists and objects in each other
+HEADER = "lowenergy"  # the only metadata key: a JSON object, or its zstd in base 85
+LARGEST_HEADER = 2**22  # bytes of JSON, which take thirty times as many in memory; a thousand tensors need 200 kB
+DEEPEST_HEADER = 32  # levels of nested lists and objects
 MOST_TENSORS = 2**16
 MOST_DIMENSIONS = 8
 DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "U32", "I32", "F32", "U64", "I64", "F64", "C64")
@@ -33,18 +33,21 @@ def write_bytes(path: str | Path, content: bytes, check: Callable[[Path], None] 
     """Write beside the target, flush to disk, then rename over it.
 
     Args:
-        check: looks at what was written, before it takes the target's name; what it raises leaves no trace.
+        check: looks at what was written before it takes the target's name; if it raises, no trace is left.
     Raises:
-        OSError: it cannot be written; what was there before still is, and half a file is not left behind.
+        OSError: the file cannot be written; what was there before still is, and no half-written file is left behind.
+        FileError: the target exists and is not a regular file.
     """
     write_pieces(path, [content], check)
 
 
 def write_pieces(path: str | Path, pieces: Iterable[bytes], check: Callable[[Path], None] | None = None) -> None:
-    """write_bytes of what need not be in memory at once; an error of whoever makes the pieces leaves no trace either.
+    """Like write_bytes, for content that need not be in memory all at once.
+
+    An error while the pieces are being made leaves no trace either.
 
     Raises:
-        OSError: see write_bytes.
+        OSError, FileError: see write_bytes.
     """
     path = Path(path)
     if not _writes:
@@ -61,10 +64,10 @@ def write_pieces(path: str | Path, pieces: Iterable[bytes], check: Callable[[Pat
 
 
 def check_place(path: str | Path) -> None:
-    """See that a file can be written there, before anything is computed for it.
+    """Check that a file can be written there, before anything is computed for it.
 
     Raises:
-        OSError: see write_bytes.
+        OSError, FileError: see write_bytes.
     """
     if _writes:
         with _beside(Path(path)) as part:
@@ -74,12 +77,12 @@ def check_place(path: str | Path) -> None:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """Where to write what shall become `path`; gone after an error, which names `path`."""
+    """Where to write what is to become `path`. After an error this file is removed; an OSError then names `path`."""
     if not path.name or path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if path.exists() and not path.is_file():  # a device would be replaced by a file
+    if path.exists() and not path.is_file():  # a device, for example, would be replaced by a file
         raise FileError(f"{path}: there is something that is no file; give another name")
-    part = path.with_name(f".{path.name}.lowenergy.part")  # not one that somebody else would have
+    part = path.with_name(f".{path.name}.lowenergy.part")  # a name that nobody else would use
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -93,7 +96,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def left_to_another() -> Iterator[None]:
-    """Within it this process writes nothing: of several that share one stage (team.py), the first one does."""
+    """Write nothing within the block: if several processes share a stage (team.py), only the first one writes."""
     global _writes
     _writes = False
     try:
@@ -107,15 +110,15 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> None:
-    """Tensors and a JSON header in one safetensors file, written atomically."""
+    """Write tensors and a JSON header to one safetensors file, atomically."""
     write_bytes(path, safetensors_bytes(tensors, header))
 
 
 def safetensors_bytes(tensors: Mapping[str, "Tensor"], header: Mapping[str, Any], *, small: bool = False) -> bytes:
-    """Tensors and a JSON header as the content of a safetensors file; the same input gives the same bytes.
+    """The content of a safetensors file with these tensors and this JSON header; the same input gives the same bytes.
 
     Args:
-        small: the header as base 85 of its zstd: of a model of 10 kB it is a seventh otherwise.
+        small: store the header as zstd in base 85; as plain JSON it would be a seventh of a 10 kB model.
     """
     from safetensors.torch import save
 
@@ -130,12 +133,13 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, A
     """The tensors and the JSON header of a file written by write_safetensors.
 
     Raises:
-        FileError: missing, truncated, without the header, or with one that was made to fill memory.
+        FileError: the file is missing or truncated, lacks the header, has one that was made to fill memory, or has too
+            many tensors, or tensors of a type or a number of dimensions that is not allowed.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with Path(path).open("rb") as plain:  # safe_open would say of a directory that it is no such device
+        with Path(path).open("rb") as plain:  # for a directory, safe_open would report "no such device"
             if int.from_bytes(plain.read(8), "little") > 4 * LARGEST_HEADER:
                 raise SafetensorError("no list of tensors, or one that is far too long")
         with safe_open(str(path), framework="pt") as file:
@@ -179,7 +183,7 @@ def _header(text: str, path: str | Path) -> dict[str, Any]:
 
 
 def _depth(value: Any) -> int:
-    """Of lists and objects in each other, without recursion."""
+    """How many levels of lists and objects are nested, found without recursion."""
     depth, level = 0, [value]
     while level:
         depth += 1
@@ -193,16 +197,16 @@ def _depth(value: Any) -> int:
 
 
 def unzstd(packed: bytes, most: int) -> bytes:
-    """What is packed in one zstd frame, of at most so many bytes: a frame can state, and take, any number.
+    """Unpack one zstd frame of at most `most` bytes: a frame can declare any size, and take up that much memory.
 
     Raises:
-        ValueError: it is none, or larger.
+        ValueError: it is not a zstd frame, or its content is larger.
     """
     try:
         stated = zstandard.frame_content_size(packed)
         if stated > most:
             raise ValueError(f"zstd of {stated:,} bytes, where at most {most:,} were expected")
-        found: bytes = zstandard.ZstdDecompressor().decompress(packed, max_output_size=most, allow_extra_data=False)
-        return found
+        content: bytes = zstandard.ZstdDecompressor().decompress(packed, max_output_size=most, allow_extra_data=False)
+        return content
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from None

@@ -1,4 +1,4 @@
-"""A figure and how sure it is; intervals of shares."""
+"""A figure with its uncertainty, and intervals for shares."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the values that the images which it was measured on cannot tell from it.
+    """A figure, and the range of values that the images it was measured on cannot tell apart from it.
 
     >>> print(Interval(0.97, 0.94, 0.985))
     0.97 (0.94 to 0.985)
@@ -30,7 +30,7 @@ class Interval:
 
 
 def standard_errors(confidence: float = CONFIDENCE) -> float:
-    """How many to either side of a normal distribution's mean hold this share of it.
+    """How many standard errors to either side of its mean hold this share of a normal distribution.
 
     >>> round(standard_errors(0.95), 2)
     1.96
@@ -39,12 +39,12 @@ def standard_errors(confidence: float = CONFIDENCE) -> float:
 
 
 def wilson(hits: int, n: int, z: float | None = None) -> Interval:
-    """The share hits / n and Wilson's score interval (Wilson 1927): within [0, 1], and honest near both ends.
+    """The share hits / n with Wilson's score interval (Wilson 1927): within [0, 1], and honest near both ends.
 
     Args:
-        z: standard errors to either side; None for those of CONFIDENCE.
+        z: standard errors to either side; None for as many as CONFIDENCE needs.
     Raises:
-        ValueError: hits is not in 0..n, or n is 0.
+        ValueError: hits is not in 0..n, or n is not above 0.
 
     >>> print(wilson(139, 143))
     0.972 (0.9303 to 0.9891)
@@ -56,4 +56,4 @@ def wilson(hits: int, n: int, z: float | None = None) -> Interval:
     middle = share + z**2 / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     low, high = (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
-    return Interval(share, min(max(0.0, low), share), max(min(1.0, high), share))  # but for rounding
+    return Interval(share, min(max(0.0, low), share), max(min(1.0, high), share))  # rounding may put it outside

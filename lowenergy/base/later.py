@@ -1,4 +1,4 @@
-"""Functions that are imported when they are called: whoever only reads parameters does not wait for torch."""
+"""Functions that are imported only when they are called, so that reading parameters does not wait for torch."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def later(place: str) -> Callable[..., Any]:
-    """The function at this place, such as `lowenergy.compression.prune.pruning:compress`."""
+    """A stand-in for the function at this place, such as `lowenergy.compression.prune.pruning:compress`."""
     module, _, name = place.partition(":")
 
     def call(*args: Any, **kwargs: Any) -> Any:

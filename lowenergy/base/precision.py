@@ -1,4 +1,4 @@
-"""What a forward and a backward pass compute in."""
+"""The arithmetic of a forward and a backward pass."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""A line now and then of how far a stage is, and how long it will take yet."""
+"""Print now and then how far a stage has got, and how much longer it will take."""
 
 import time
 
@@ -6,7 +6,7 @@ EVERY = 5.0  # seconds
 
 
 class Progress:
-    """Counts up to `total` and prints a line every few seconds.
+    """Count up to `total`, and print a line every few seconds.
 
     >>> progress = Progress("ebm/evaluate prune: sampling", total=3000)
     >>> progress(500)  # that many are done
@@ -17,7 +17,7 @@ class Progress:
         self.started = self.printed = time.monotonic()
 
     def skip(self, done: int) -> None:
-        """That many were done by a run that was killed."""
+        """Count this many as done by an earlier run that was killed."""
         self.done += done
         self.skipped += done
 

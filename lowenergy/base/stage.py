@@ -1,4 +1,4 @@
-"""How a stage starts and how it fails: one line for what the user can mend, a traceback for what we must."""
+"""How a stage starts and how it fails: one line if the user can fix it, a traceback if we have to."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ from lowenergy.base.errors import UserError, explained
 
 
 def run(main: Callable[..., None]) -> None:
-    """Call `main` with the command line's arguments; exit with 1 after one clear line where the user can help."""
-    os.environ.setdefault("LOWENERGY_PROCESSES", "all")  # one for each GPU, which are ours to take
+    """Call `main` with the command line's arguments. On an error that the user can fix, print one line and exit 1."""
+    os.environ.setdefault("LOWENERGY_PROCESSES", "all")  # one for each GPU: a stage may take all of them
     try:
         main(*sys.argv[1:])
     except (UserError, OSError) as error:

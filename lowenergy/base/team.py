@@ -1,9 +1,10 @@
 """Processes that share each batch of one training, on several GPUs or cores: data parallelism without a wrapper.
 
-Every process draws the whole batch and all of its random numbers, so that these do not depend on how many there are;
-it runs the network on its share of the rows, and gets the rows of the others. All compute the loss of the whole batch,
-each with the gradient of its own rows; the sum of these gradients is that of the batch. Nothing is averaged over
-shares: a mean over some rows only, batch norm, a second derivative are those of one process, but for rounding.
+Every process draws the whole batch and all of its random numbers, so that these do not depend on the number of
+processes. It runs the network on its share of the rows, and receives the results of the others. All of them compute
+the loss of the whole batch, each with the gradient of its own rows; these gradients add up to that of the batch.
+Nothing is averaged over shares: a mean over some of the rows, a batch norm or a second derivative is what one process
+would compute, except for rounding.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from lowenergy.base.errors import UserError
 
-TINY = 1e-12  # in the place of a variance's eps, where none is wanted
+TINY = 1e-12  # takes the place of a variance's eps where none is wanted
 
 
 class TeamError(UserError):
-    """Another process of the team has ended; it has said why."""
+    """Another process of the team has ended; its own message says why."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,13 @@ class Team:
     size: int = 1
 
     def own_rows(self, batch: Tensor) -> Tensor:
-        """This process's rows of a batch that all of them have, as even as it goes.
+        """This process's rows of a batch that all processes have, divided as evenly as possible.
 
-        Fewer rows than processes are not divided: where nothing is trained, each process does all of them.
+        If there are fewer rows than processes, they are not divided: when nothing is being trained, each process
+        handles all of them.
 
         Raises:
-            UserError: there are such, and something is trained.
+            UserError: there are fewer rows than processes during training.
         """
         if len(batch) < self.size:
             if torch.is_grad_enabled():
@@ -51,10 +53,10 @@ class Team:
         return batch[start:end]
 
     def gather(self, part: Tensor, count: int) -> Tensor:
-        """All `count` rows of a batch of whose results this process has its share; only that one has a gradient.
+        """All `count` rows of a batch's results, from this process's share `part`; only that share has a gradient.
 
         Raises:
-            TeamError: another process has ended. So do the methods below.
+            TeamError: another process has ended. The methods below raise it, too.
         """
         if self.size == 1 or count < self.size:
             return part
@@ -69,7 +71,7 @@ class Team:
         return torch.cat(rows)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up what each process's rows say of the weights."""
+        """Add up the gradients of the weights from the rows of all processes."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.size == 1 or not gradients:
             return
@@ -80,7 +82,7 @@ class Team:
             gradient.copy_(total.view(gradient.shape))
 
     def agree(self, tensors: Iterable[Tensor]) -> None:
-        """Everyone takes the values of the first process."""
+        """Give these tensors the values of the first process, everywhere."""
         if self.size > 1:
             with _others():
                 for tensor in tensors:
@@ -88,7 +90,7 @@ class Team:
 
     @contextmanager
     def norms(self) -> Iterator[None]:
-        """Within it, batch norms in training take the statistics of the whole batch, in whatever module they are."""
+        """Within the block, let every batch norm in training, in any module, use the whole batch's statistics."""
         if self.size == 1:
             yield
         else:
@@ -103,7 +105,7 @@ ALONE = Team()
 def _others() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # the backend's, of a closed connection
+    except RuntimeError as error:  # from the backend, when a connection is closed
         raise TeamError(
             f"another process of this stage has ended, see its message ({str(error).splitlines()[0][:80]}); "
             "run again to go on from the last checkpoint"
@@ -128,7 +130,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """functional.batch_norm over the rows of all processes (Ioffe & Szegedy 2015), as often differentiable."""
+    """functional.batch_norm over the rows of all processes (Ioffe & Szegedy 2015), differentiable just as often."""
     channels = images.shape[1]
     total, squares = _Sums.apply(images)
     own = torch.cat([total, squares, total.new_tensor([images.numel() / channels])])
@@ -145,14 +147,14 @@ def _batch_norm(
 
 
 def _affine(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale * images + shift, by channel: a batch norm's own kernel takes a third of the time of two operations."""
+    """scale * images + shift, per channel: a batch norm's own kernel takes a third of the time of two operations."""
     return torch.batch_norm(
         images, scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0, False
     )
 
 
 class _Total(torch.autograd.Function):
-    """The sum over processes of a tensor that each has; so is its gradient."""
+    """Sum a tensor over all processes; its gradient is summed over them in the same way."""
 
     @staticmethod
     def forward(_: Any, own: Tensor) -> Tensor:
@@ -167,8 +169,10 @@ class _Total(torch.autograd.Function):
 
 
 class _Sums(torch.autograd.Function):
-    """Sums of a batch and of its squares, by channel; from a batch norm, which finds them in a sixth of the time that
-    reductions over rows and pixels take."""
+    """Sum a batch and its squares per channel.
+
+    The sums come from a batch norm, which takes a sixth of the time of reductions over rows and pixels.
+    """
 
     @staticmethod
     def forward(context: Any, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The public calls: for modules and images in somebody's own program what the pipeline does for params.yaml.
+"""The public calls: they do for modules and images in a user's program what the pipeline does for params.yaml.
 
-`lowenergy` itself names them; each module here is imported when one of its calls is.
+`lowenergy` itself exports them; each module here is imported only when one of its calls is used.
 """

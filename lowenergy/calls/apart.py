@@ -1,4 +1,4 @@
-"""A room of its own for a call: whatever it sets in torch, the caller never sees."""
+"""Isolate a call: the caller never sees what it sets in torch."""
 
 import os
 import random
@@ -14,24 +14,25 @@ from lowenergy.base import device as devices
 from lowenergy.base.errors import UserError, explained, missing
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-_one_at_a_time = threading.RLock()  # what is set and put back belongs to the whole process
+_one_at_a_time = threading.RLock()  # what is set and restored belongs to the whole process
 
 Device = torch.device | str | None
 
 
 @contextmanager
 def apart(device: Device = None) -> Iterator[torch.device]:
-    """Within it torch is as a stage has it, on this device; afterwards everything is as it was before.
+    """Set torch up as a stage has it, on this device; afterwards, restore everything.
 
-    That is: default dtype and device, gradient and autocast modes, deterministic algorithms, threads, random numbers,
-    and the one environment variable that a stage sets. What is printed goes to stderr, as progress should: a script's
-    output is its own.
+    This concerns the default dtype and device, gradient and autocast modes, deterministic algorithms, threads, random
+    numbers, and the one environment variable that a stage sets. Whatever is printed goes to stderr, where progress
+    belongs: stdout belongs to the caller's script.
 
     Args:
-        device: None for a GPU where there is one.
+        device: None for a GPU if there is one.
     Raises:
-        UserError: there is no such device; or a file cannot be written, for a reason that the user can mend. What a
-            call raises loses its mention of params.yaml, which it has not read.
+        UserError: there is no such device, a package is not installed that one of the extras brings, or a file cannot
+            be read or written for a reason that the user can fix. Errors raised within lose their mention of
+            params.yaml, since a call has not read it.
     """
     with _one_at_a_time, ExitStack() as stack:
         place = _checked(device)
@@ -42,7 +43,7 @@ def apart(device: Device = None) -> Iterator[torch.device]:
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if torch.cuda.is_available():
             stack.enter_context(torch.autocast("cuda", enabled=False))
-        if torch.get_default_device().type != "cpu":  # where tensors are made that say nothing else; it slows all calls
+        if torch.get_default_device().type != "cpu":  # the device of new tensors; setting it slows all calls
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(devices.on(place))
         stack.enter_context(redirect_stdout(sys.stderr))
@@ -62,7 +63,7 @@ def _checked(device: Device) -> torch.device:
     try:
         place = devices.fastest() if device is None else torch.device(device)
         torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch knows no such name, or has no such device
+    except (RuntimeError, AssertionError) as error:  # torch does not know the name, or has no such device
         raise UserError(f"device={device!r}: {str(error).splitlines()[0]}; give cpu or cuda") from None
     if place.type not in ("cpu", "cuda"):
         raise UserError(f"device={device!r}: nothing was tried there; give cpu or cuda")
@@ -82,7 +83,7 @@ def _put_back() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        if _deterministic() != deterministic:  # the call imports much of torch
+        if _deterministic() != deterministic:  # only then: setting it imports much of torch
             torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
         if variable is None:

@@ -1,4 +1,4 @@
-"""Arguments of the calls that are plain numbers and paths: read, or refused by one line that names them."""
+"""Read those arguments of the calls that are plain numbers and paths, or refuse them with one line that names them."""
 
 import operator
 import os
@@ -8,14 +8,14 @@ from typing import Any
 
 from lowenergy.base.errors import UserError
 
-SEEDS = 2**63  # as many as torch.Generator takes
+SEEDS = 2**63  # seeds are below this; torch.Generator takes all of them
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
-    """An integer, of whatever package.
+    """Return `value` as an int; it may be an integer of any package, such as numpy.
 
     Raises:
-        UserError: it is none, or below `least`.
+        UserError: it is not an integer, or is below `least`.
     """
     try:
         number = operator.index(value)
@@ -27,10 +27,10 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 
 
 def seed_of(value: Any) -> int:
-    """Of random numbers.
+    """Return `value` as a seed of random numbers.
 
     Raises:
-        UserError: it is no whole number from 0 to 2^63 - 1.
+        UserError: it is not a whole number from 0 to 2^63 - 1.
     """
     number = whole("seed", value, least=0)
     if number >= SEEDS:
@@ -39,10 +39,10 @@ def seed_of(value: Any) -> int:
 
 
 def above_zero(name: str, value: Any) -> float:
-    """A finite number above 0.
+    """Return `value` as a finite float above 0.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not one.
     """
     try:
         number = float(value)
@@ -54,10 +54,10 @@ def above_zero(name: str, value: Any) -> float:
 
 
 def trusted(value: Any) -> Collection[str]:
-    """Whose code a file may name; None is nobody's.
+    """The names of modules and files whose code a model file may refer to; none for None.
 
     Raises:
-        UserError: one name by itself, which would be a set of letters.
+        UserError: it is a single name, which would be read as a collection of letters.
     """
     if value is None:
         return ()
@@ -67,10 +67,10 @@ def trusted(value: Any) -> Collection[str]:
 
 
 def path_of(name: str, value: Any) -> Path:
-    """Of a file or a directory.
+    """Return `value` as the path of a file or a directory.
 
     Raises:
-        UserError: it is no path.
+        UserError: it is not a path, or contains a null character.
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise UserError(f"{name}: {type(value).__name__} is no path; give the name of a file")

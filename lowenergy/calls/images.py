@@ -1,6 +1,7 @@
-"""Images as people have them (tensors, arrays, data sets, loaders) as what the pipeline calls splits: bytes and labels.
+"""Turn images as people have them (tensors, arrays, data sets, loaders) into the pipeline's splits: bytes and labels.
 
-All are read once, in order, into a temporary file that is mapped into memory: they may be more than memory holds.
+All images are read once, in order, into a temporary file that is mapped into memory: there may be more than memory
+holds.
 """
 
 import shutil
@@ -22,10 +23,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lowenergy.base.progress import EVERY
 from lowenergy.data import DataError, Split, Splits
 
-HELD_OUT = 0.1  # of the images, to validate on, where nobody says how many
+HELD_OUT = 0.1  # share of the images to validate on, unless the caller says
 AT_A_TIME = 256  # images of a tensor, array or data set
 MOST_CLASSES = 10**6
-OVERSHOOT = 0.05  # of the range from black to white: resizing with a sharp filter leaves it by as much
+OVERSHOOT = 0.05  # share of the range from black to white by which resizing with a sharp filter may leave it
 
 Images = Any  # Tensor, array, Dataset, DataLoader or another iterable of batches, or Splits
 Normalisation = tuple[list[float], list[float]]
@@ -33,10 +34,11 @@ Values = float | Sequence[float] | None
 
 
 def normalisation(mean: Values, std: Values, channels: int) -> Normalisation | None:
-    """One value for each channel, as a network's file keeps them.
+    """Mean and standard deviation with one value for each channel, as a network's file keeps them; None without both.
 
     Raises:
-        DataError: one of both is missing, or is not of this many channels or out of range.
+        DataError: only one of the two is given, or one is not a number, does not have this many channels, or is out of
+            range.
     """
     if mean is None and std is None:
         return None
@@ -57,12 +59,12 @@ def normalisation(mean: Values, std: Values, channels: int) -> Normalisation | N
 def gathered(
     images: Images, labels: Any = None, *, mean: Values = None, std: Values = None, validation: Any = HELD_OUT
 ) -> tuple[Splits, bool]:
-    """The images as splits, and whether they came with labels; without, all have label 0.
+    """Return the images as splits, and whether they came with labels; without labels, all have label 0.
 
     Args:
         images, labels, mean, std, validation: see lowenergy.compress.
     Raises:
-        DataError: they cannot be used; the message says what to give.
+        DataError: the images cannot be used; the message says what to give.
     """
     if isinstance(images, Splits):
         if labels is not None:
@@ -78,7 +80,7 @@ def gathered(
     seen: Counter[int] = Counter()
 
     def held_out(label: int) -> bool:
-        """Of each class its share, evenly, the second image first."""
+        """Pick this share of every class, evenly spaced, starting with the second image."""
         seen[label] += 1
         return share is not None and (seen[label] - 2) * share // 1 > (seen[label] - 3) * share // 1
 
@@ -86,7 +88,7 @@ def gathered(
     _fill(images, labels, mean, std, train, held, held_out)
     if share is None:
         of_two = isinstance(validation, tuple | list) and len(validation) == 2
-        # A list may be two images, neither of which has one dimension, as labels have.
+        # A list may also be two images; unlike labels, an image never has just one dimension.
         pair = of_two and (isinstance(validation, tuple) or getattr(validation[1], "ndim", 0) == 1)
         others, answers = validation if pair else (validation, None)
         _fill(others, answers, mean, std, held, _Room(), lambda label: False)
@@ -107,7 +109,11 @@ def gathered(
 
 
 def read(images: Images, labels: Any = None, *, mean: Values = None, std: Values = None) -> tuple[Split, bool]:
-    """All of the images as one split, and whether they came with labels."""
+    """Return all of the images as one split, and whether they came with labels.
+
+    Raises:
+        DataError: there are none, or they cannot be used; the message says what to give.
+    """
     if isinstance(images, Split):
         return images, True
     room = _Room()
@@ -118,15 +124,15 @@ def read(images: Images, labels: Any = None, *, mean: Values = None, std: Values
 
 
 class _Room:
-    """Images of one split as they come, in a temporary file that goes with its last reader.
+    """Collect the images of one split, as they come, in a temporary file that is deleted with its last reader.
 
     Raises:
-        DataError: they would fill more than half of what the disk has left.
+        DataError: the images would fill more than half of the free disk space.
     """
 
     def __init__(self) -> None:
         self.most = shutil.disk_usage(tempfile.gettempdir()).free // 2
-        self.file = tempfile.TemporaryFile(prefix="lowenergy-")  # noqa: SIM115 for as long as it is mapped
+        self.file = tempfile.TemporaryFile(prefix="lowenergy-")  # noqa: SIM115 it stays open while it is mapped
         self.labels: list[Tensor] = []
         self.shape: tuple[int, ...] = ()
         self.count = 0
@@ -158,7 +164,7 @@ def _fill(
     other: _Room,
     goes_there: Callable[[int], bool],
 ) -> None:
-    """Read all images into `room`, but those into `other` whose labels `goes_there` says so of."""
+    """Read all images into `room`, except those for whose label `goes_there` returns True: they go into `other`."""
     lowest, floats, count, said = np.inf, False, 0, time.monotonic()
     for batch, answers in _batches(images, labels):
         if time.monotonic() - said > EVERY:
@@ -195,11 +201,11 @@ def _fill(
 
 
 def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
-    """Batches of images with their labels, or None."""
+    """Yield batches of images, each with its labels or None."""
     if isinstance(labels, Tensor):
         _check_plain(labels, "labels")
     elif hasattr(labels, "__array__"):
-        labels = np.asarray(labels)  # also of a Series, whose slices keep their place
+        labels = np.asarray(labels)  # also a Series, whose slices keep their index
     elif isinstance(labels, Collection) and not isinstance(labels, list | tuple | NO_LABELS):
         labels = list(labels)
     if isinstance(images, Tensor):
@@ -246,11 +252,11 @@ def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _stacked(items: Sequence[Any], first: int, labels: Any = None) -> tuple[Tensor, list[Any] | None]:
-    """Images of a data set, or images and labels, as a batch.
+    """Stack items of a data set, images or pairs of image and label, into a batch.
 
     Args:
-        first: the number of the first one.
-        labels: instead of their own.
+        first: the number of the first item.
+        labels: take these instead of the items' own.
     """
     pairs = [_pair(item) for item in items]
     pixels = [_tensor(image) for image, _ in pairs]
@@ -263,7 +269,7 @@ def _stacked(items: Sequence[Any], first: int, labels: Any = None) -> tuple[Tens
 
 
 def _is_sliced(images: Any) -> bool:
-    """Whether it is like an array, such as those that h5py and zarr keep in files."""
+    """Return True for objects like arrays, such as those that h5py and zarr keep in files."""
     return all(hasattr(images, name) for name in ("shape", "dtype", "__len__", "__getitem__"))
 
 
@@ -284,7 +290,7 @@ def _check_count(labels: Any, images: int) -> None:
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
-    """An image or batch with its label or labels, or None."""
+    """Return an image or a batch, and its label or labels, or None without any."""
     if isinstance(item, tuple | list):
         if not 1 <= len(item) <= 2:
             raise DataError(f"images: items of {len(item)} parts; give images, or (image, label)")
@@ -292,13 +298,13 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return item, None
 
 
-NO_LABELS = str | bytes | bytearray | Set | Mapping  # in spite of their length
+NO_LABELS = str | bytes | bytearray | Set | Mapping  # although they have a length
 INTEGERS = (torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64)
-INDEXED = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes of Pillow's images
+INDEXED = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes of Pillow images
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """In this machine's byte order: torch knows no other."""
+    """Return the array in this machine's byte order, the only one torch knows."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -312,10 +318,10 @@ def _tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         _check_plain(image, "images")
         return image
-    if getattr(image, "mode", None) in INDEXED:  # whose numbers are no brightness
+    if getattr(image, "mode", None) in INDEXED:  # their numbers are not grey levels or RGB
         image = image.convert("RGB")
     try:
-        return torch.from_numpy(_native(np.array(image)))  # also of Pillow's images; a copy, which may be written to
+        return torch.from_numpy(_native(np.array(image)))  # also reads Pillow images; a copy, so that it is writable
     except TypeError:
         raise DataError(
             f"images: {type(image).__name__} is no image; give tensors, arrays or Pillow's images"
@@ -323,7 +329,7 @@ def _tensor(image: Any) -> Tensor:
 
 
 def _upright(batch: Any) -> Tensor:
-    """(n, c, h, w), on the CPU, of images that are so, or without c, or with c last."""
+    """Return images as (n, c, h, w) on the CPU; they may also come without c, or with c last."""
     images = _tensor(batch).detach().cpu()
     if images.ndim == 3:
         images = images[:, None]
@@ -335,7 +341,7 @@ def _upright(batch: Any) -> Tensor:
 
 
 def _bytes(images: Tensor, normalised: Normalisation | None) -> Tensor:
-    """uint8 of images that are so, or of floats: from -1 to 1, or normalised."""
+    """Return images as uint8; they may be uint8, or floats that are normalised or else from -1 to 1."""
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():
@@ -347,7 +353,7 @@ def _bytes(images: Tensor, normalised: Normalisation | None) -> Tensor:
         mean, std = (torch.tensor(values)[:, None, None] for values in normalised)
         pixels = pixels * std + mean
     low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):  # NaN neither
+    if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):  # also refuses NaN
         given = f"from {float(images.min()):.4g} to {float(images.max()):.4g}"
         advice = "give mean and std if they are normalised" if normalised is None else "mean and std are of others"
         raise DataError(f"images: floats {given}, where -1 to 1 is expected of pixels; {advice}")
@@ -357,9 +363,9 @@ def _bytes(images: Tensor, normalised: Normalisation | None) -> Tensor:
 def _labels(given: Any, count: int) -> Tensor:
     if isinstance(given, Tensor):
         _check_plain(given, "labels")
-    try:  # a copy, for torch takes no array that runs backwards
+    try:  # copied, since torch takes no array with negative strides
         labels = torch.as_tensor(_native(given.copy()) if isinstance(given, np.ndarray) else given).detach().cpu()
-    except Exception:  # torch raises nearly anything at names, lists of uneven lists, or nothing
+    except Exception:  # torch raises nearly anything for names, ragged lists, or Nones
         kinds = ", ".join(sorted({type(label).__name__ for label in given})) if isinstance(given, list) else ""
         raise DataError(
             f"labels of {kinds or type(given).__name__}; give one whole number for each image, classes from 0"

@@ -1,7 +1,7 @@
-"""FID and Inception Score as papers have them: through Inception v3, with the usual weights from the user's file.
+"""FID and Inception Score as in papers: through Inception v3, with the usual weights from a file of the user's.
 
-The figures are pytorch-fid's of the same images and weights. It stands here and not in scoring/, on which every
-evaluation depends: no stage looks through it.
+The figures are those that pytorch-fid gives for the same images and weights. This module is here rather than in
+scoring/, on which every evaluation depends, because no stage uses it.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 SIDE = 299  # pixels that every image is resized to
-BATCH = 32  # images at a time: 64 channels of 147x147 pixels are 5.5 MB of each
+BATCH = 32  # images at a time: each takes 5.5 MB as 64 channels of 147x147 pixels
 WIDTH = 2048  # features
-OUTPUTS = 1008, 1000  # of the weights of 2015-12-05, which papers measure with; of torchvision's own
-CHANNELS = 1, 3  # grey is shown thrice
-POOLS = 9  # average pools of torchvision's network
+OUTPUTS = 1008, 1000  # with the weights of 2015-12-05, which papers use; with torchvision's own
+CHANNELS = 1, 3  # grey is repeated three times
+POOLS = 9  # average pools in torchvision's network
 FLOATS = "F16", "BF16", "F32", "F64"
 TURNED = (
     'python -c "import torch; from safetensors.torch import save_file; '
@@ -44,33 +44,34 @@ Pixels = Tensor | Sequence[Tensor]  # uint8, (n, c, h, w), or n images (c, h, w)
 
 
 def measure(path: str | Path, images: Images, real: Images, seed: int) -> Generation:
-    """FID and Inception Score of images through the Inception of a file.
+    """FID and Inception Score of images, through the Inception network in a file.
 
     Raises:
-        UserError: one line that says what, where, and what to do; of the file, before anything is computed.
+        UserError: one line that says what, where, and what to do. The file's names and shapes are checked before
+            anything is computed.
     """
     if real is None:
         raise UserError("real: Inception has no statistics beside it; give the images to compare with")
     network, answer = read_network(path)
     drawn, true = pixels_of(images, "images"), pixels_of(real, "real")
-    found, wanted = features_of(network, drawn, "images"), features_of(network, true, "real images")
-    if not (found.isfinite().all() and wanted.isfinite().all()):
+    features, wanted = features_of(network, drawn, "images"), features_of(network, true, "real images")
+    if not (features.isfinite().all() and wanted.isfinite().all()):
         raise FileError(f"{path}: features are not finite; give the weights of a trained Inception")
-    value, *again = distances(wanted, found, seed)
-    return Generation(around(value, again), score_surely(found @ answer.T, seed), len(drawn))
+    value, *again = distances(wanted, features, seed)
+    return Generation(around(value, again), score_surely(features @ answer.T, seed), len(drawn))
 
 
 # -- the network ------------------------------------------------------------------------------------------------------
 
 
 def read_network(path: str | Path) -> "tuple[GraphModule, Tensor]":
-    """Inception v3 as FID has it, and the weights of its answers, (outputs, WIDTH), with the weights of a file.
+    """Inception v3 as FID uses it, and the weights of its last layer, (outputs, WIDTH), both from a file.
 
-    The names are torchvision's, which those of the FID weights (torch-fidelity's, pytorch-fid's) are, too; what feeds
-    the loss in training, `AuxLogits`, may be there.
+    The tensors have torchvision's names, as they also have in the FID weights of torch-fidelity and pytorch-fid.
+    `AuxLogits`, which only feeds the loss in training, may be there.
 
     Raises:
-        FileError: it is no safetensors file, or a tensor is missing, unknown or of another shape.
+        FileError: it is not a safetensors file, or a tensor is missing, unknown, or of another shape or type.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -82,7 +83,7 @@ def read_network(path: str | Path) -> "tuple[GraphModule, Tensor]":
                 raise FileError(f"{path}: written by torch.save; turn it into safetensors: {TURNED.format(path)}")
             raise SafetensorError("no list of tensors, or one that is far too long")
         with safe_open(str(path), framework="pt") as file:
-            names = [name for name in file.keys() if not name.startswith("AuxLogits.")]  # noqa: SIM118 no dict
+            names = [name for name in file.keys() if not name.startswith("AuxLogits.")]  # noqa: SIM118 not a dict
             if len(names) > MOST_TENSORS:
                 raise FileError(f"{path}: {len(names):,} tensors, of at most {MOST_TENSORS:,}")
             slices = {name: file.get_slice(name) for name in names}
@@ -108,9 +109,9 @@ def read_network(path: str | Path) -> "tuple[GraphModule, Tensor]":
 
 
 def _network(outputs: int) -> "GraphModule":
-    """torchvision's network without values, and with the pools that the weights were trained with.
+    """torchvision's network without values, but with the pooling that the weights were trained with.
 
-    The graph of TensorFlow leaves a border's zeros out of an average, and its last block has a largest value instead.
+    In TensorFlow's graph, averages leave out the zeros at the border, and the last block takes the maximum instead.
     """
     from torch import fx
     from torchvision.models.inception import Inception3
@@ -129,7 +130,7 @@ def _network(outputs: int) -> "GraphModule":
 
 def _check(path: str | Path, network: nn.Module, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, str]) -> None:
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    counters = {name for name in wanted if name.endswith(".num_batches_tracked")}  # that nothing reads
+    counters = {name for name in wanted if name.endswith(".num_batches_tracked")}  # nothing reads these
     advice = "give a state dict of Inception v3 by torchvision's names"
     if missing := sorted(wanted.keys() - counters - shapes.keys()):
         raise FileError(f"{path}: {missing[0]} is missing; {advice}")
@@ -143,19 +144,19 @@ def _check(path: str | Path, network: nn.Module, shapes: dict[str, tuple[int, ..
 
 
 def features_of(network: nn.Module, pixels: Pixels, name: str = "images") -> Tensor:
-    """Features, (n, WIDTH) float32, of images."""
+    """The features of images, (n, WIDTH) float32."""
     progress = Progress(f"Inception: {name}", total=len(pixels))
-    found = []
+    features = []
     with measured(network) as device, torch.inference_mode():
         for first in range(0, len(pixels), BATCH):
-            part = torch.cat([_resized(image) for image in pixels[first : first + BATCH]])
-            found.append(network(part.to(device)).cpu())
-            progress(len(part))
-    return torch.cat(found)
+            batch = torch.cat([_resized(image) for image in pixels[first : first + BATCH]])
+            features.append(network(batch.to(device)).cpu())
+            progress(len(batch))
+    return torch.cat(features)
 
 
 def _resized(image: Tensor) -> Tensor:
-    """An image, uint8 (c, h, w), as the network takes it: (1, 3, SIDE, SIDE) float32 in [-1, 1]."""
+    """Turn an image, uint8 (c, h, w), into the network's input: (1, 3, SIDE, SIDE) float32 in [-1, 1]."""
     pixels = image[None].float().div(255).expand(1, 3, -1, -1)
     return F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", align_corners=False).mul(2).sub(1)
 
@@ -165,10 +166,10 @@ def _resized(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Folder(Sequence[Tensor]):
-    """The image files in a folder, of any sizes, read when they are asked for."""
+    """The image files of a folder, of any sizes, each read when it is asked for."""
 
     paths: list[str]
-    whites: Any  # of pixels of more than 8 bits, see decoding.survey
+    whites: Any  # what is white in pixels of more than 8 bits, see decoding.survey
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -182,10 +183,10 @@ class Folder(Sequence[Tensor]):
 
 
 def pixels_of(images: Images, name: str) -> Pixels:
-    """Images as bytes, from whatever the calls take, an array's file, or a folder of image files.
+    """Images as bytes, from anything that the calls take, from the file of an array, or from a folder of image files.
 
     Raises:
-        DataError: they are fewer than two, or have neither one channel nor three.
+        DataError: there are fewer than two, or they have neither one channel nor three.
     """
     pixels = _opened(images)
     where = f"{images}: " if isinstance(images, str | Path) else f"{name}: "
@@ -199,7 +200,7 @@ def pixels_of(images: Images, name: str) -> Pixels:
 
 def _opened(images: Images) -> Pixels:
     if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in CHANNELS:
-        return images.cpu()  # they need not be squares
+        return images.cpu()  # need not be square
     if not isinstance(images, str | Path):
         return read(images)[0].images
     path = Path(images)
@@ -214,10 +215,10 @@ def _opened(images: Images) -> Pixels:
 
 
 def _shape(path: Path) -> tuple[int, int, int]:
-    """Channels, height and width of an array's images; any of a file that read_array refuses."""
+    """Channels, height and width of the images in an array's file; arbitrary if read_array will refuse the file."""
     with suppress(Exception):
-        found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        array = found if isinstance(found, np.ndarray) else found["images" if "images" in found else found.files[0]]
+        saved: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = saved if isinstance(saved, np.ndarray) else saved["images" if "images" in saved else saved.files[0]]
         if array.ndim == 3:  # grey
             return (1, *array.shape[1:])
         first, *_, last = array.shape[1:]
@@ -229,12 +230,13 @@ def _shape(path: Path) -> tuple[int, int, int]:
 
 
 def distances(real: Tensor, found: Tensor, seed: int) -> list[float]:
-    """The FID of features, (n, width), and after it those of resamples of the second, see intervals.resampled.
+    """The FID between two sets of features, (n, width), followed by the FIDs of resamples of the second set.
 
-    With C1 = R Rᵀ, tr (C1 C2)^½ is the sum of the singular values of X R / (n - 1)^½, X the features less their mean.
-    X R is made once. A resample is a weight for each image that is in it; of as many images, or as many features, if
-    these are fewer, a symmetric matrix has the singular values' squares. With 2,048 features a resample of 1,000 images
-    takes 0.07 s of one core, of 10,000 images 2.5 s.
+    With C1 = R Rᵀ, tr (C1 C2)^½ is the sum of the singular values of X R / (n - 1)^½, where X is the second set's
+    features less their mean. X R is computed once. A resample gives a weight to each image in it. A symmetric matrix
+    has the squares of the singular values as eigenvalues; its side is the number of images in the resample, or the
+    number of features (columns of R) if these are fewer. With 2,048 features, a resample of 1,000 images takes 0.07 s
+    on one core, one of 10,000 images 2.5 s. For the resamples see intervals.resampled.
     """
     mean = real.mean(0, dtype=torch.float64)
     root = _root(real, mean)
@@ -257,12 +259,12 @@ def distances(real: Tensor, found: Tensor, seed: int) -> list[float]:
 
 
 def _root(features: Tensor, mean: Tensor) -> Tensor:
-    """R, (width, at most n or width), with R Rᵀ the covariance of features, (n, width)."""
+    """R, (width, the smaller of n and width), such that R Rᵀ is the covariance of features, (n, width)."""
     n, width = features.shape
     if n <= width:
         return (features.double() - mean).T / (n - 1) ** 0.5
     covariance = torch.zeros(width, width, dtype=torch.float64)
-    for part in features.split(1000):  # all of 50,000 images at once are 800 MB
+    for part in features.split(1000):  # all of 50,000 images at once would take 800 MB
         centred = part.double() - mean
         covariance += centred.T @ centred / (n - 1)
     values, vectors = torch.linalg.eigh(covariance)

@@ -1,4 +1,4 @@
-"""Calls that make a model: compress any module, train one, store one as it is."""
+"""Calls that make a model: compress any module, train one, or store one as it is."""
 
 import tempfile
 from collections.abc import Collection, Mapping
@@ -28,23 +28,23 @@ from lowenergy.training import disband, running
 
 @dataclass(frozen=True, repr=False)
 class Made:
-    """A model that a call has made: a network, a file, and all that the next call needs to go on from it."""
+    """A model that a call has made: a network, a file, and everything that the next call needs to continue from it."""
 
-    name: str  # of the method that made it
+    name: str  # the method that made it
     model: Model
-    provenance: Mapping[str, Any]  # as its file says it
-    teacher: Opened | None  # that it must match, and is compared with
+    provenance: Mapping[str, Any]  # as recorded in its file
+    teacher: Opened | None  # what it must match, and is compared with
     splits: Splits
-    matching: Mapping[str, Any]  # parameters of its kind that were given
+    matching: Mapping[str, Any]  # the parameters of its kind that were given
     training: Mapping[str, Any]
     seed: int
     device: Device
 
     @cached_property
     def network(self) -> nn.Module:
-        """Ready to use, in evaluation mode, on the CPU: images (n, c, h, w) in [-1, 1] -> logits or energies, (n, k).
+        """The network, in evaluation mode, on the CPU: images (n, c, h, w) in [-1, 1] -> logits or energies, (n, k).
 
-        The images' `mean` and `std`, if they were given, are within it.
+        If `mean` and `std` of the images were given, the network normalises its input itself.
         """
         with apart("cpu"):
             return network_of(self.model)
@@ -55,32 +55,34 @@ class Made:
             return artifact.to_bytes(self.model, self.provenance)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the ready network, which is made again: graphs of int8 cannot be pickled."""
+        """Leave out the ready network, which is made again when needed: int8 graphs cannot be pickled."""
         return {key: value for key, value in self.__dict__.items() if key != "network"}
 
     def to_bytes(self) -> bytes:
-        """The content of its file."""
+        """The content of the model's file."""
         return self._bytes
 
     @property
     def size_bytes(self) -> int:
-        """Of its file."""
+        """The size of the model's file in bytes."""
         return len(self._bytes)
 
     def save(self, path: str | Path) -> None:
-        """Write its file, which `lowenergy.load` reads, atomically.
+        """Write the model's file, which `lowenergy.load` reads, atomically.
 
         Raises:
-            FileError: what was written does not answer as the network does; nothing is left of it.
+            FileError: what was written does not give the network's answers; no trace of it is left.
         """
         with apart("cpu"):
             artifact.save(self.model, path_of("path", path), self.provenance)
 
     def card(self, images: Images, labels: Any = None, **options: Any) -> Card:
-        """What it can do and what it takes, beside the network that it was made from; see `lowenergy.evaluate`.
+        """Measure what the model can do and costs, beside the teacher that it had to match, if any.
 
         Args:
-            options: scorer, samples and so on, of `lowenergy.evaluate`; mean and std are those that it was made with.
+            images, labels: see `lowenergy.evaluate`.
+            options: scorer, samples and so on, see `lowenergy.evaluate`. By default, teacher, device, seed, mean and
+                std are those that the model was made with.
         """
         mean, std = self.splits.normalisation or (None, None)
         known = {"teacher": self.teacher, "device": self.device, "seed": self.seed, "mean": mean, "std": std}
@@ -115,37 +117,38 @@ def compress(
 ) -> Made:
     """Make a network smaller by `method`: prune, quantize, distill or pq (product quantization).
 
-    It is what the pipeline's stage does, with the same bytes for the same inputs. The network stays as it is: any
-    module that torch.export takes, on any device, in any mode. Nothing is written, and nothing of torch's state
-    changed.
+    This does what the pipeline's stage does, and gives the same bytes for the same inputs. The network is not changed;
+    it may be any module that torch.export accepts, on any device, in any mode. No file is written, and torch's global
+    state is left as it was.
 
     Args:
-        network: a module, a model file, or what a call has made: methods chain, and go on with the first one's images
-            and teacher if no others are given. What is pruned or distilled can be compressed again; what is quantized
-            or product-quantized cannot.
-        images: to train and calibrate on: a tensor, an array, a list, a Dataset or a DataLoader (of images, or of
-            images with labels; read once, in order; more than memory holds), or a pipeline's Splits. uint8; or floats
-            from -1 to 1; or floats normalised by `mean` and `std`.
-        labels: (n,), classes from 0, where the images do not bring them; an energy needs none.
-        validation: images that nothing is trained on, by which a result that only guesses is refused: a share of
-            `images`, the same of every class, or others, or a pair (images, labels).
-        mean, std: one value, or one for each channel, of pixels from 0 (black) to 1 (white): the network takes
-            (pixel - mean) / std, and so do images that are floats. mean=0, std=1 for a network that takes pixels from
-            0 to 1. Without, it takes images from -1 to 1.
-        teacher: what to match, and to be compared with; by default the network itself, in a chain the first one.
-        head: makes the network an energy, low where images are likely: `mean` of its outputs, the `scalar` that it
-            gives, or minus the `logsumexp` of its logits.
-        step_size, noise, gradient_clamp, chain_steps: of an energy, the constants of its Langevin steps and how many
-            lead from noise to an image; by default those of its file, or of params.yaml.
-        matching, training: further parameters of its kind, such as matching={"temperature": 4} of a classifier, by
-            their names in params.yaml (`lowenergy params classifier`).
-        arguments: of the module's constructor. They let `load` build it from its file; without, `load` wants it handed
-            over, unless it is one of torchvision or timm.
-        trust: of a file, see lowenergy.load.
-        seed: of everything random; 0, or that of the call before.
-        device: cpu or cuda; by default a GPU where there is one.
-        parameters: the method's, with names, defaults and ranges of params.yaml (`lowenergy params pq`). Those with
-            parts can be given in part: finetune={"epochs": 5}. A student may be a module.
+        network: a module, a model file, or what a call has made. Methods can be chained: the next one uses the images
+            and the teacher of the one before unless others are given. A pruned or distilled network can be compressed
+            again; a quantized or product-quantized one cannot.
+        images: what to train and calibrate on: a tensor, an array, a list, a Dataset or a DataLoader (of images, or of
+            images with labels; read once, in order; there may be more than memory holds), or a pipeline's Splits.
+            Images are uint8, floats from -1 to 1, or floats normalised by `mean` and `std`.
+        labels: (n,), classes from 0, unless the images come with labels; an energy needs none.
+        validation: images that are never trained on, used to refuse a result that only guesses: a share of `images`,
+            the same for every class, or other images, or a pair (images, labels).
+        mean, std: one value, or one for each channel, for pixels from 0 (black) to 1 (white): the network takes
+            (pixel - mean) / std, and images given as floats are already normalised so. Give mean=0, std=1 for a network
+            that takes pixels from 0 to 1. Without them, the network takes images from -1 to 1.
+        teacher: what the result has to match and is compared with; by default the network itself, or in a chain the
+            first one.
+        head: makes the network an energy, low where images are likely: `mean` of its outputs, the single `scalar` it
+            returns, or minus the `logsumexp` of its logits.
+        step_size, noise, gradient_clamp, chain_steps: for an energy, the constants of its Langevin steps and how many
+            of them lead from noise to an image; by default those of its file, or of params.yaml.
+        matching, training: further parameters of the network's kind, by their names in params.yaml (`lowenergy params
+            classifier`), such as matching={"temperature": 4} for a classifier.
+        arguments: the arguments of the module's constructor, with which `load` can build it from its file. Without
+            them, the module has to be handed to `load`, unless it comes from torchvision or timm.
+        trust: for a file, see lowenergy.load.
+        seed: for everything random; by default 0, or the seed of the call before.
+        device: cpu or cuda; by default that of the call before, or a GPU if there is one.
+        parameters: the method's, with the names, defaults and ranges of params.yaml (`lowenergy params pq`). A
+            parameter with parts may be given in part: finetune={"epochs": 5}. A student may be a module.
     Raises:
         UserError: one line that says what, where, and what to do.
 
@@ -238,7 +241,7 @@ def compress(
 
 
 def _check_labels(kind: str, splits: Splits, spec: networks.Spec, *, labelled: bool) -> None:
-    """See that there are labels where they are needed, and an output for each."""
+    """Raise unless there are labels where they are needed, and an output for each class."""
     if kind == "ebm":
         return
     if not labelled:
@@ -248,7 +251,7 @@ def _check_labels(kind: str, splits: Splits, spec: networks.Spec, *, labelled: b
 
 
 def _check_pair(start: Opened, teacher: Opened, method: str, splits: Splits, head: str | None) -> None:
-    """See that the one can be compressed towards the other, by these images."""
+    """Raise unless `start` can be compressed towards `teacher` with these images."""
     spec = start.model.spec
     if making.is_coded(start.model) or making.is_coded(teacher.model):
         raise UserError(
@@ -268,10 +271,10 @@ def _check_pair(start: Opened, teacher: Opened, method: str, splits: Splits, hea
 
 
 def _same_normalisation(splits: Splits, spec: networks.Spec) -> Normalisation | None:
-    """That of a network that says how its images are normalised.
+    """How the network says that its images are normalised; None if they are images from -1 to 1.
 
     Raises:
-        UserError: these images are said to be so in another way.
+        UserError: the caller says that these images are normalised in another way.
     """
     known, said = spec.normalisation, splits.normalisation
     if said is not None and (known is None or list(map(list, known)) != list(map(list, said))):
@@ -281,7 +284,11 @@ def _same_normalisation(splits: Splits, spec: networks.Spec) -> Normalisation | 
 
 
 def _sampler(recorded: Mapping[str, Any] | None, given: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """What an energy's file will say of how to sample from it; nothing for a classifier."""
+    """How to sample from an energy, as its file will say; empty for a classifier.
+
+    Raises:
+        UserError: constants are given for a classifier, or are out of range.
+    """
     named = {key: value for key, value in given.items() if value is not None}
     if kind == "classifier":
         if named:
@@ -297,12 +304,12 @@ def _sampler(recorded: Mapping[str, Any] | None, given: Mapping[str, Any], kind:
 
 
 def _step(sampler: Mapping[str, Any]) -> dict[str, Any]:
-    """The constants of training's own chains."""
+    """The same constants as parameters of training, for the chains that it runs itself."""
     return {"sampler": {key: value for key, value in sampler.items() if key != "chain_steps"}} if sampler else {}
 
 
 def _section_of(kind: str, spec: networks.Spec, matching: Mapping[str, Any], training: Mapping[str, Any]) -> Any:
-    """The kind's section of params.yaml, for a network with this spec."""
+    """The kind's section of params.yaml, filled in for a network with this spec."""
     architecture = architecture_of(spec).model_dump()
     if kind == "ebm":
         architecture |= {"head": spec.head, "logits": spec.outputs or None}
@@ -325,18 +332,19 @@ def train(
     device: Device = None,
     **parameters: Any,
 ) -> Made:
-    """Train a network as the pipeline trains its teachers: a `classifier`, an `ebm` or a `jem` (both at once).
+    """Train a network as the pipeline trains its teachers: as a `classifier`, an `ebm`, or a `jem` (both at once).
 
     Args:
-        network: a module, which is where training starts and stays as it is; or an architecture of params.yaml, such
-            as {"name": "cnn", "width": 16, "stem": "3x3", "activation": "swish", "norm": "none"}.
+        network: a module, from which training starts and which is not changed; an architecture of params.yaml, such as
+            {"name": "cnn", "width": 16, "stem": "3x3", "activation": "swish", "norm": "none"}; or the import path of a
+            constructor, to be called with `arguments`.
         images, labels, validation, mean, std, arguments, seed, device: see lowenergy.compress.
-        head: of an ebm: its energy is the `mean` of the outputs, the `scalar` that it gives, or minus their
-            `logsumexp`.
-        parameters: <kind>.train of params.yaml, with its names, defaults and ranges (`lowenergy params ebm.train`).
-            Those with parts can be given in part: sampler={"step_size": 0.1}.
+        head: for an ebm, what its energy is: the `mean` of the outputs, the single `scalar` the network returns, or
+            minus the `logsumexp` of the outputs.
+        parameters: <kind>.train of params.yaml, with its names, defaults and ranges (`lowenergy params ebm.train`). A
+            parameter with parts may be given in part: sampler={"step_size": 0.1}.
     Returns:
-        What can be saved, sampled from, and given to lowenergy.compress.
+        A model that can be saved, measured, given to lowenergy.compress and, if it is an energy, sampled from.
     Raises:
         UserError: one line that says what, where, and what to do.
 
@@ -355,7 +363,7 @@ def train(
         if kind != "ebm" and not labelled:
             raise UserError(f"labels: a {kind} needs them; give labels, or images that come with labels")
         given = None
-        if isinstance(network, Foreign):  # whose module takes images as its spec says
+        if isinstance(network, Foreign):  # its module takes images as its spec says
             splits = replace(splits, normalisation=_same_normalisation(splits, network.spec))
         if isinstance(network, nn.Module):
             some, known = to_float(splits.train.images[: networks.TRIED]), splits.normalisation
@@ -398,14 +406,14 @@ def save(
     head: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a network as a model file, uncompressed: the yardstick of every compression, and what the pipeline reads.
+    """Write a network as a model file, uncompressed: the yardstick for every compression, which the pipeline can read.
 
     Args:
-        network: a module, or what a call has made, which is written as it is.
-        images: a few that a module takes; a network that lowenergy has built knows them.
+        network: a module; or what a call has made, which is written as it is.
+        images: a few images that the module takes; not needed for a network that lowenergy has built.
         mean, std, head, arguments: see lowenergy.compress.
     Raises:
-        UserError: the file would not give the same network again, or the module is not fit for one.
+        UserError: the file would not give the same network again, or the module cannot be stored in one.
 
     >>> import lowenergy, torch
     >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
@@ -426,7 +434,7 @@ def save(
                 raise UserError(f"{', '.join(odd)}: known of a network that lowenergy has built")
             plain = opened(network)
         elif isinstance(network, GraphModule):
-            plain = opened(network)  # of int8: it says what to give
+            plain = opened(network)  # an int8 graph: `opened` raises, and says what to give instead
         else:
             if images is None:
                 raise UserError("save: give images, a few that the network takes: its file says what they look like")

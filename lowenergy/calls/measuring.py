@@ -1,4 +1,4 @@
-"""Calls that measure: the card of a model, and FID of any images."""
+"""Calls that measure: the card of a model, and the FID of any images."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -31,23 +31,23 @@ BATCH = 500  # images classified at a time
 
 @dataclass(frozen=True)
 class Card:
-    """What a model can do, and what it takes. Printed, it has a line for each figure that there is."""
+    """What a model can do, and what it costs to store and run. It prints as lines with the figures that there are."""
 
     size_bytes: int  # of its file
     parameters: int
     macs: int  # multiply-accumulates of one image
-    compression_ratio: float | None = None  # how many times the teacher's file is larger
-    images: int = 0  # that it was measured on
-    data: str | None = None  # whose test images they are, where they are those that its file names
+    compression_ratio: float | None = None  # how many times larger the teacher's file is
+    images: int = 0  # on which it was measured
+    data: str | None = None  # the data set, if they are the test images of the one its file names
     accuracy: Interval | None = None
     nll: float | None = None  # nats
     calibration_error: float | None = None
     micronet: Mapping[str, float] | None = None  # storage, operations and score, by the challenge's rules
     teacher_accuracy: Interval | None = None
-    gain: Paired | None = None  # of accuracy over the teacher's, on the same images
-    agreement: float | None = None  # share of images that both answer alike
+    gain: Paired | None = None  # in accuracy over the teacher, on the same images
+    agreement: float | None = None  # share of images for which both give the same answer
     lost_most: ClassLoss | None = None
-    generation: Generation | None = None  # of an energy, through a scorer
+    generation: Generation | None = None  # for an energy, through a scorer
 
     def __str__(self) -> str:
         ratio = f", {self.compression_ratio:.1f} times smaller" if self.compression_ratio else ""
@@ -100,19 +100,21 @@ def evaluate(
     network: nn.Module | None = None,
     limit: int | None = None,
 ) -> Card:
-    r"""Measure a model: accuracy or FID, each with its 95 % interval, and what the model takes.
+    r"""Measure a model: accuracy or FID, each with its 95 % interval, and what the model costs to store and run.
 
     Args:
         model: a file, what a call has made, or a network that lowenergy has built.
-        images, labels, mean, std: to test on, see lowenergy.compress; by default the test images of the data set that
-            the file names, from the pipeline here or from below `root`. An energy's samples are compared with them.
+        images, labels, mean, std: what to test on, see lowenergy.compress. By default a classifier or JEM (in fact
+            any energy with head `logsumexp`) is tested on the test images of the data set that its file names, from the
+            pipeline here or from below `root`. An energy's samples are compared with these images; if there are none,
+            with the statistics of the training images that lie beside the scorer's file.
         teacher: what the model was made from, to compare it with: agreement, gain, the class that lost most.
-        scorer: the file of a classifier that FID looks through. Without, an energy is not drawn from.
-        samples, steps, step_size: how many images an energy draws, by how many Langevin steps of which size; by
-            default those that its file names.
+        scorer: the file of a classifier through which FID looks at images. Without it, an energy draws no samples.
+        samples, steps, step_size: how many images an energy draws, in how many Langevin steps, and of which size; steps
+            and step size are by default those that its file names.
         root: a folder of torchvision's data sets.
-        seed: of the samples and of the bootstrap.
-        device: cpu or cuda; by default a GPU where there is one.
+        seed: for the samples, the bootstrap, and the random parts of the Inception Score.
+        device: cpu or cuda; by default a GPU if there is one.
         trust, network, limit: see lowenergy.load.
     Raises:
         UserError: one line that says what, where, and what to do.
@@ -206,13 +208,17 @@ def _drawn(
 
 
 def _reference(scorer: str | Path) -> generation.Moments:
-    """The statistics of the training images that lie beside a scorer's file."""
+    """Read the statistics of the training images, which lie beside a scorer's file."""
     scorer = path_of("scorer", scorer)
     return generation.read_reference(scorer.with_name(scorer.name.replace("scorer", "reference")), "train")
 
 
 def _own_test(own: Opened, root: str | Path | None) -> Split:
-    """The test images of the data that a file names."""
+    """The test images of the data set that a model's file names.
+
+    Raises:
+        UserError: the file names no data set, or has too few outputs for its classes; or the test images are not there.
+    """
     path, spec, source = own.origin, own.model.spec, own.provenance.get("data")
     if source is None:
         raise FileError(f"{path}: its file does not say which data it was trained on; give images to test on")
@@ -228,11 +234,11 @@ def _own_test(own: Opened, root: str | Path | None) -> Split:
 
 
 def _data_of(root: str | Path | None) -> tuple[params.Data, int]:
-    """Data and seed of params.yaml; it need not be there for a root, all of whose images count."""
+    """Data and seed of params.yaml, which need not exist if a root is given; all of the root's images count."""
     if root is None or Path("params.yaml").exists():
         p = params.load()
         return p.data if root is None else p.data.model_copy(update={"root": str(root), "limit": None}), p.seed
-    # source, size and channels are the model's
+    # Source, size and channels are replaced by the model's.
     nothing: dict[str, Any] = {"source": "mnist", "image_size": None, "channels": 1, "limit": None}
     return params.Data(root=str(root), folder="data/images", validation=0.1, test=0.2, **nothing), 0
 
@@ -249,20 +255,20 @@ def fid(
 ) -> Generation:
     """FID (Heusel et al. 2017) and Inception Score (Salimans et al. 2016) of images, each with its 95 % interval.
 
-    Both look through a classifier of the same data set, and are comparable only where it is the same; or through
-    Inception v3, as papers do.
+    Both look at the images through a classifier of the same data set, and are comparable only if that is the same; or
+    through Inception v3, as in papers.
 
     Args:
-        images: such as lowenergy.sample draws; or an array's file, .npz or .npy; for inception also a folder of image
-            files. At least two.
+        images: at least two, such as lowenergy.sample draws; or the file of an array, .npz or .npy; for inception also
+            a folder of image files.
         scorer: the classifier's file.
-        inception: in its place, the usual weights as safetensors: the FID weights of 2015-12-05 or a state dict of
-            torchvision's inception_v3. FID is then pytorch-fid's; the Inception Score leaves the bias of the last layer
-            out, as the published one and torch-fidelity do. Images may have any size, and be grey.
-        real: images to compare with, as `images`; by default those whose statistics lie beside the scorer's file:
-            reference for scorer in its name. With inception they must be given.
-        seed: of the bootstrap that the intervals are from.
-        device: cpu or cuda; by default a GPU where there is one.
+        inception: instead of a scorer, the file of the usual weights as safetensors: the FID weights of 2015-12-05, or
+            a state dict of torchvision's inception_v3. FID is then pytorch-fid's; the Inception Score leaves out the
+            bias of the last layer, as the published one and torch-fidelity do. Images may be of any size, and grey.
+        real: images to compare with, in the same forms as `images`; by default those whose statistics lie beside the
+            scorer's file, under its name with reference in place of scorer. Required with inception.
+        seed: for the bootstrap, from which the intervals are, and for the random parts of the Inception Score.
+        device: cpu or cuda; by default a GPU if there is one.
         trust: see lowenergy.load.
     Raises:
         UserError: one line that says what, where, and what to do.
@@ -295,7 +301,11 @@ def fid(
 
 
 def _drawn_images(images: Images, shape: tuple[int, int, int]) -> Tensor:
-    """As bytes, in this shape."""
+    """The images as bytes.
+
+    Raises:
+        UserError: they cannot be used, or do not have this shape.
+    """
     pixels = data.read_array(Path(images), shape) if isinstance(images, str | Path) else read(images)[0].images
     if tuple(pixels.shape[1:]) != shape:
         raise UserError(f"images of {tuple(pixels.shape[1:])}; the scorer takes {shape}")

@@ -1,4 +1,4 @@
-"""Models as a caller has them: a file, a module of lowenergy's, or any other module; all become a Model."""
+"""Turn models as callers have them into a Model: a file, a module of lowenergy's, or any other module."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that somebody handed over, with what its file says, or would say, of where it comes from."""
+    """A model that a caller handed over, with what its file says, or would say, about its origin."""
 
     model: Model
     provenance: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Opened:
 
     @property
     def origin(self) -> str:
-        """What messages call it."""
+        """The name of the model in messages."""
         return self.model.origin or self.name
 
 
@@ -50,13 +50,13 @@ def opened(
     limit: int | None = None,
     labelled: bool = True,
 ) -> Opened:
-    """The model of a file, of what a call has made, or of a module that lowenergy has built.
+    """The model in a file, in what a call has made, or in a module that lowenergy has built.
 
     Args:
-        trust, network, limit: of a file, see lowenergy.load.
-        labelled: whether there are labels, which a JEM has and an energy with the same head has not.
+        trust, network, limit: for a file, see lowenergy.load.
+        labelled: whether there are labels: they tell a JEM from an energy with the same head.
     Raises:
-        UserError: it is none of these.
+        UserError: `source` is none of these.
         FileError: the file is missing, damaged, or cannot be trusted.
     """
     if isinstance(source, str | Path):
@@ -80,14 +80,14 @@ def opened(
         return stored(
             artifact.dense(networks.duplicate(source).cpu().eval(), kind_of(source.spec.head, labelled=labelled))
         )
-    if not hasattr(source, "to_bytes"):  # making.Made, whose module needs this one
+    if not hasattr(source, "to_bytes"):  # not making.Made, which cannot be imported here: its module imports this one
         kind = f"the class {source.__name__}" if isinstance(source, type) else type(source).__name__
         raise UserError(f"{kind} is no network; give a torch.nn.Module, the file of a model, or what a call has made")
     return Opened(source.model, source.provenance, source.name, _sha256(source.to_bytes()), source.size_bytes)
 
 
 def check_module(name: str, module: Any) -> None:
-    """See that it is one.
+    """Raise unless `module` is a torch module.
 
     Raises:
         UserError: it is something else.
@@ -98,7 +98,7 @@ def check_module(name: str, module: Any) -> None:
 
 
 def stored(model: Model, provenance: Mapping[str, Any] | None = None) -> Opened:
-    """A model that is in no file yet."""
+    """Open a model that is not in a file yet."""
     provenance = dict(provenance or {})
     content = artifact.to_bytes(model, provenance)
     return Opened(model, provenance, model.spec.name, _sha256(content), len(content))
@@ -109,7 +109,7 @@ def _sha256(content: bytes) -> str:
 
 
 def kind_of(head: str | None, *, labelled: bool) -> str:
-    """The target that a network with this head is."""
+    """The target of a network with this head: classifier, ebm or jem."""
     if head is None:
         return "classifier"
     return "jem" if head == "logsumexp" and labelled else "ebm"
@@ -125,13 +125,14 @@ def taken_in(
     seed: int,
     labelled: bool,
 ) -> Opened:
-    """Any module, tried as a network of params.yaml is, and stored; it stays as it is.
+    """Take in any module: try it out as a network of params.yaml would be, and store a copy; it is not changed.
 
     Args:
         images: a few, float32 in [-1, 1].
-        arguments: of the module's constructor, for whoever reads its file.
+        arguments: of the module's constructor, for readers of its file.
     Raises:
         NetworkError: it is not fit for what a method does with it; the message says what to change.
+        UserError: head is scalar, and the network has more than one output; or see `named`.
     """
     spec = named(module, images, head=head, normalisation=normalisation, arguments=arguments)
     network = networks.of_params(architecture_of(spec), spec, seed=seed, where="network", images=images)
@@ -142,7 +143,7 @@ def taken_in(
 
 
 def architecture_of(spec: Spec) -> Architecture:
-    """What params.yaml would say of it."""
+    """The architecture section that params.yaml would have for this spec."""
     if is_import_path(spec.name):
         return Architecture(name=spec.name, arguments=spec.arguments or {})
     return Architecture(name=spec.name, **{key: getattr(spec, key) for key in ZOO})
@@ -156,14 +157,16 @@ def named(
     normalisation: Normalisation | None,
     arguments: Mapping[str, Any] | None,
 ) -> Spec:
-    """The spec of a module: what makes it here is a copy of itself, and in its file the import path of what makes it
-    elsewhere. That is a constructor of timm or torchvision if it is one of theirs, or its own class.
+    """The spec of a module.
 
-    Without arguments, the file says nothing of them where the constructor would make another network than this one:
-    then it is to be handed over.
+    In this process the spec makes the network as a copy of the module. For other programs, its file has the import
+    path of a constructor: one of timm's or torchvision's if the module comes from there, otherwise its own class.
+
+    If no arguments are given and the constructor would make a different network, the file says nothing about
+    arguments: whoever loads it has to hand the module over.
 
     Raises:
-        UserError: with the arguments that were given, the constructor makes another network.
+        UserError: the constructor makes a different network with the arguments given, or a file cannot hold them.
     """
     module = frozen_copy(module)
     if arguments is not None:
@@ -195,27 +198,33 @@ def named(
 
 
 def _made_otherwise(spec: Spec, images: Tensor) -> str | None:
-    """Why what the spec's constructor makes, with the weights of the module, is not the module; None if it is."""
+    """Why the spec's constructor, given the module's weights, does not make the same network; None if it does.
+
+    Also None if the module itself cannot be run.
+    """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             module = networks.build(spec, seed=0).eval()
             wanted = module(images)
-        except Exception:  # whatever is wrong with the module itself is said where it is taken in
+        except Exception:  # what is wrong with the module itself is reported where it is taken in
             return None
         try:
             again = networks.build(replace(spec, given=None), seed=0).eval()
             again.load_state_dict(module.state_dict())
-            found = again(images)
-        except Exception as error:  # whatever its constructor and its code raise
+            outputs = again(images)
+        except Exception as error:  # anything that its constructor or its code raises
             return f"with them, {first_line(error)}"
-        if found.shape == wanted.shape and (found - wanted).norm() <= networks.SAME * wanted.norm():
+        if outputs.shape == wanted.shape and (outputs - wanted).norm() <= networks.SAME * wanted.norm():
             return None
         return f"with them, and with its weights, {spec.name} gives other outputs than the module"
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """A copy on the CPU, in evaluation mode, that no later change of the module reaches. If all of its weights are
-    frozen, as a teacher's often are, they are not in the copy: methods train what they have changed."""
+    """A copy on the CPU, in evaluation mode, that later changes of the module do not reach.
+
+    If all weights of the module are frozen, as a teacher's often are, they are unfrozen in the copy: methods train
+    what they have changed.
+    """
     name = type(module).__name__
     with torch.no_grad():
         copy_ = copied(module, name).cpu().eval()
@@ -229,7 +238,7 @@ def frozen_copy(module: nn.Module) -> nn.Module:
 
 
 def _of_timm(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """timm.create_model and its arguments, if they make this module's tensors."""
+    """timm.create_model and its arguments, if they make a network with this module's tensors, or None."""
     config = getattr(module, "pretrained_cfg", None)
     if not type(module).__module__.startswith("timm.") or config is None:
         return None
@@ -244,7 +253,7 @@ def _of_timm(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
 
 
 def _of_torchvision(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """A constructor of torchvision's and its arguments, if they make this module's tensors."""
+    """A constructor of torchvision's and its arguments, if they make a network with this module's tensors, or None."""
     home = type(module).__module__
     if not home.startswith("torchvision.models."):
         return None
@@ -263,11 +272,14 @@ def _of_torchvision(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
 
 
 def _makes(builder: Any, arguments: Mapping[str, Any], module: nn.Module) -> bool:
-    """Whether the constructor makes a network with the module's tensors; none of them gets a value."""
+    """Return True if the constructor makes a network of the module's class, with its layers and its tensors' shapes.
+
+    The tensors that it makes have no values.
+    """
     try:
         with torch.device("meta"):
-            made = builder(**arguments)
-    except Exception:  # whatever it raises, it is not that one
+            built = builder(**arguments)
+    except Exception:  # whatever it raises, it is not the right one
         return False
-    wanted, shapes = ({name: tuple(w.shape) for name, w in m.state_dict().items()} for m in (module, made))
-    return type(made) is type(module) and wanted == shapes and str(made) == str(module)
+    wanted, shapes = ({name: tuple(w.shape) for name, w in m.state_dict().items()} for m in (module, built))
+    return type(built) is type(module) and wanted == shapes and str(built) == str(module)

@@ -1,4 +1,4 @@
-"""Calls that need a model and nothing else: load, sample, export."""
+"""Calls that need nothing but a model: load, sample, export."""
 
 import math
 import os
@@ -35,18 +35,18 @@ def load(
 ) -> nn.Module:
     """The ready network of a model file: images (n, c, h, w) in [-1, 1] -> logits or energies, (n, outputs).
 
-    The network is in evaluation mode, on the CPU, and carries its `spec`; networks quantized to int8 come as a prepared
-    PT2E graph whose forward pass rounds as int8 does and whose backward pass is straight-through.
+    The network is in evaluation mode, on the CPU, and carries its `spec`. A network quantized to int8 is a prepared
+    PT2E graph: its forward pass rounds as int8 does, and its backward pass is straight-through.
 
     Args:
-        coded: keep product-quantized weights coded in memory, which takes as little of it as the file, and more time.
-        trust: import paths, modules or files, such as "mynets.py", that a network may come from which is neither of the
-            zoo nor of torchvision or timm. A file is data: without this it makes nothing be imported.
-        network: such a network, freshly built, instead of importing it; it is left as it is.
-        limit: bytes that it may take, where a small file of a large network is refused without.
+        coded: keep product-quantized weights coded in memory, which takes as little memory as the file, but more time.
+        trust: import paths, modules or files, such as "mynets.py", from which a network may come that is not one of the
+            zoo, torchvision or timm. A model file is data: without this, it causes nothing to be imported.
+        network: such a network, freshly built, to use instead of importing it; it is not changed.
+        limit: bytes of memory that the network may take; without it, a small file of a large network is refused.
     Raises:
-        FileError: missing, truncated, tampered with, damaged, too large, or written by a newer version.
-        NetworkError: its network is of none of these, or cannot be built.
+        FileError: the file is missing, truncated, tampered with, damaged, too large, or written by a newer version.
+        NetworkError: its network comes from none of these, or cannot be built.
 
     >>> import lowenergy, torch
     >>> network = lowenergy.load(CLASSIFIER)
@@ -76,17 +76,18 @@ def sample(
     """Draw images from an energy, compressed or not, by Langevin steps from noise.
 
     Args:
-        model: a file, or what a call has made.
-        n: images.
-        steps, step_size: of each chain; by default as the file says.
-        seed: the same one draws the same images.
-        device: cpu or cuda; by default a GPU where there is one.
+        model: a file, what a call has made, or a network that lowenergy has built.
+        n: how many images to draw.
+        steps, step_size: how many Langevin steps each chain takes, and of which size; by default as the file says.
+        seed: the same seed draws the same images.
+        device: cpu or cuda; by default a GPU if there is one.
         trust, network, limit: see lowenergy.load.
     Returns:
         (n, c, h, w) in [-1, 1], float32, on the CPU.
     Raises:
         FileError: the model has no energy, or does not say how to sample from it.
-        UserError: n, steps or step_size are no numbers above 0.
+        UserError: n or steps is not a whole number above 0, step_size is not a number above 0, or the images would not
+            fit into memory.
 
     >>> import lowenergy
     >>> images = lowenergy.sample(ENERGY, n=4, steps=10, seed=0)
@@ -99,7 +100,7 @@ def sample(
 
 
 def draw(source: Opened, n: int, steps: int | None, step_size: float | None, seed: int) -> Tensor:
-    """`sample` of a model that is open, on the device that was asked for."""
+    """`sample` for a model that is already open, on the device that was asked for."""
     model = source.model
     if model.spec.head is None:
         raise files.FileError(f"{source.origin}: a {model.target} has no energy to sample from; give an EBM or a JEM")
@@ -121,10 +122,10 @@ def draw(source: Opened, n: int, steps: int | None, step_size: float | None, see
 
 
 def _check_memory(n: int, shape: tuple[int, int, int]) -> None:
-    """See that so many images could be held.
+    """Raise if so many images would not fit into memory.
 
     Raises:
-        UserError: this machine has not got the memory.
+        UserError: this machine does not have that much memory.
     """
     needed, there = 4 * n * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
@@ -147,17 +148,17 @@ def export(
     """Write a model for other programs: ONNX, C for a microcontroller, or a web page.
 
     Args:
-        model: a file, or what a call has made.
+        model: a file, what a call has made, or a network that lowenergy has built.
         out: model.onnx, page.html, or a directory for C.
-        to: onnx, c or page; by default what `out` ends in.
-        sampler: of an energy, with the Langevin step; without, scoring takes half the time.
-        step_size: of that step; by default as it was trained.
-        ram: of C or a page, bytes that the working memory may take.
-        unpack: of C or a page, weights as floats: faster, larger.
+        to: onnx, c or page; by default according to the ending of `out`.
+        sampler: for an energy, include the Langevin step; without it, scoring takes half the time.
+        step_size: of that step; by default as in training.
+        ram: for C or a page, how many bytes working memory and stack may take.
+        unpack: for C or a page, write weights as floats: faster, but larger.
         trust, network, limit: see lowenergy.load.
     Raises:
-        UserError: an operation has no such form, or what was written would not answer as torch does; nothing is left
-            of it.
+        UserError: an operation cannot be expressed in that form, or what was written would not answer as torch does; no
+            trace of it is left.
 
     >>> import lowenergy
     >>> lowenergy.export(CLASSIFIER, "model-c")
@@ -189,7 +190,12 @@ def export(
 
 
 def check_out(out: Path, model: "Made | nn.Module | str | Path") -> None:
-    """See that what is made of a model can be written, before it is made."""
+    """Check that what is to be made of a model can be written, before it is made.
+
+    Raises:
+        OSError, FileError: it cannot be written, see files.check_place.
+        UserError: `out` is the model's own file.
+    """
     files.check_place(out)
     if isinstance(model, str | Path) and out.exists() and out.samefile(model):
         raise UserError(f"{out}: that is the model itself; give another name")

@@ -1,1 +1,1 @@
-"""Ways to a smaller network: a package each, with `compress(...) -> artifact.Model`; none knows of files."""
+"""Compression methods, one package each, with `compress(...) -> artifact.Model`; none reads or writes model files."""

@@ -1,4 +1,4 @@
-"""From a model to a smaller one by any method: what a stage and a call have in common."""
+"""Make a model smaller by any method: what stages and calls have in common."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -31,14 +31,15 @@ def make(
     """Compress `start`, which is changed, so that it matches `teacher`.
 
     Args:
-        source: `start` as it was, or `teacher` where they are the same: the result must not be worse by chance.
+        source: `start` as it was, or `teacher` where they are the same: the result must not answer like chance where
+            this does not.
         section: the method's parameters; of_kind: those of the teacher's kind, which is run.kind.
-        provenance: put into run.provenance, to which the method adds: one that must keep within a number of bytes has
-            to know all of them.
+        provenance: put into run.provenance before the method adds to it: a method with a budget of bytes has to know
+            all that goes into the file.
         accept: see chance.check.
-        given: to the method, beside its parameters: a student that is no name.
+        given: further arguments for the method, beside its parameters: a student that is given as a module.
     Raises:
-        UserError: the method cannot, or its result answers like chance where `source` does not.
+        UserError: the method cannot compress it, or its result answers like chance where `source` does not.
     """
     objective = targets.get(run.kind).objective(teacher, splits, of_kind, run)
     run.provenance |= provenance
@@ -51,5 +52,5 @@ def make(
 
 
 def is_coded(model: Model) -> bool:
-    """Whether its weights are integers or codes, which no further method can take."""
+    """True if the model's weights are integers or codes, which no further method can take."""
     return bool(model.activations) or any(isinstance(part, Coded | Int8) for part in model.tensors.values())

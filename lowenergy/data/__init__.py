@@ -1,4 +1,4 @@
-"""Images: where they come from (`sources`), how they are split and kept, how they become batches and pictures."""
+"""Images: where they come from (`sources`), how they are split and kept, and become batches and pictures."""
 
 from lowenergy.data.arrays import read_array
 from lowenergy.data.batches import Batches, augment, shrink

@@ -1,4 +1,4 @@
-"""Images that another program wrote as an array: .npz or .npy of numpy."""
+"""Read images that another program wrote as a NumPy array, .npz or .npy."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lowenergy.data.images import DataError
 
-NAME = "images"  # of the array in a .npz; it may have another name if it is the only one
+NAME = "images"  # name of the array in a .npz; if it is the only one, it may have any name
 
 
 def read_array(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """Images, uint8 (n, c, h, w), from an array of that shape, or without c where that is 1, or with c last.
+    """Read images, uint8 (n, c, h, w), from an array of that shape, or without c if that is 1, or with c last.
 
     Raises:
-        DataError: there is no such file, or something else is in it; nothing is unpickled.
+        DataError: the file is missing or holds anything else; nothing is unpickled.
     """
     advice = "give a .npz or .npy file of uint8 images"
     if not path.is_file():
@@ -40,14 +40,14 @@ def read_array(path: Path, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _array(path: Path) -> Any:
-    found = np.load(path, allow_pickle=False)
-    if isinstance(found, np.ndarray):
-        return found
-    with found as arrays:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    with loaded as arrays:
         names = arrays.files
         if NAME not in names and len(names) != 1:
             raise DataError(f"{path}: no array `{NAME}` among {', '.join(names) or 'none'}; name it so")
         array = arrays[NAME if NAME in names else names[0]]
-    if not isinstance(array, np.ndarray):  # a file in the archive that is no array
+    if not isinstance(array, np.ndarray):  # a file in the archive that is not an array
         raise DataError(f"{path}: no array `{NAME}`, but files of other kinds")
     return array

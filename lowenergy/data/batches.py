@@ -1,4 +1,4 @@
-"""From splits to batches: which images, and how they are varied."""
+"""From splits to batches: which images each batch holds, and how they are augmented."""
 
 import torch
 from torch import Generator, Tensor
@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 
 class Batches:
-    """Which images make up the batch of a step: each epoch in a new order, its last incomplete batch dropped.
+    """Choose the images of each step's batch: every epoch has a new order, and drops its last batch if incomplete.
 
-    A pure function of (seed, step), so that a resumed run sees the batches it would have seen.
+    The choice depends only on (seed, step), so a resumed run sees the batches that it would have seen.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
@@ -17,7 +17,7 @@ class Batches:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def __call__(self, step: int) -> Tensor:
-        """Indices, (batch_size,), on the CPU."""
+        """The indices of a step's images, (batch_size,), on the CPU."""
         epoch, batch = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -26,7 +26,7 @@ class Batches:
 
 
 def augment(images: Tensor, crop_padding: int, flip: bool, generator: Generator) -> Tensor:
-    """Random crops (after reflecting `crop_padding` pixels) and mirrors of a whole batch at once, (n, c, h, w)."""
+    """Randomly crop (after reflecting `crop_padding` pixels) and mirror a whole batch at once, (n, c, h, w)."""
     n, _, height, width = images.shape
     device = images.device
     if flip:
@@ -43,7 +43,7 @@ def augment(images: Tensor, crop_padding: int, flip: bool, generator: Generator)
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:
-    """Images, (n, c, h, w), at `scale` of their side."""
+    """Resize images, (n, c, h, w), to `scale` times their side."""
     if scale == 1:
         return images
     return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True)

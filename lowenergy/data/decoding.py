@@ -1,4 +1,4 @@
-"""Image files as the 8-bit pixels that a viewer shows: upright, on white, 16 bits and floats brought to 0..255."""
+"""Decode image files to the 8-bit pixels that a viewer shows: upright, on white, 16 bits and floats as 0..255."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,18 +15,18 @@ from lowenergy.data.images import DataError
 if TYPE_CHECKING:
     from PIL import Image as Pillow
 
-# Formats that Pillow knows by their suffix, and cannot draw without help from elsewhere.
+# Formats whose suffix Pillow knows, but which it cannot draw without help from elsewhere.
 NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
-# What may be white in pixels of more than 8 bits: a format of 16 bits says so; of the others the brightest pixel of the
-# whole folder decides, so that a dark image stays darker than its neighbours.
+# Values that may mean white in pixels of more than 8 bits. With 16 bits there is only one; otherwise the brightest
+# pixel of the whole folder decides, so that a dark image stays darker than its neighbours.
 WHITES = {"16-bit": (65535.0,), "32-bit integer": (255.0, 65535.0), "float": (1.0, 255.0, 65535.0)}
-DARKEST = 1 / 16  # share of white that the brightest pixel must reach: below it, less than 4 of 8 bits are left
+DARKEST = 1 / 16  # fraction of white that the brightest pixel must reach: below it, less than 4 of 8 bits are left
 
-LONGEST = 16  # times the shorter side, of a picture that is resized as a whole
+LONGEST = 16  # longer side of a picture that is resized as a whole, in multiples of the shorter one
 
 ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of Exif and of TIFF
-TURNS = {  # by orientation. ImageOps.exif_transpose also writes the metadata anew, and fails where they are odd
+TURNS = {  # by orientation. ImageOps.exif_transpose also rewrites the metadata, and fails if they are odd
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
     4: "FLIP_TOP_BOTTOM",
@@ -39,7 +39,7 @@ TURNS = {  # by orientation. ImageOps.exif_transpose also writes the metadata an
 
 @cache
 def suffixes() -> frozenset[str]:
-    """Of the files that Pillow reads, in lower case."""
+    """The suffixes of the files that Pillow can draw, in lower case."""
     from PIL import Image
 
     Image.init()
@@ -49,10 +49,10 @@ def suffixes() -> frozenset[str]:
 
 @contextmanager
 def opened(path: str) -> Iterator["Pillow.Image"]:
-    """The image in a file.
+    """Open the image in a file.
 
     Raises:
-        DataError: it is no readable image, found out here or in the body of the `with`.
+        DataError: it is not a readable image or takes too much memory, here or in the body of the `with`.
     """
     from PIL import Image
 
@@ -68,7 +68,7 @@ def opened(path: str) -> Iterator["Pillow.Image"]:
 
 
 def depth(image: "Pillow.Image") -> str | None:
-    """Which pixels of more than 8 bits an image has, a key of WHITES; None where Pillow converts them rightly."""
+    """The kind of an image's pixels of more than 8 bits, a key of WHITES; None if Pillow converts them correctly."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return "16-bit"
     return {"I": "32-bit integer", "F": "float"}.get(image.mode)
@@ -76,9 +76,9 @@ def depth(image: "Pillow.Image") -> str | None:
 
 @dataclass(frozen=True)
 class Survey:
-    """What has to be known of all files of a folder before one of them is converted."""
+    """What must be known about all files of a folder before any of them is converted."""
 
-    whites: dict[str, float]  # by depth
+    whites: dict[str, float]  # the value of white, by depth
     remarks: list[str]
 
 
@@ -86,7 +86,7 @@ def survey(paths: Sequence[str]) -> Survey:
     """Open every file; decode those with more than 8 bits.
 
     Raises:
-        DataError: files are no images, or have pixels of which nobody can say what is white; the message names them.
+        DataError: files are not images, or nobody can say which value of their pixels is white; the message names one.
     """
     brightest: dict[str, tuple[float, str]] = {}
     unreadable: list[DataError] = []
@@ -94,7 +94,7 @@ def survey(paths: Sequence[str]) -> Survey:
     for path in paths:
         try:
             with opened(path) as image:
-                # An MPO is a photo and its previews.
+                # An MPO is one photo and its previews.
                 moving += image.format != "MPO" and bool(getattr(image, "is_animated", False))
                 transparent += image.has_transparency_data
                 kind = depth(image)
@@ -107,7 +107,7 @@ def survey(paths: Sequence[str]) -> Survey:
         raise DataError(f"{unreadable[0]}{more}")
     remarks = [f"{moving} files of several frames: the first is used"] * (moving > 0)
     remarks += [f"{transparent} with an alpha channel: put on white"] * (transparent > 0)
-    whites = {kind: _white(kind, *found) for kind, found in brightest.items()}
+    whites = {kind: _white(kind, *value_and_path) for kind, value_and_path in brightest.items()}
     remarks += [f"{kind} pixels: {white:g} is white" for kind, white in whites.items()]
     return Survey(whites, remarks)
 
@@ -115,7 +115,7 @@ def survey(paths: Sequence[str]) -> Survey:
 def _brightest(image: "Pillow.Image", kind: str, path: str) -> float:
     pixels = np.asarray(image)
     low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= 0 and high <= max(WHITES[kind])):  # NaN is neither
+    if not (low >= 0 and high <= max(WHITES[kind])):  # also true of NaN
         known = " or ".join(f"0..{white:g}" for white in WHITES[kind])
         raise DataError(f"{path}: {kind} pixels from {low:g} to {high:g}, not {known}; convert the folder to 8 bits")
     return high
@@ -133,39 +133,39 @@ def _white(kind: str, high: float, path: str) -> float:
 
 
 def eight_bit(image: "Pillow.Image", channels: int, whites: Mapping[str, float]) -> "Pillow.Image":
-    """The image upright, of mode L or RGB; what is transparent shows white.
+    """Convert an image to mode L or RGB, upright, with white where it is transparent.
 
     Args:
         whites: see survey.
     """
     from PIL import Image
 
-    image.load()  # a TIFF turns itself
+    image.load()  # Pillow turns a TIFF upright here
     turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     kind = depth(image)
     if kind is not None:
         pixels = np.asarray(image) * (255 / whites[kind])
-        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # 0 is white, which Pillow heeds in 8 bits only
+        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # 0 is white, which Pillow heeds only in 8 bits
             pixels = 255 - pixels
-        if isinstance(hole := image.info.get("transparency"), int):  # the one value of a PNG that nothing is seen of
+        if isinstance(hole := image.info.get("transparency"), int):  # the one value that a PNG leaves transparent
             pixels[np.asarray(image) == hole] = 255
         image = Image.fromarray(np.round(pixels).clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode == "LAB":
-        image = image.convert("RGB")  # the only way from there to grey
+        image = image.convert("RGB")  # the only way from LAB to grey
     if turn is not None:
         image = image.transpose(Image.Transpose[turn])
     return image.convert("L" if channels == 1 else "RGB")
 
 
 def square(image: "Pillow.Image", size: int) -> Tensor:
-    """An image of mode L or RGB as (c, size, size) uint8: the shorter side resized to `size`, then the middle."""
+    """Resize an image of mode L or RGB to a shorter side of `size`, and crop its centre: (c, size, size) uint8."""
     from torchvision.transforms.v2 import functional as V
 
     short = min(image.size)
-    if max(image.size) > LONGEST * short:  # its ends are not in the square, and would be resized to gigabytes
+    if max(image.size) > LONGEST * short:  # its ends lie outside the square, and would be resized to gigabytes
         image = V.center_crop(image, [min(side, LONGEST * short) for side in reversed(image.size)])
     cut = V.center_crop(V.resize(image, [size], antialias=True), [size])
     pixels: Tensor = V.pil_to_tensor(cut)

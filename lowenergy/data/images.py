@@ -1,4 +1,4 @@
-"""What the pipeline calls images: uint8 splits on disk and in memory, float32 in [-1, 1] in front of the networks."""
+"""The pipeline's images: uint8 splits on disk and in memory, float32 in [-1, 1] as input of the networks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ class DataError(UserError):
     """The images cannot be used; the message names the source or file and what to do."""
 
 
-GPU_SHARE = 0.25  # of a GPU's memory: more images than fill it stay where they are, and each batch is moved
+GPU_SHARE = 0.25  # of a GPU's memory; images that need more stay where they are, and each batch is moved
 
 
 def fits(images: Tensor, device: torch.device) -> bool:
-    """Whether a device may hold all of the images; the CPU has them mapped from their file."""
+    """True if a device may hold all of the images; the CPU may, since it maps them from their file."""
     if device.type != "cuda":
         return True
     return images.nbytes <= GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
@@ -28,23 +28,23 @@ def fits(images: Tensor, device: torch.device) -> bool:
 class Split:
     images: Tensor  # (n, c, h, w) uint8
     labels: Tensor  # (n,) int64
-    destination: torch.device | None = None  # of what is taken, where that is not where the images lie
+    destination: torch.device | None = None  # device of the batches, if it is not that of the images
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def device(self) -> torch.device:
-        """Where batches are."""
+        """The device of the batches."""
         return self.images.device if self.destination is None else self.destination
 
     def take(self, index: Tensor) -> "Split":
-        """Those with these indices, on any device, as a split on this one's device."""
+        """Return the images with these indices (on any device) as a split on this one's device."""
         index = index.to(self.images.device)
         return Split(self.images[index].to(self.device), self.labels[index].to(self.device))
 
     def to(self, device: torch.device) -> "Split":
-        """For batches on that device; all images move there if they fit."""
+        """Return a split whose batches are on that device; all images move there if they fit."""
         if fits(self.images, device):
             return Split(self.images.to(device), self.labels.to(device))
         return Split(self.images, self.labels, device)
@@ -52,13 +52,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Files:
-    """Images in files, of any size; one by one, cut to squares, they become what a Split holds."""
+    """Images in files, of any size; reading cuts them to squares one by one, as a Split holds them."""
 
     paths: list[str]
     labels: Tensor  # (n,) int64
     channels: int
     size: int
-    whites: Mapping[str, float]  # of pixels of more than 8 bits, see decoding.survey
+    whites: Mapping[str, float]  # the value of white in pixels of more than 8 bits, see decoding.survey
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,10 +67,10 @@ class Files:
         return replace(self, paths=[self.paths[i] for i in index.tolist()], labels=self.labels[index])
 
     def read(self, first: int, last: int) -> Tensor:
-        """Some of them, (last - first, c, size, size) uint8: the shorter side resized to `size`, then the middle.
+        """Read some of the images, (last - first, c, size, size) uint8: shorter side resized to `size`, centre cropped.
 
         Raises:
-            DataError: a file is no readable image.
+            DataError: a file is not a readable image.
         """
         from lowenergy.data import decoding
 
@@ -85,7 +85,7 @@ Part = Split | Files
 
 
 class Source(NamedTuple):
-    """What a source has. Parts that it does not name are split off the training images."""
+    """What a source has. Parts that it lacks are split off the training images."""
 
     train: Part
     test: Part | None
@@ -94,12 +94,12 @@ class Source(NamedTuple):
 
 
 class Floats:
-    """Images as float32 in [-1, 1] only when they are asked for: all at once would take four times their memory."""
+    """Images that become float32 in [-1, 1] only when asked for: all at once would take four times their memory."""
 
     def __init__(self, split: Split, order: Tensor) -> None:
         """
         Args:
-            order: (m,) indices; place i holds the split's image order[i].
+            order: (m,) indices; item i is the split's image order[i].
         """
         self.split, self.order = split, order
         self.device = split.device
@@ -111,24 +111,27 @@ class Floats:
         return to_float(self.split.take(self.order[index]).images)
 
 
-IN_MEMORY = 2**27  # bytes of images that are looked at all together, as float32
+IN_MEMORY = 2**27  # bytes of images that are looked at together, as float32
 
 
 def at_a_time(images: Tensor, most: int) -> int:
-    """How many images to convert at once, at most `most`: fewer of large ones, a quarter of IN_MEMORY."""
+    """How many images to convert at once: up to `most`, and no more than fill a quarter of IN_MEMORY (at least 1)."""
     return max(1, min(most, IN_MEMORY // 4 // (4 * images[0].numel())))
 
 
 def handful(images: Tensor) -> Tensor:
-    """As many of the first images as take IN_MEMORY: all 10,000 test images of MNIST or CIFAR, fewer larger ones."""
+    """The first images, as many as fill IN_MEMORY, but at least 500.
+
+    These are all 10,000 test images of MNIST or CIFAR; of larger images there are fewer.
+    """
     return images[: max(500, IN_MEMORY // (4 * images[0].numel()))]
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1]."""
+    """Convert uint8 0..255 to float32 in [-1, 1]."""
     return images.to(torch.float32).div_(127.5).sub_(1)
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """float [-1, 1] -> uint8, the inverse of to_float."""
+    """Convert floats in [-1, 1] to uint8, the inverse of to_float."""
     return images.detach().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

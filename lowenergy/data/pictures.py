@@ -1,4 +1,4 @@
-"""Images as one picture."""
+"""Draw images as one picture."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from lowenergy.data.images import to_bytes
 
 
 def write_grid(images: Tensor, path: Path, columns: int = 10) -> None:
-    """Images (n, c, h, w) in [-1, 1] as a PNG, small ones enlarged to about 32 pixels a side."""
+    """Write images (n, c, h, w) in [-1, 1] as one PNG, small ones enlarged to about 32 pixels a side."""
     from PIL import Image
 
     scale = max(1, round(32 / images.shape[-1]))

@@ -46,7 +46,7 @@ def prepare(p: Data, seed: int) -> Prepared:
 
 
 def checked(p: Data) -> Source:
-    """The source as it is read, if it can be split.
+    """Read the source, and check that it can be split.
 
     Raises:
         DataError: see prepare.
@@ -57,10 +57,10 @@ def checked(p: Data) -> Source:
 
 
 def _named(source: Source, p: Data) -> Source:
-    """The source without classes that have no image, or with those that data.classes names, in its order.
+    """Return the source with the classes that data.classes names, in that order, or else with those that have images.
 
     Raises:
-        DataError: data.classes names others.
+        DataError: see _places.
     """
     train, test, classes, validation = source
     parts = [part.labels for part in (train, test, validation) if part is not None]
@@ -83,10 +83,10 @@ def _named(source: Source, p: Data) -> Source:
 
 
 def _places(classes: list[str], wanted: list[str], used: list[str]) -> Tensor:
-    """Of each class, its place among those that are wanted; -1 of those that are not, of which none is used.
+    """The place of each class among the wanted ones; -1 if it is not wanted, in which case no image has it.
 
     Raises:
-        DataError: one that is used is not wanted, or one that is wanted is unknown.
+        DataError: a class in use is not wanted, a wanted one is unknown, or a name is given twice.
     """
     lacking, unknown = (sorted(odd)[:3] for odd in (set(used) - set(wanted), set(wanted) - set(classes)))
     if lacking or unknown or len(set(wanted)) < len(wanted):
@@ -97,10 +97,10 @@ def _places(classes: list[str], wanted: list[str], used: list[str]) -> Tensor:
 
 
 def _check(source: Source, fewest: int, p: Data) -> None:
-    """Every class has images for each part that they are to be in, and every part has enough to be measured on.
+    """Check that every class has an image for each part that it is split into, and every part enough to measure on.
 
     Raises:
-        DataError: it is not so.
+        DataError: one has too few, or there are fewer than two classes.
     """
     where, (train, test, classes, validation) = f"data.source {p.source}", source
     if len(classes) < 2:
@@ -113,35 +113,39 @@ def _check(source: Source, fewest: int, p: Data) -> None:
     few = [
         f"class {name} has {count} {'image' if count == 1 else 'images'}"
         for name, count, *others in zip(classes, *counts.values(), strict=True)
-        if count < fewest and any((count, *others))  # data.classes may name one that there are no images of
+        if count < fewest and any((count, *others))  # data.classes may name a class without images
     ]
     if few:
         more = f", and {len(few) - 3} more" if len(few) > 3 else ""
         to = " to train on" if test is not None else ""
         raise DataError(f"{where}: {', '.join(few[:3])}{more}{to}; each needs at least {fewest} to split")
-    for role, found in counts.items():
-        if sum(found) < 2:
-            raise DataError(f"{where}: {sum(found)} {role} images; at least 2 are needed to measure anything")
+    for role, per_class in counts.items():
+        if sum(per_class) < 2:
+            raise DataError(f"{where}: {sum(per_class)} {role} images; at least 2 are needed to measure anything")
 
 
 def _split_off(part: Part, fraction: float, generator: Generator) -> tuple[Part, Part]:
-    """A random `fraction`, the same share of every class, and the rest."""
+    """Split off a random `fraction` of every class (at least one image); return it and the rest."""
     counts = torch.bincount(part.labels).tolist()
     return _chosen(part, [max(1, round(fraction * count)) for count in counts], generator)
 
 
 def _limited(part: Part, limit: int, least: int, generator: Generator) -> Part:
-    """`limit` random images, each class with its share of them and at least `least`.
+    """Pick at most `limit` random images, from every class in proportion and at least `least`.
 
     Raises:
-        DataError: there are more classes than that.
+        DataError: `limit` is too small for that.
     """
     counts = torch.bincount(part.labels).tolist()
     return _chosen(part, _quotas(counts, limit, least), generator)[0]
 
 
 def _quotas(counts: list[int], limit: int, least: int) -> list[int]:
-    """How many of each class: in proportion to its images, by the largest remainders, and no fewer than `least`."""
+    """How many images to take of each class: in proportion, by largest remainders, and at least `least` if it has them.
+
+    Raises:
+        DataError: that is more than `limit`.
+    """
     total, floors = sum(counts), [min(least, count) for count in counts]
     if limit >= total:
         return counts
@@ -158,10 +162,10 @@ def _quotas(counts: list[int], limit: int, least: int) -> list[int]:
 
 
 def _chosen(part: Part, quotas: list[int], generator: Generator) -> tuple[Part, Part]:
-    """So many random images of each class, in random order, and the rest."""
+    """Pick quotas[label] random images of each class; return them, in random order, and the rest."""
     order = torch.randperm(len(part), generator=generator)
     labels = part.labels[order]
-    rank = torch.empty(len(order), dtype=torch.long)  # of each image within its class
+    rank = torch.empty(len(order), dtype=torch.long)  # rank of each image within its class
     for label in labels.unique():
         members = (labels == label).nonzero()[:, 0]
         rank[members] = torch.arange(len(members))
@@ -170,12 +174,12 @@ def _chosen(part: Part, quotas: list[int], generator: Generator) -> tuple[Part, 
 
 
 def _resized(split: Part, size: int | None, channels: int) -> Part:
-    """Images of `size` pixels a side (None: as they are), 1 (grey) or 3 (RGB) channels; files are read so."""
+    """Bring images to `size` pixels a side (None: as they are) and 1 (grey) or 3 (RGB) channels; Files are read so."""
     if isinstance(split, Files):
         return split
     images = split.images
     if images.shape[1] != channels:
-        from torchvision.transforms.v2 import functional as V  # seconds; the default images need none of it
+        from torchvision.transforms.v2 import functional as V  # takes seconds; the default images do not need it
 
         images = V.rgb_to_grayscale(images) if channels == 1 else V.grayscale_to_rgb(images)
     if size is not None and tuple(images.shape[2:]) != (size, size):
@@ -192,18 +196,20 @@ def _resized(split: Part, size: int | None, channels: int) -> Part:
 def test_images(
     provenance: Mapping[str, Any], shape: tuple[int, int, int], p: Data, seed: int, splits: str | None = SPLITS
 ) -> Split:
-    """The test images of the data that a model was trained on, made as stage `prepare` makes them.
+    """Return the test images of the data that a model was trained on, made as stage `prepare` makes them.
 
-    They are those of the pipeline's splits if these hold the same data; otherwise the official ones below p.root.
+    If the pipeline's splits hold the same data, they are taken from there; otherwise they are the official ones below
+    p.root.
 
     Args:
-        provenance: the model file's.
-        shape: of the images that the model takes.
-        p, seed: of params.yaml; what is the data's own is taken from there only if its source is the model's.
-        splits: the pipeline's file; None not to look at it.
+        provenance: as the model's file has it.
+        shape: (c, h, w), of the images that the model takes.
+        p, seed: from params.yaml; classes, limit and arguments count only if its source is the model's.
+        splits: the pipeline's file; None to ignore it.
     Raises:
         DataError: the files of the source cannot be used, or have other classes.
-        files.FileError: the source has no official test images, and the pipeline has not prepared it.
+        files.FileError: the source has no official test images, and the pipeline has not prepared it, or has split it
+            with another seed.
     """
     source = provenance["data"]
     held = load(splits) if splits is not None and Path(splits).exists() else None
@@ -231,7 +237,11 @@ def test_images(
 
 
 def _check_classes(provenance: Mapping[str, Any], classes: list[str]) -> None:
-    """The model was trained on these, in this order, if its file says on which."""
+    """Check that a model was trained on these classes, in this order, if its file says on which.
+
+    Raises:
+        DataError: it was trained on others, or in another order.
+    """
     if provenance.get("classes", mark(classes)) != mark(classes):
         raise DataError(
             f"data.source {provenance['data']}: not the classes of the model, or not in its order; set data.classes in "

@@ -1,7 +1,7 @@
 """Train, validation and test images, and the one file that holds them.
 
-It is written once; everything after that maps the file into memory, where only what is being looked at takes room: the
-images may be more than memory holds.
+The file is written once. Everything after that maps it into memory, where only the images in use take room: there may
+be more of them than memory holds.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from lowenergy.data.images import Files, Part, Split
 
 SPLITS = "data/splits.safetensors"
 PARTS = ("train", "validation", "test")
-DIGEST = "digest"  # the last tensor of the file: SHA-256 of all before it, known when all is written
-FLAGS = ("seed", "named", "official")  # in the file's header as they are
+DIGEST = "digest"  # the last tensor of the file: SHA-256 of everything before it, known once that is written
+FLAGS = ("seed", "named", "official")  # fields that the file's header holds as they are
 AT_A_TIME = 2**26  # bytes of images read from files at once
 
 
 def mark(classes: list[str]) -> str:
-    """Eight characters that other classes, or these in another order, do not have."""
+    """Eight characters that identify these classes in this order."""
     return hashlib.sha256(json.dumps(classes).encode()).hexdigest()[:8]
 
 
@@ -35,9 +35,9 @@ class Splits:
     test: Split
     classes: list[str]
     source: str
-    normalisation: tuple[list[float], list[float]] | None = None  # mean and std that networks want; see data.mean
-    seed: int | None = None  # which images are whose; None in files of before it was kept
-    named: bool = False  # whether the classes, or their order, are the user's and not known by the source's name
+    normalisation: tuple[list[float], list[float]] | None = None  # mean and std that networks expect; see data.mean
+    seed: int | None = None  # decides which images are in which split; None in files from before it was kept
+    named: bool = False  # whether classes or order are the user's own, so that the source's name does not tell them
     official: bool = True  # whether the source says which images are the test set
 
     @property
@@ -47,13 +47,13 @@ class Splits:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of images, labels, classes and normalisation; files of splits hold it."""
+        """SHA-256, in hexadecimal, of the header, labels and images of a file of splits, which also holds it."""
         *_, last = _pieces(self)
         return last.hex()
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What files of models say of the data that they were trained on; not the names, which take space."""
+        """What a model's file says of its training data; not the names of the classes, which take space."""
         return {"data": self.source, **({"classes": mark(self.classes)} if self.named else {})}
 
 
@@ -72,7 +72,7 @@ class Prepared:
     official: bool
 
     def read(self) -> Splits:
-        """All in memory."""
+        """Read all images into memory."""
         train, validation, test = (
             Split(part.read(0, len(part)), part.labels) if isinstance(part, Files) else part
             for part in (self.train, self.validation, self.test)
@@ -82,16 +82,16 @@ class Prepared:
 
 
 def save(splits: Prepared | Splits, path: str | Path) -> None:
-    """Write the splits as one safetensors file, images in files as they are read: memory holds AT_A_TIME of them.
+    """Write the splits as one safetensors file; images in files are read on the way, AT_A_TIME bytes at once.
 
     Raises:
-        DataError: a file is no readable image; what was there before still is.
+        DataError: an image file is not readable; whatever was at `path` before is still there.
     """
     files.write_pieces(path, _pieces(splits))
 
 
 def _pieces(splits: Prepared | Splits) -> Iterator[bytes]:
-    """The content of that file; its last piece is the SHA-256 of all others."""
+    """Yield the content of that file; the last piece is the SHA-256 of all others."""
     header: dict[str, object] = {name: getattr(splits, name) for name in ("classes", "source", *FLAGS)}
     if splits.normalisation is not None:
         header |= {"mean": splits.normalisation[0], "std": splits.normalisation[1]}
@@ -134,10 +134,10 @@ def _bytes(part: Part) -> Iterator[bytes]:
 
 
 def load(path: str | Path) -> Splits:
-    """Read what `save` wrote; images stay in the file until they are looked at.
+    """Read what `save` wrote; images stay in the file until they are used.
 
     Raises:
-        files.FileError: the file is missing, truncated or not one of splits.
+        files.FileError: the file is missing, truncated or not a file of splits.
     """
     tensors, header = files.read_safetensors(path)
     try:
@@ -148,5 +148,5 @@ def load(path: str | Path) -> Splits:
     except KeyError as error:
         raise files.FileError(f"{path}: not a file of splits, {error} is missing; run `dvc repro prepare`") from None
     if DIGEST in tensors:
-        splits.__dict__["digest"] = tensors[DIGEST].numpy().tobytes().hex()  # not to be computed again
+        splits.__dict__["digest"] = tensors[DIGEST].numpy().tobytes().hex()  # so that it is not computed again
     return splits

@@ -1,4 +1,4 @@
-"""Data sets of torchvision, by name, from a root that may have been filled by other means."""
+"""Read torchvision's data sets, by name, from a root that may have been filled by other means."""
 
 import inspect
 import operator
@@ -18,17 +18,17 @@ from lowenergy.params import Data
 
 KINDS = {"mnist": ("MNIST", "MNIST/raw"), "cifar100": ("CIFAR100", "cifar-100-python")}  # class, its folder in the root
 PREFIX = "torchvision.datasets."
-# What data sets call their parts, the first of them that there is.
+# Names that data sets give their parts; the first one that exists is used.
 TRAIN, VALIDATION, TEST = ("train", "trainval", "train-standard"), ("val", "valid"), "test"
-SECRET = {"Places365", "CLEVRClassification"}  # whose test images nobody has labels of
+SECRET = {"Places365", "CLEVRClassification"}  # data sets whose test labels are not public
 PURPOSES = {"train": "to train on", "test": "to test on", "validation": "to choose by"}
-OURS = {"root", "train", "download", "transform", "transforms", "target_transform", "loader"}  # nobody else's arguments
+OURS = {"root", "train", "download", "transform", "transforms", "target_transform", "loader"}  # set by us alone
 
 
 def read_torchvision(p: Data) -> Source:
-    """Training images, test images, names of the classes, and validation images of a data set that has its own.
+    """Read a data set's training and test images, the names of its classes, and validation images if it has its own.
 
-    A data set without test images, or without labels of them, is tested on its validation images; one without parts
+    A data set without test images, or without their labels, is tested on its validation images. One without parts
     leaves the splitting to `prepare`.
 
     Raises:
@@ -56,10 +56,10 @@ def read_torchvision(p: Data) -> Source:
 
 
 def _kind(p: Data) -> Any:
-    """The class of torchvision that the source names, if it can be made with data.arguments.
+    """The class of torchvision that the source names; it can be made with data.arguments.
 
     Raises:
-        DataError: there is none of images in files, or it takes other arguments.
+        DataError: there is no such class for labelled images in files, or it takes other arguments.
     """
     from torchvision import datasets
 
@@ -84,38 +84,41 @@ def _kind(p: Data) -> Any:
 
 
 def _parameters(kind: Any) -> dict[str, Any]:
-    """Defaults of its constructor's parameters, those that it hands on with **kwargs included."""
-    found: dict[str, Any] = {}
+    """The defaults of a class's constructor parameters, including those that it hands on with **kwargs."""
+    defaults: dict[str, Any] = {}
     for ancestor in kind.__mro__:
         if "__init__" not in ancestor.__dict__:
             continue
-        own = list(inspect.signature(ancestor).parameters.values())
-        named = {q.name: q.default for q in own if q.kind not in (q.VAR_POSITIONAL, q.VAR_KEYWORD)}
-        found = named | found
-        if all(q.kind is not q.VAR_KEYWORD for q in own):
+        parameters = list(inspect.signature(ancestor).parameters.values())
+        named = {q.name: q.default for q in parameters if q.kind not in (q.VAR_POSITIONAL, q.VAR_KEYWORD)}
+        defaults = named | defaults
+        if all(q.kind is not q.VAR_KEYWORD for q in parameters):
             break
-    return found
+    return defaults
 
 
 def _values(kind: Any, p: Data, argument: str) -> list[str]:
-    """What an argument may be, which data sets of torchvision say when it is wrong; none where they do not say."""
+    """The values that an argument may have, as torchvision's error for a wrong one lists them; none if it does not."""
     try:
         kind(p.root, **{**p.arguments, argument: "?"})
     except ValueError as error:
         before, _, values = str(error).partition("Valid values are")
         return re.findall(r"'([^']+)'", values) if f"argument {argument}" in before else []
-    except Exception:  # it looks at its files first
+    except Exception:  # it looks at its files before its arguments
         return []
     return []
 
 
 def _roles(kind: Any, p: Data) -> dict[str, dict[str, Any]]:
-    """The arguments that choose the images to train on, to test on and to validate with, where there are parts.
+    """The arguments that choose the images to train on, to test on and to validate with, if there are parts.
 
-    A part that data.arguments name is trained on, and what is no `train` part is all that there is.
+    A part named in data.arguments is trained on; unless its name begins with `train`, no other part is used.
+
+    Raises:
+        DataError: it is not clear which part to train on.
     """
     known = _parameters(kind)
-    if "train" in known and "what" not in p.arguments:  # what: QMNIST's own name of a part
+    if "train" in known and "what" not in p.arguments:  # what: QMNIST's own name for a part
         return {"train": {"train": True}, "test": {"train": False}}
     if "train" in known or "split" not in known:
         return {"train": {}}
@@ -131,7 +134,7 @@ def _roles(kind: Any, p: Data) -> dict[str, dict[str, Any]]:
         if TEST in values and kind.__name__ not in SECRET:
             roles["test"] = {"split": TEST}
         held_out = next((name for name in VALIDATION if name in values), None)
-        if held_out is not None and train != "trainval":  # which holds them
+        if held_out is not None and train != "trainval":  # trainval includes them
             roles["validation"] = {"split": held_out}
     return roles
 
@@ -154,7 +157,11 @@ def _open(kind: Any, p: Data, which: dict[str, Any]) -> Any:
 
 @contextmanager
 def _files_of(p: Data) -> Iterator[None]:
-    """Within it, whatever goes wrong is due to the files under the root."""
+    """Turn whatever goes wrong within the `with` into an error that names the cause.
+
+    Raises:
+        DataError: the arguments are wrong, a package is missing, or else the files under the root cannot be used.
+    """
     try:
         yield
     except DataError:
@@ -171,7 +178,7 @@ def _files_of(p: Data) -> Iterator[None]:
 
 
 def _split(part: Any, p: Data) -> Split | None:
-    """Images and labels of a part; None if there are no labels."""
+    """The images and labels of a part; None if there are images without a label."""
     labels = getattr(part, "targets", getattr(part, "labels", None))
     if hasattr(part, "data") and labels is not None and not isinstance(part.data, list):
         images, labels = torch.as_tensor(part.data), torch.as_tensor(labels).long()
@@ -179,7 +186,7 @@ def _split(part: Any, p: Data) -> Split | None:
             images = images[:, None]
         elif images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
             images = images.permute(0, 3, 1, 2).contiguous()
-        labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST's say who wrote the digit, too
+        labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST's labels also say who wrote the digit
     else:
         read = _read(part, p)
         if read is None:
@@ -189,7 +196,7 @@ def _split(part: Any, p: Data) -> Split | None:
 
 
 def _read(part: Any, p: Data) -> tuple[Tensor, Tensor] | None:
-    """Images one by one, cut to squares if data.image_size says so; None if the first has no label."""
+    """Read images one by one, cut to squares if data.image_size is given; None if one has no label."""
     from PIL import Image
     from torchvision.transforms.v2 import functional as V
 
@@ -218,8 +225,12 @@ def _read(part: Any, p: Data) -> tuple[Tensor, Tensor] | None:
 
 
 def _classes(parts: list[Any], count: int, p: Data) -> list[str]:
-    """Names of the classes, of numbers below `count`; numbers where there are no names."""
-    if any("target" in key for key in p.arguments):  # names are of the usual targets
+    """The names of the classes, at least `count` of them; their numbers if there are no names.
+
+    Raises:
+        DataError: the parts have different classes, or fewer than `count`.
+    """
+    if any("target" in key for key in p.arguments):  # the names belong to the usual targets
         return [str(number) for number in range(count)]
     names, *others = [getattr(part, "classes", getattr(part, "categories", None)) for part in parts]
     if any(other != names for other in others):
@@ -229,5 +240,5 @@ def _classes(parts: list[Any], count: int, p: Data) -> list[str]:
     if len(names) < count:
         raise DataError(f"data.source {p.source}: a label is {count - 1}, and there are names of {len(names)} classes")
     first = [str(name[0] if isinstance(name, tuple) else name) for name in names]  # others are synonyms
-    twice = {name for name, found in Counter(first).items() if found > 1}  # ImageNet has two cranes
+    twice = {name for name, times in Counter(first).items() if times > 1}  # ImageNet has two cranes
     return [f"{name} {number}" if name in twice else name for number, name in enumerate(first)]

@@ -1,6 +1,6 @@
 """Energy-based models: the energy and its gradient, sampling, training losses, matching.
 
-`gradient.gradient_graph` is imported where it is used: tracing brings much of torch along.
+`gradient.gradient_graph` is imported where it is used: tracing imports much of torch.
 """
 
 from lowenergy.energies.buffer import ReplayBuffer

@@ -15,7 +15,7 @@ class ReplayBuffer:
         self.ages = torch.zeros(size, dtype=torch.long, device=generator.device)  # Langevin steps since noise
 
     def draw(self, count: int, fresh_fraction: float) -> tuple[Tensor, Tensor]:
-        """`count` chains and their places; each restarts from noise with probability `fresh_fraction`."""
+        """Draw `count` chains, with their places; each restarts from noise with probability `fresh_fraction`."""
         device = self.images.device
         # Without repetition: two chains from one place would race to be put back.
         index = torch.randperm(len(self.images), generator=self.generator, device=device)[:count]
@@ -25,7 +25,7 @@ class ReplayBuffer:
         return torch.where(fresh[:, None, None, None], noise, self.images[index]), index
 
     def put(self, index: Tensor, images: Tensor, steps: int) -> Tensor:
-        """Put chains back after `steps` more Langevin steps; their ages, (len(index),)."""
+        """Put chains back after `steps` more Langevin steps; return their ages, (len(index),)."""
         self.images[index] = images
         self.ages[index] += steps
         return self.ages[index]

@@ -32,7 +32,7 @@ def energy_of(network: nn.Module, head: str, precision: Precision = "32-true", *
         precision: bf16-mixed runs the network under autocast, about twice as fast where the hardware has bfloat16.
         frozen: the weights take part as constants, so that no step spends time on their gradients.
     """
-    own = dict(network.named_parameters())  # detached, they see later updates in place
+    own = dict(network.named_parameters())  # detached, they still see later updates in place
     weights = {name: own[first].detach() for name, first in own_tensors(network).items() if first in own}
 
     def constant(images: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def energy_of(network: nn.Module, head: str, precision: Precision = "32-true", *
 
 
 class ExplicitEnergy:
-    """An energy whose input gradient is a graph of its own, as of int8 networks (gradient.py).
+    """An energy whose input gradient comes from a graph of its own, as for int8 networks (gradient.py).
 
     Args:
         network: images -> logits.
@@ -69,7 +69,7 @@ class ExplicitEnergy:
 
 
 def energy_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies (batch,) and their input gradients (batch, c, h, w), both detached; weights collect no gradient."""
+    """Return energies (batch,) and input gradients (batch, c, h, w), both detached; weights collect no gradient."""
     if isinstance(energy, ExplicitEnergy):
         return energy.gradient(images)
     with torch.enable_grad():
@@ -80,13 +80,13 @@ def energy_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def twice_differentiable() -> AbstractContextManager[None]:
-    """Within it, attention is computed by plain operations: torch's fused ones have no second derivative."""
+    """Within the context, compute attention by plain operations: torch's fused ones have no second derivative."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
 def logits_and_gradient(network: nn.Module, head: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (batch, outputs) and input gradients of the energy, both differentiable by the weights."""
-    if getattr(network, "gradient", False):  # an int8 graph puts both out
+    """Logits (batch, outputs) and input gradients of the energy; differentiable by the weights if grad is enabled."""
+    if getattr(network, "gradient", False):  # an int8 graph returns both
         logits, gradient = network(images)
         return logits, gradient
     create_graph = torch.is_grad_enabled()

@@ -2,8 +2,8 @@
 
 Sampling needs ∇E(x), and autograd computes it where no exporter, quantizer or other runtime can follow.
 `gradient_graph` traces what autograd does, so that the gradient becomes operations like those of the forward pass.
-Backward passes that are one opaque operation to torch are decomposed; of a convolution it is a convolution with the
-same weights, flipped, so that whatever makes convolutions small and fast works for both directions.
+Backward passes that are one opaque operation to torch are decomposed. A convolution's is a convolution with the same
+weights, flipped, so that whatever makes convolutions small and fast works in both directions.
 """
 
 import math
@@ -36,17 +36,17 @@ aten = torch.ops.aten
 
 
 def gradient_graph(network: nn.Module, head: str, input_shape: tuple[int, int, int]) -> GraphModule:
-    """images (batch, c, h, w) -> logits (batch, outputs), input gradients of the energy (batch, c, h, w).
+    """Trace images (batch, c, h, w) -> logits (batch, outputs), input gradients of the energy (batch, c, h, w).
 
-    The graph holds the network's own parameters and buffers under their own names; it knows convolutions as
-    aten.conv2d and fully connected layers as aten.linear, as torch.export does. Its batch size is free, it writes no
-    tensor in place, and it has answered like autograd.
+    The graph holds the network's own parameters and buffers under their own names. Its convolutions are aten.conv2d and
+    its fully connected layers aten.linear, as in torch.export's graphs. It takes any batch size, writes no tensor in
+    place, and has been seen to answer like autograd.
 
     Args:
         network: images -> logits, in evaluation mode.
-        head: of the energy, see energy.HEADS.
+        head: the energy's head, see energy.HEADS.
     Raises:
-        UserError: an operation that cannot be traced, with torch's reason, or whose gradient is another in the graph.
+        UserError: an operation cannot be traced, with torch's reason, or its gradient differs in the graph.
     """
     images = torch.rand(3, *input_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -68,14 +68,14 @@ def gradient_graph(network: nn.Module, head: str, input_shape: tuple[int, int, i
             return compared(network)
         except UserError as error:
             refused = error
-    try:  # what torch.export makes of it: there len(x) is no constant, and what is written is a new tensor
+    try:  # torch.export's graph of it: there len(x) is no constant, and what is written is a new tensor
         return compared(traced(network, input_shape).module(check_guards=False))
     except UserError as error:
         raise refused or error from None
 
 
 def _joint(network: nn.Module, forward: nn.Module, head: str, input_shape: tuple[int, int, int]) -> GraphModule:
-    """The graph of both directions.
+    """Trace the graph of both directions, forward and backward.
 
     Args:
         forward: the network, or a graph of it with parameters and buffers of the same names.
@@ -97,21 +97,21 @@ def _joint(network: nn.Module, forward: nn.Module, head: str, input_shape: tuple
     images = fake.from_tensor(torch.zeros(2, *input_shape), symbolic_context=batch)
     weights = {name: fake.from_tensor(value, static_shapes=True) for name, value in state.items()}
     try:
-        # Fused attention has no plain backward pass; the other form has.
+        # Fused attention has no plain backward pass; the form with plain operations has.
         with fake, sdpa_kernel(SDPBackend.MATH), enable_python_dispatcher(), quiet():
             joint = make_fx(both, decomposition_table=PLAIN)(weights, images)
-            if any(map(writes, joint.graph.nodes)):  # some of torch's own decompositions do
+            if any(map(writes, joint.graph.nodes)):  # some of torch's own decompositions write
                 joint = make_fx(functionalize(joint, remove="mutations"))(weights, images)
     except Exception as error:  # torch raises nearly anything here
         raise UserError(f"the gradient of this network cannot be traced: {reason_of(error)}") from None
     graph = joint.graph
-    graph.set_codegen(CodeGen())  # parameters are no inputs any more
+    graph.set_codegen(CodeGen())  # parameters are no longer inputs
     graph.owning_module = None  # until it has the parameters that it will name
     _own_parameters(graph, list(state))
     for node in list(graph.nodes):
         if writes(node):
             raise UserError(f"the gradient of this network cannot be traced: {node.target} writes in place")
-        if node.target is aten.view.default:  # which would hold for the memory layout of this moment only
+        if node.target is aten.view.default:  # a view would hold for the current memory layout only
             node.target = aten.reshape.default
         _as_layer(graph, node)
     graph.eliminate_dead_code()
@@ -149,7 +149,7 @@ def _convolution_backward(
 
 
 def _turned(w: Tensor, groups: int) -> Tensor:
-    """(out, in / groups, k, ...) -> (in, out / groups, k, ...), flipped: the convolution that leads back."""
+    """The flipped weight, which leads back: (out, in / groups, k, ...) -> (in, out / groups, k, ...)."""
     flipped = w.flip(list(range(2, w.ndim)))
     if groups == 1:
         return flipped.transpose(0, 1)
@@ -166,25 +166,25 @@ def _nearest_backward(g: Tensor, out_size: Any, in_size: Any, *scales: Any) -> T
     height, width = in_size[2:]
     if g.shape[2] % height or g.shape[3] % width:
         return _resize_backward(aten.upsample_nearest2d.default)(g, out_size, in_size, *scales)
-    return g.unflatten(2, (height, -1)).unflatten(4, (width, -1)).sum((3, 5))  # each repeated equally often
+    return g.unflatten(2, (height, -1)).unflatten(4, (width, -1)).sum((3, 5))  # each pixel is repeated equally often
 
 
-# Operations that are linear, and work along each axis of the images by itself: backwards they are a product with a
-# constant matrix for each axis, which is what the operation makes of the unit vectors.
+# Operations that are linear and work along each axis of the images separately. Their backward pass is a product with
+# one constant matrix for each axis: what the operation makes of the unit vectors.
 
 
 def _along(g: Tensor, sizes: Any, operation: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """The gradient of the inputs of such an operation.
+    """The gradient by the inputs of such an operation.
 
     Args:
-        g: (..., out1, out2, ...), of its outputs.
-        sizes: (in1, in2, ...), of its inputs.
-        operation: the same on images (n, 1, ...) that are 2 wide along all axes but one, which stay as they are.
+        g: (..., out1, out2, ...), the gradient by its outputs.
+        sizes: (in1, in2, ...), the sizes of its inputs.
+        operation: the same along one axis of images (n, 1, ...), which are 2 wide along all others and stay so.
     """
     for axis, size in enumerate(sizes):
         with _disable_current_modes():
             units = torch.eye(size)
-            # Not 1 wide, where torch 2.15 mistakes how images lie in memory, and smooths along the wrong axis.
+            # Not 1 wide: there torch 2.15 mistakes how images lie in memory, and smooths along the wrong axis.
             images = units.view(size, 1, *_only([size] * len(sizes), axis, 1)).expand(
                 size, 1, *_only([size] * len(sizes), axis, 2)
             )
@@ -197,7 +197,7 @@ def _along(g: Tensor, sizes: Any, operation: Callable[[Tensor, int], Tensor]) ->
 
 
 def _only(values: Any, axis: int, rest: Any) -> list[Any]:
-    """One axis's value, and what it is for the others."""
+    """Keep the value of one axis, and put `rest` for the others."""
     return [value if i == axis else rest for i, value in enumerate(values)]
 
 
@@ -233,7 +233,7 @@ def _replicate_backward(g: Tensor, x: Tensor, padding: Any) -> Tensor:
 def _resize_backward(resize: Callable[..., Tensor], *, options: int = 0) -> Callable[..., Tensor]:
     """
     Args:
-        options: arguments of the operation before its scales, which may be left out.
+        options: number of the operation's arguments before its scales; the scales may be left out.
     """
 
     def backward(g: Tensor, out_size: Any, in_size: Any, *rest: Any) -> Tensor:
@@ -251,7 +251,7 @@ def _resize_backward(resize: Callable[..., Tensor], *, options: int = 0) -> Call
 
 
 def _adaptive_max_pool(x: Tensor, sizes: Any) -> tuple[Tensor, Tensor]:
-    """Maxima and their places, by windows of one size: what is too much in a shorter one is its last pixel again."""
+    """Maxima and their places, from windows of one size: a shorter window is filled up by repeating its last pixel."""
     (rows, columns), width = ((_windows(*both) for both in zip(x.shape[2:], sizes, strict=True)), x.shape[3])
     with _disable_current_modes():
         at = torch.tensor(rows).flatten(), torch.tensor(columns).flatten()
@@ -263,16 +263,16 @@ def _adaptive_max_pool(x: Tensor, sizes: Any) -> tuple[Tensor, Tensor]:
 
 
 def _windows(size: int, count: int) -> list[list[int]]:
-    found = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
-    longest = max(end - start for start, end in found)
-    return [[min(start + i, end - 1) for i in range(longest)] for start, end in found]
+    bounds = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+    longest = max(end - start for start, end in bounds)
+    return [[min(start + i, end - 1) for i in range(longest)] for start, end in bounds]
 
 
 def _average_pool(
     x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False, with_padding: bool = True,
     divisor: int | None = None,
 ) -> Any:  # fmt: skip
-    """Averages over windows of a size of their own, which torch 2.15 exports as if it were that of the window."""
+    """Average pooling with a divisor of its own, which torch 2.15 exports as if it were the size of the window."""
     if divisor is None or ceil:
         return NotImplemented
     size = math.prod(kernel) if len(kernel) > 1 else kernel[0] ** 2
@@ -320,7 +320,7 @@ PLAIN: Any = {
 
 
 def _own_parameters(graph: Graph, names: list[str]) -> None:
-    """Parameters and buffers, which were traced as inputs, become the graph's own."""
+    """Make parameters and buffers, which were traced as inputs, the graph's own."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for node, name in zip(inputs, names, strict=False):  # the last input is the images
         with graph.inserting_before(node):
@@ -331,7 +331,7 @@ def _own_parameters(graph: Graph, names: list[str]) -> None:
 
 
 def _as_layer(graph: Graph, node: Node) -> None:
-    """Say convolutions and products with a weight as torch.export says the layers that they come from."""
+    """Write convolutions and products with a weight as torch.export writes the layers that they come from."""
     with graph.inserting_before(node):
         if node.target is aten.convolution.default and not node.args[6] and len(node.args[3]) == 2:  # type: ignore[arg-type]
             x, w, bias, stride, padding, dilation, _, _, groups = node.args
@@ -354,7 +354,7 @@ def _as_layer(graph: Graph, node: Node) -> None:
 
 
 def call(graph: Graph, target: Any, *args: Any) -> Node:
-    """A node that calls `target`, with the value that it would have for the exporters and quantizers to come."""
+    """Add a node that calls `target`, with an example of its value for the exporters and quantizers to come."""
     node = graph.call_function(target, args)
     values = [arg.meta["val"] if isinstance(arg, Node) else arg for arg in args]
     with next((v.fake_mode for v in values if isinstance(v, FakeTensor)), nullcontext()):
@@ -367,7 +367,7 @@ def _is_turned_parameter(node: Any) -> bool:
 
 
 def _parameter(node: Any) -> Node | None:
-    """The parameter behind an even number of transpositions."""
+    """The parameter behind no transposition or behind two; None if there is none."""
     while node.target is aten.t.default and _is_turned_parameter(node.args[0]):
         node = node.args[0].args[0]
     return node if node.op == "get_attr" else None

@@ -11,7 +11,7 @@ from lowenergy.data import at_a_time
 from lowenergy.energies.energy import Energy, energy_gradient
 from lowenergy.params import Sampler
 
-BATCH = 500  # chains at a time: more take memory and no less time
+BATCH = 500  # chains at a time: more take more memory and save no time
 
 
 def uniform_noise(shape: tuple[int, ...], generator: Generator) -> Tensor:
@@ -20,10 +20,10 @@ def uniform_noise(shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 
 def langevin_step(images: Tensor, gradient: Tensor, noise: Tensor, constants: Sampler) -> Tensor:
-    """clamp(x - step_size * clamp(∇E(x), ±gradient_clamp) + noise * N(0, 1), [-1, 1]): where images go next.
+    """Where images go next: clamp(x - step_size * clamp(∇E(x), ±gradient_clamp) + noise * N(0, 1), [-1, 1]).
 
     Args:
-        images, gradient, noise: (batch, c, h, w): x, the gradient of its energy there, and standard normal noise.
+        images, gradient, noise: (batch, c, h, w): x, the gradient of the energy at x, and standard normal noise.
     """
     downhill = gradient.clamp(-constants.gradient_clamp, constants.gradient_clamp)
     moved = torch.sub(images, downhill, alpha=constants.step_size)
@@ -33,12 +33,12 @@ def langevin_step(images: Tensor, gradient: Tensor, noise: Tensor, constants: Sa
 def langevin_chain(
     energy: Energy, images: Tensor, steps: int, constants: Sampler, generator: Generator, team: Team = ALONE
 ) -> Iterator[Tensor]:
-    """The `steps` states after `images`, (batch, c, h, w) in [-1, 1], of one chain per image; `images` stays as it is.
+    """Yield the `steps` states after `images`, (batch, c, h, w) in [-1, 1], a chain per image; `images` stays as it is.
 
-    Every state is the same tensor, overwritten by the next step: copy what is to be kept.
+    Every state is the same tensor, overwritten by the next step: copy what you want to keep.
 
     Args:
-        team: processes among which the chains are divided; each gets the states of its share.
+        team: the processes that share the chains; each gets the states of its own chains.
     """
     noise, images = torch.empty_like(images), team.own_rows(images).clone()
     for _ in range(steps):
@@ -63,9 +63,9 @@ def sample(
     """Draw images from noise, `batch_size` chains at a time so that memory stays bounded.
 
     Args:
-        batch_size: None for BATCH, or fewer of large images.
-        keep: called after every step with all that it takes to go on from there.
-        state: what an earlier call kept; the images are then those that it would have drawn.
+        batch_size: None for BATCH, or for fewer if images are large.
+        keep: called after every step with everything needed to go on from there.
+        state: what an earlier call gave to `keep`; the images are then those that it would have drawn.
     Returns:
         (count, *shape) in [-1, 1], on the generator's device.
     """
@@ -89,5 +89,5 @@ def sample(
 
 
 def steps_in(state: Mapping[str, Any] | None, steps: int) -> int:
-    """Of single chains, that `sample` had made when it kept this."""
+    """How many steps of single chains `sample` had made when it kept this state."""
     return len(state["samples"]) * steps + len(state["images"]) * state["step"] if state else 0

@@ -1,4 +1,4 @@
-"""What an energy is trained by."""
+"""The losses that train an energy."""
 
 import torch
 from torch import Generator, Tensor
@@ -9,9 +9,10 @@ from lowenergy.energies.langevin import uniform_noise
 
 
 def contrastive_loss(real: Tensor, fake: Tensor, regularization: float) -> Tensor:
-    """mean E(real) - mean E(fake) + regularization * mean E², the gradient of the likelihood's negative logarithm.
+    """mean E(real) - mean E(fake) + regularization * (mean E(real)² + mean E(fake)²).
 
-    The last term keeps the two energies, which only differ by what matters, near zero.
+    The gradient of the difference is that of the negative log-likelihood. The last term keeps both energies near zero,
+    as only their difference matters.
 
     Args:
         real, fake: energies, (batch,), of images and of chains.
@@ -22,14 +23,15 @@ def contrastive_loss(real: Tensor, fake: Tensor, regularization: float) -> Tenso
 def flow_loss(energy: Energy, images: Tensor, generator: Generator, team: Team = ALONE, rest: float = 0.0) -> Tensor:
     """mean (-∇E(x_t) - c(t) (x_1 - x_0))² on the straight way x_t = (1 - t) x_0 + t x_1 from uniform noise to `images`.
 
-    Descending the energy then carries noise to the data in unit time: step_size = 1/n in n Langevin steps. One energy
-    serves all times t, which it is not told (Balcerak et al. 2025, the flow regime; Lipman et al. 2023).
+    Descending the energy then carries noise to the data in unit time: in n Langevin steps with step_size = 1/n. One
+    energy serves all times t without being told which (Balcerak et al. 2025, the flow regime; Lipman et al. 2023).
 
     Args:
-        team: processes among which the images are divided.
-        rest: 0 for c = 1 and t up to 1: the descent goes on past the images. Else c falls from 1 to 0 in the last share
-            `rest` of the way, so that images lie in the energy's valleys (Wang & Du 2025, equilibrium matching), and
-            goes on to -1 as far behind them, clamped to [-1, 1], so that what has gone too far comes back.
+        team: the processes that share the images.
+        rest: 0 for c = 1 and t up to 1: the descent goes on past the images. Otherwise c falls from 1 to 0 over the
+            last fraction `rest` of the way, so that images lie in the energy's valleys (Wang & Du 2025, equilibrium
+            matching), and on to -1 equally far behind them, where x_t is clamped to [-1, 1], so that what has gone too
+            far comes back.
     """
     noise = uniform_noise(tuple(images.shape), generator)
     time = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) * (1 + rest)
@@ -44,7 +46,7 @@ def flow_loss(energy: Energy, images: Tensor, generator: Generator, team: Team =
 
 
 def silent_flow(images: Tensor, rest: float = 0.0) -> float:
-    """The flow loss of an energy without any slope, for these images: E‖x_1 - x_0‖² a pixel times the speed's square.
+    """The flow loss of an energy without any slope, for these images: E‖x_1 - x_0‖² per pixel times the mean of c².
 
     Args:
         images: (n, c, h, w) in [-1, 1].

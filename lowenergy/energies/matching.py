@@ -1,4 +1,4 @@
-"""Matching a compressed energy to its teacher's: at which images, and in what."""
+"""Match a compressed energy to its teacher's: at which images, and in which quantities."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ from lowenergy.energies.energy import Energy, energy_gradient
 from lowenergy.energies.langevin import langevin_chain, langevin_step, uniform_noise
 from lowenergy.params import EnergyMatching, Sampler
 
-CONVERTED = 250  # images from bytes to floats at a time
-KEPT = 2**30  # bytes of the teacher's gradients; more are taken anew for each batch
+CONVERTED = 250  # images converted from bytes to floats at a time
+KEPT = 2**30  # most bytes of the teacher's gradients to keep; more are computed anew for each batch
 NOISE = 0.3  # largest standard deviation of the noise on probes; chains near the data stray less
 
 
@@ -23,21 +23,21 @@ def probe_images(
     generator: Generator,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Tensor:
-    """Where a compressed energy must agree with its teacher's: on data, around data, and on the way of the sampler.
+    """Choose where a compressed energy must agree with its teacher's: on data, around data, and on the sampler's way.
 
     Args:
-        images: (n, c, h, w) uint8, real ones.
+        images: (n, c, h, w) uint8, real images.
     Returns:
-        (m, c, h, w): p.images real images, as many with noise of random strength, then of p.chains chains of the
-        teacher's their start and four evenly spaced states.
+        (m, c, h, w): p.images real images, as many with noise of random strength, then the start and four evenly spaced
+        states (fewer if p.chain_steps < 4) of p.chains of the teacher's chains.
     """
     device = generator.device
     order = torch.randperm(len(images), generator=generator, device=device)[: p.images].to(images.device)
     kept = [0, *sorted({max(1, p.chain_steps * quarter // 4) for quarter in (1, 2, 3, 4)})]
     count = len(order)
-    # In place throughout: of large images these are gigabytes.
-    found = torch.empty(2 * count + len(kept) * p.chains, *images.shape[1:], device=device)
-    real, noisy, states = found[:count], found[count : 2 * count], found[2 * count :]
+    # In place throughout: for large images these are gigabytes.
+    probes = torch.empty(2 * count + len(kept) * p.chains, *images.shape[1:], device=device)
+    real, noisy, states = probes[:count], probes[count : 2 * count], probes[2 * count :]
     for part, out in zip(order.split(CONVERTED), real.split(CONVERTED), strict=True):
         out.copy_(to_float(images[part].to(device)))
     strength = NOISE * torch.rand(count, 1, 1, 1, generator=generator, device=device)
@@ -45,20 +45,20 @@ def probe_images(
     by_step = dict(zip(kept, states.split(p.chains), strict=True))
     # The start counts: int8 ranges that have not seen uniform noise clip it, and a clipped activation has no slope.
     by_step[0].copy_(uniform_noise((p.chains, *images.shape[1:]), generator))
-    some = at_a_time(found, p.chains)
+    some = at_a_time(probes, p.chains)
     for first in range(0, p.chains, some):
         chains = langevin_chain(energy, by_step[0][first : first + some], p.chain_steps, sampler, generator)
         for step, state in enumerate(chains, 1):
             progress(len(state))
             if step in by_step:
                 by_step[step][first : first + some] = state
-    return found
+    return probes
 
 
 class OwnChains:
-    """Chains of the network that is being pulled: where its own sampling leads, wrong turns and all.
+    """The student's own chains: where its own sampling leads, wrong turns and all.
 
-    Matching on the teacher's way alone says nothing of the places that only the student visits.
+    Matching along the teacher's chains alone says nothing about the places that only the student visits.
     """
 
     def __init__(self, p: EnergyMatching, sampler: Sampler, shape: tuple[int, int, int], generator: Generator) -> None:
@@ -66,8 +66,8 @@ class OwnChains:
         self.images = uniform_noise((p.student_chains, *shape), generator)
 
     def step(self, gradients: Tensor) -> None:
-        """One Langevin step along the last of these gradients; each chain restarts after p.chain_steps on average."""
-        if not len(self.images) or not torch.is_grad_enabled():  # when a loss is only looked at, nothing moves
+        """Take one Langevin step along the last gradients; each chain restarts after p.chain_steps on average."""
+        if not len(self.images) or not torch.is_grad_enabled():  # nothing moves while a loss is only looked at
             return
         images = self.images
         noise = torch.randn(images.shape, generator=self.generator, device=images.device)
@@ -112,12 +112,14 @@ class EnergyMatch:
     def loss(
         self, energies: Tensor, gradients: Tensor, index: Tensor, more: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the student's energies and input gradients at the images with these indices, and then at those of `more`,
-        which the teacher has yet to see."""
+        """The loss of a student's energies and input gradients, and its two errors by name.
+
+        Both are those at the images with these indices, then at those of `more`, which the teacher has yet to see.
+        """
         wanted, slopes = self.energies[index], self.slopes(index)
         if len(more):
-            found = energy_gradient(self.teacher, more)
-            wanted, slopes = torch.cat([wanted, found[0]]), torch.cat([slopes, found[1]])
+            taught = energy_gradient(self.teacher, more)
+            wanted, slopes = torch.cat([wanted, taught[0]]), torch.cat([slopes, taught[1]])
         energy_error = (energies - wanted).square().mean() / self.energies.var()
         score_error = (gradients - slopes).square().mean() / self.scale
         return self.p.energy_weight * energy_error + self.p.score_weight * score_error, {

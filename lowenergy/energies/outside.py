@@ -1,4 +1,4 @@
-"""Images that are none of the data's, and how well energies tell them from those that are."""
+"""Images from outside the data, and how well energies tell them from the data's own."""
 
 import torch
 from torch import Generator, Tensor
@@ -7,11 +7,11 @@ from torch.nn import functional as F
 from lowenergy.base import UserError
 from lowenergy.energies.langevin import uniform_noise
 
-REDUCTION = 0.5  # share of the side: nothing that small occurs in the data
+REDUCTION = 0.5  # fraction of the side: nothing that small occurs in the data
 
 
 def transformed(images: Tensor, generator: Generator) -> dict[str, Tensor]:
-    """The out-of-distribution counterparts of images (n, c, h, w) in [-1, 1], as many of each kind.
+    """Make out-of-distribution counterparts of images (n, c, h, w) in [-1, 1], as many of each kind.
 
     noise: uniform noise; rotation: a quarter turn; reduction: shrunk to REDUCTION of their side and framed in black.
     """
@@ -20,7 +20,7 @@ def transformed(images: Tensor, generator: Generator) -> dict[str, Tensor]:
     shrunk = F.interpolate(images, (low, narrow), mode="bilinear", antialias=True, align_corners=False)
     above, left = (height - low) // 2, (width - narrow) // 2
     turned = images.rot90(dims=(2, 3))
-    if height != width:  # as much of it as fits
+    if height != width:  # stretched to the original shape
         turned = F.interpolate(turned, (height, width), mode="bilinear", antialias=True, align_corners=False)
     return {
         "noise": uniform_noise(tuple(images.shape), generator),

@@ -1,6 +1,6 @@
-"""Networks: a `Spec` says which, the zoo or an import path builds it; what compression may ask of one."""
+"""Networks: a `Spec` says which one, the zoo or an import path builds it, and compression may ask it these things."""
 
-from lowenergy.networks import backward as backward  # mends torch
+from lowenergy.networks import backward as backward  # fixes torch
 from lowenergy.networks.backbone import Backbone
 from lowenergy.networks.building import build, build_with, stored_state
 from lowenergy.networks.copies import duplicate

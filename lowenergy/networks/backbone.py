@@ -1,4 +1,4 @@
-"""The networks of the zoo: one backbone each for classifiers, EBMs and JEMs."""
+"""The networks of the zoo: each is one backbone for classifiers, EBMs and JEMs alike."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,10 @@ from lowenergy.networks.spec import Spec
 
 
 class Backbone(Network):
-    """features: images -> (batch, features), what FID looks at in the scorer; fc: features -> logits.
+    """features: images -> (batch, features), which FID uses in the scorer; fc: features -> logits.
 
-    Some features come with a term that all logits share (zoo/unet.py), (batch, 1): an energy more than a class.
+    Some networks (zoo/unet.py) also have a term that all logits share, (batch, 1): it says more about the energy than
+    about the class.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -29,13 +30,13 @@ class Backbone(Network):
     def forward(self, x: Tensor) -> Tensor:
         features, shared = _apart(self.features(self.normalised(x)))
         if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):  # in bfloat16 energies of hundreds are whole numbers
+            with torch.autocast(x.device.type, enabled=False):  # bfloat16 rounds energies of hundreds to whole numbers
                 logits = self.fc(features.float())
-        else:  # an exported graph would keep a part of its own for the lines above, out of a quantizer's sight
+        else:  # an exported graph would put the lines above into a subgraph, where no quantizer looks
             logits = self.fc(features)
         return logits if shared is None else logits + shared
 
 
 def _apart(features: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Features, and the term that all logits share, where there is one."""
+    """Return the features, and the term that all logits share if there is one."""
     return features if isinstance(features, tuple) else (features, None)

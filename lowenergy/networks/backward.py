@@ -1,4 +1,4 @@
-"""Backward passes that torch 2.15 lacks or computes wrongly, mended for all networks once this is imported."""
+"""Backward passes that torch 2.15 lacks or computes wrongly, fixed for all networks once this is imported."""
 
 import warnings
 from typing import Any
@@ -13,20 +13,23 @@ ATEN = torch.library.Library("aten", "IMPL")
 
 
 def _batch_norm_backward(g: Tensor, x: Tensor, *rest: Any) -> Any:
-    """The strides of a batch of one image may say anything along the batch, as those of attention's outputs do. torch's
-    kernel follows them: the gradient was off by more than its norm. InstanceNorm is such a batch always."""
+    """Make batches of one image contiguous before torch's kernel sees them.
+
+    Along such a batch the stride may be anything, as in attention's outputs, and torch's kernel follows it: the
+    gradient was off by more than its norm. InstanceNorm always runs on such a batch.
+    """
     if len(x) == 1:
         g, x = g.contiguous(), x.contiguous()
     return KERNEL.call_boxed(CPU, g, x, *rest)
 
 
 def _hardsigmoid_backward(g: Tensor, x: Tensor) -> Tensor:
-    """torch's has no derivative of its own, so that no MobileNetV3 could be trained as an energy."""
+    """torch's own version has no derivative, so no MobileNetV3 could be trained as an energy."""
     return g * ((x > -3) & (x < 3)) / 6
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it says that a kernel is replaced
-    if KERNEL is not None:  # which older torch does not hand out
+    warnings.simplefilter("ignore")  # torch warns that a kernel is replaced
+    if KERNEL is not None:  # older versions of torch do not hand it out
         ATEN.impl(NORM, _batch_norm_backward, "CPU")
     ATEN.impl("hardsigmoid_backward", _hardsigmoid_backward, "Autograd")

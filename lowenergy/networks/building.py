@@ -1,11 +1,11 @@
-"""A network is built from a small `Spec`, and from that and its tensors.
+"""Build a network from a small `Spec`, or from a `Spec` and the network's tensors.
 
     >>> spec = Spec("cnn", width=16, stem="3x3", activation="swish", norm="none", channels=1, image_size=8, outputs=10)
     >>> build(spec, seed=0)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
 
 A network maps images in [-1, 1], (batch, channels, size, size), to logits, (batch, outputs). What the logits mean is
-the target's business: class scores, or an energy through one of the heads of lowenergy/energies.
+up to the target: class scores, or an energy through one of the heads of lowenergy/energies.
 """
 
 import math
@@ -45,10 +45,10 @@ def stored_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def build_with(spec: Spec, state: Mapping[str, Tensor]) -> Network:
-    """The network of `spec` holding these weights, in evaluation mode.
+    """Build the network of `spec` with these weights, in evaluation mode.
 
-    A structurally pruned network has fewer channels than its spec says, so the tensors' shapes decide; one whose
-    BatchNorms were folded has no tensors of them.
+    A structurally pruned network has fewer channels than its spec says, so the tensors' shapes decide. A network whose
+    BatchNorms were folded has no tensors for them.
 
     Raises:
         ValueError: tensors are missing, unknown, or do not fit together.
@@ -57,8 +57,8 @@ def build_with(spec: Spec, state: Mapping[str, Tensor]) -> Network:
     state = dict(state)
     names = stored_state(network).keys()
     if not (names <= state.keys() and are_sources(names)):
-        plain_weights(network, black(spec))  # as in the file, unless it is of a training that was cut short
-    first = {module: name for name, module in network.named_modules()}  # of a module that has several names
+        plain_weights(network, black(spec))  # as in the file, unless that is from a training that was cut short
+    first = {module: name for name, module in network.named_modules()}  # the first name of a module that has several
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{first[module]}.running_mean" not in state:
             if module.track_running_stats:
@@ -71,7 +71,7 @@ def build_with(spec: Spec, state: Mapping[str, Tensor]) -> Network:
     _reshape(network, state)
     try:
         _load(network, state)
-        network.train().eval()  # what layers keep of their former weights, they drop where training begins
+        network.train().eval()  # layers drop what they keep of their former weights when training begins
         network.find_layers()
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise ValueError(f"the tensors do not fit architecture {spec.name}: {error}") from None
@@ -79,7 +79,7 @@ def build_with(spec: Spec, state: Mapping[str, Tensor]) -> Network:
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what stored_state gave; what the network holds is then what the state says, or there is an error."""
+    """Load what stored_state returned; raise ValueError if the network then holds anything else."""
     own = network.state_dict()
     again = tied(network)
     whole: OrderedDict[str, Any] = OrderedDict(state)
@@ -94,7 +94,7 @@ def _load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _reshape(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a module's own tensors the shapes of these, and let it know."""
+    """Give a module's own tensors the shapes of these, and tell the module its new size."""
     for key, old in [*module._parameters.items(), *module._buffers.items()]:
         new = state.get(key)
         if new is None or (old is not None and old.shape == new.shape):
@@ -113,7 +113,7 @@ def _tell_size(module: nn.Module, old: Tensor | None, new: Tensor) -> None:
         module.in_channels, module.out_channels = new.shape[0], new.shape[1] * module.groups
     elif isinstance(module, nn.Conv2d):
         assert old is not None
-        if module.groups == old.shape[0]:  # depthwise: a group goes with its channel
+        if module.groups == old.shape[0]:  # depthwise: each group goes with its channel
             module.groups = new.shape[0]
         module.out_channels, module.in_channels = new.shape[0], new.shape[1] * module.groups
     elif isinstance(module, nn.Linear):

@@ -1,7 +1,7 @@
 """Networks from elsewhere: any module that can be imported or is in a file of the project, named by its import path.
 
 In a params file such a name is the user's own. In the header of a model file it is a stranger's: `check_trust` lets it
-name networks of torchvision and timm only, and what the caller says (a file is data, not code).
+name only networks of torchvision and timm, and what the caller allows (a file is data, not code).
 """
 
 import inspect
@@ -18,19 +18,19 @@ from lowenergy.networks.importing import NetworkError, first_line, imported
 from lowenergy.networks.network import Network, black, tied
 from lowenergy.networks.spec import Spec
 
-# Of constructors: weights come with the model file, or by architecture.weights.
+# Arguments by which constructors fetch weights: here these come with the model file, or by architecture.weights.
 BRINGS_WEIGHTS = ("weights", "weights_backbone", "pretrained")
 LAYERS = nn.Conv2d, nn.Linear
-INNER = "_orig_mod", "_checkpoint_wrapped_module"  # what torch's wrappers call the module within
+INNER = "_orig_mod", "_checkpoint_wrapped_module"  # what torch's wrappers call the module inside
 
 
 class Foreign(Network):
-    """A module as every other network here."""
+    """A module from elsewhere, used like every other network here."""
 
     def __init__(self, spec: Spec, body: nn.Module) -> None:
         super().__init__(spec)
         self.body = body
-        self.came_as: str | None = None  # the type of its parameters, where that was not float32
+        self.came_as: str | None = None  # the type of its parameters, if that was not float32
 
     @property
     def module(self) -> nn.Module:
@@ -40,28 +40,29 @@ class Foreign(Network):
         return self.outputs(x)[0]
 
     def outputs(self, x: Tensor) -> list[Tensor]:
-        """Logits or energies, (batch, n), and in training mode those of the network's auxiliary classifiers.
+        """Return logits or energies, (batch, n), in training mode also those of the network's auxiliary classifiers.
 
         Raises:
             NetworkError: what the module returns is neither.
         """
         given = self.answer(x)
-        found = [part for part in given if part is not None] if self.training and isinstance(given, tuple) else [given]
-        if not found or not all(isinstance(part, Tensor) and part.ndim in (1, 2) for part in found):
+        logits = [part for part in given if part is not None] if self.training and isinstance(given, tuple) else [given]
+        if not logits or not all(isinstance(part, Tensor) and part.ndim in (1, 2) for part in logits):
             raise NetworkError(f"gives {described(given)}, and not logits (batch, n) or energies (batch,)")
-        return [part[:, None] if part.ndim == 1 else part for part in found]  # an energy by itself has one dimension
+        return [part[:, None] if part.ndim == 1 else part for part in logits]  # an energy by itself has one dimension
 
     def answer(self, x: Tensor) -> Any:
-        """What the module itself returns."""
+        """Return what the module itself returns."""
         return self.body(self.normalised(x))
 
     def find_layers(self) -> None:
-        """Layers of one weight go by the name of the first, and stand last if one of them is called last.
+        """Find the layers that can be compressed, in the order of their calls.
 
-        A layer is none here if it has no weight of its own, since other code sets it; if it is called with another one,
-        by torch.func.functional_call; or not with a batch, but with a tuple or by torch.vmap.
+        Layers that share a weight go by the name of the first, and come last if one of them is called last. A layer
+        does not count if it has no weight of its own, because other code sets it; if it is called with another weight,
+        by torch.func.functional_call; or if it is called with a tuple or by torch.vmap instead of with a batch.
         """
-        counters = "num_batches_tracked"  # of norms, which no file keeps
+        counters = "num_batches_tracked"  # step counters of norms, which no file keeps
         self.tied = {name: first for name, first in tied(self).items() if not name.endswith(counters)}
         weights = dict(self.named_parameters(remove_duplicate=False))
         modules = dict(self.named_modules(remove_duplicate=False))
@@ -86,7 +87,7 @@ class Foreign(Network):
         for name, module in self.named_modules():
             weight = f"{name}.weight"
             owner = self.tied.get(weight, weight).removesuffix(".weight")
-            has_weights = weight in weights and weights[weight].numel() > 0  # or there is nothing to compress
+            has_weights = weight in weights and weights[weight].numel() > 0  # else there is nothing to compress
             if has_weights and isinstance(module, LAYERS) and isinstance(modules.get(owner), LAYERS):
                 owners[name] = owner
                 handles.append(module.register_forward_hook(lambda m, x, _, name=name: note(name, m, x)))
@@ -108,7 +109,7 @@ class Foreign(Network):
 
 
 def described(given: Any) -> str:
-    """What a module returned, in a few words: (2, 10), or a list of (2, 8, 4, 4), (2, 16, 2, 2)."""
+    """Describe what a module returned in a few words: (2, 10), or a list of (2, 8, 4, 4), (2, 16, 2, 2)."""
     if isinstance(given, Tensor):
         return str(tuple(given.shape))
     kind = f"a {type(given).__name__}"
@@ -120,12 +121,12 @@ def described(given: Any) -> str:
 
 
 def construct(spec: Spec, *, pretrained: bool = False) -> Foreign:
-    """Import and call.
+    """Make the network of a spec: import its constructor and call it, or copy the module that was handed over.
 
     Args:
-        pretrained: with the arguments by which constructors fetch weights of their own.
+        pretrained: keep the arguments by which constructors fetch weights of their own.
     Raises:
-        NetworkError: it cannot be imported or called, or is no network.
+        NetworkError: it cannot be imported, called or copied, or is no network.
     """
     if spec.given is not None:
         given = spec.given.module
@@ -133,9 +134,9 @@ def construct(spec: Spec, *, pretrained: bool = False) -> Foreign:
     arguments = dict(spec.arguments or {})
     if not pretrained:
         arguments = {key: value for key, value in arguments.items() if key not in BRINGS_WEIGHTS}
-    made = imported(spec.name)
+    constructor = imported(spec.name)
     try:
-        body = made(**arguments)
+        body = constructor(**arguments)
     except Exception as error:  # whatever a constructor raises
         raise NetworkError(f"{spec.name}({_said(arguments)}): {type(error).__name__}: {first_line(error)}") from None
     if not isinstance(body, nn.Module):
@@ -144,7 +145,7 @@ def construct(spec: Spec, *, pretrained: bool = False) -> Foreign:
 
 
 def copied(module: nn.Module, name: str) -> nn.Module:
-    """A copy of a module that is its caller's, hooks included.
+    """Copy a module that belongs to the caller, hooks included.
 
     Raises:
         NetworkError: it cannot be copied, or has no weights yet.
@@ -157,10 +158,10 @@ def copied(module: nn.Module, name: str) -> nn.Module:
 
 
 def adopted(spec: Spec, body: nn.Module) -> Foreign:
-    """The module as a network here: out of its wrappers, on the CPU, in float32, its lazy layers made.
+    """Make a module a network here: out of its wrappers, on the CPU, in float32, with its lazy layers initialised.
 
     Raises:
-        NetworkError: that cannot be done.
+        NetworkError: this cannot be done.
     """
     body = _unwrapped(body)
     for name, module in body.named_modules(remove_duplicate=False):
@@ -173,7 +174,7 @@ def adopted(spec: Spec, body: nn.Module) -> Foreign:
     tensors = [*body.parameters(), *body.buffers()]
     for tensor in tensors:
         made = not nn.parameter.is_lazy(tensor) and tensor.layout == torch.strided
-        if made and tensor.numel() and 0 in tensor.stride():  # expanded, without room of its own
+        if made and tensor.numel() and 0 in tensor.stride():  # expanded, without memory for each value
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     if any(tensor.device.type != "cpu" for tensor in tensors):
         body.cpu()
@@ -199,7 +200,7 @@ def _check_made(module: nn.Module, name: str) -> None:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """Out of DataParallel, torch.compile and checkpointing."""
+    """Take a module out of DataParallel, torch.compile and checkpointing."""
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
@@ -210,7 +211,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _to_float32(body: nn.Module) -> str | None:
-    """Make parameters of another floating type float32, and buffers of that type, in place; what they were."""
+    """Make parameters of other floating types, and buffers of these, float32 in place; return the types' names."""
     other = {w.dtype for w in body.parameters() if w.dtype.is_floating_point} - {torch.float32}
     for tensor in [*body.parameters(), *body.buffers()]:
         if tensor.dtype in other:
@@ -219,18 +220,18 @@ def _to_float32(body: nn.Module) -> str | None:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Of equal values, NaN included."""
+    """True if all values are equal, NaN included."""
     return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def does_not_take(spec: Spec, where: str, error: Exception) -> str:
-    """A message for a network that fails at its images, with the argument to give."""
+    """Return the message for a network that fails on its images, with the argument to give."""
     argument = _argument(spec, ("in_chans", "in_channels", "channels", "in_planes"))
-    given = None if argument is None else (spec.arguments or {}).get(argument, _default(spec, argument))
+    channels = None if argument is None else (spec.arguments or {}).get(argument, _default(spec, argument))
     hint = "set data.channels and data.image_size to what it takes, or wrap it in a class of your own"
     if spec.given is not None:
         hint = "give images as it takes them"
-    if argument and given != spec.channels:
+    if argument and channels != spec.channels:
         hint = f"give {where}.arguments {{{argument}: {spec.channels}}}"
     return f"{where}: {spec.name} does not take images of {spec.input_shape}: {first_line(error)}; {hint}"
 
@@ -242,12 +243,12 @@ def outputs_argument(spec: Spec) -> str:
 
 
 def sharing(network: nn.Module, layer: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Whoever has the layer's weight, and by which name: other layers, embeddings, lists of parameters."""
+    """List whatever has the layer's weight, and by which name: itself, other layers, embeddings, parameter lists."""
     return [(m, key) for m in network.modules() for key, w in m._parameters.items() if w is layer.weight]
 
 
 def check_trust(spec: Spec, trust: Collection[str], origin: str) -> None:
-    """See that a file's header names nothing to import that its reader has not agreed to.
+    """Check that a file's header names nothing to import that its reader has not agreed to.
 
     Args:
         trust: import paths, or modules or files that may be imported from, such as mynets or mynets.py.
@@ -271,8 +272,8 @@ def check_trust(spec: Spec, trust: Collection[str], origin: str) -> None:
         from torchvision import models
 
         attribute = name.removeprefix("torchvision.models.")
-        found = getattr(models, attribute, None)
-        is_network = attribute in models.list_models() or (inspect.isclass(found) and issubclass(found, nn.Module))
+        builder = getattr(models, attribute, None)
+        is_network = attribute in models.list_models() or (inspect.isclass(builder) and issubclass(builder, nn.Module))
         if is_network and not any(isinstance(v, str) for k, v in arguments.items() if k not in BRINGS_WEIGHTS):
             return
     if plain and name == "timm.create_model" and set(arguments) <= TIMM:
@@ -287,7 +288,7 @@ def check_trust(spec: Spec, trust: Collection[str], origin: str) -> None:
     )
 
 
-# Arguments of timm.create_model that say what a network looks like, and fetch nothing.
+# Arguments of timm.create_model that say what a network looks like, and fetch nothing; `construct` drops pretrained.
 TIMM = {"model_name", "num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate", "global_pool", "pretrained"}
 
 
@@ -297,15 +298,15 @@ def _parents(module: str) -> set[str]:
 
 
 def _argument(spec: Spec, names: tuple[str, ...]) -> str | None:
-    """Of these names, the first that is a parameter of the constructor."""
+    """Return the first of these names that is a parameter of the constructor; None if none is."""
     if spec.given is not None:
         return None
-    made = imported(spec.name)
+    constructor = imported(spec.name)
     if spec.name.startswith("timm."):
         known: Mapping[str, Any] = dict.fromkeys(TIMM)
     else:
         try:
-            known = inspect.signature(made).parameters
+            known = inspect.signature(constructor).parameters
         except (TypeError, ValueError):
             known = {}
         if spec.name.startswith("torchvision.models.") and "num_classes" in names:

@@ -21,7 +21,7 @@ from lowenergy.networks.network import Network, tied
 
 State = dict[str, Tensor]
 
-# What checkpoints hold beside tensors and plain values, that is data alone: making one runs no code of the file's.
+# What checkpoints hold beside tensors and plain values and is mere data: making one runs no code from the file.
 HARMLESS: list[Any] = [
     argparse.Namespace,
     types.SimpleNamespace,
@@ -32,39 +32,39 @@ HARMLESS: list[Any] = [
     np._core.multiarray.scalar,  # type: ignore[attr-defined]
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")),
 ]
-DEEPEST = 4  # levels of a checkpoint that are looked into
-WRAPPERS = "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."  # that torch puts into names
-COUNTER = "n_averaged"  # that torch.optim.swa_utils keeps beside the weights
+DEEPEST = 4  # levels of a checkpoint to look into
+WRAPPERS = "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."  # which torch puts into names
+COUNTER = "n_averaged"  # which torch.optim.swa_utils keeps beside the weights
 
 
 def take_weights(network: Network, path: str, where: str) -> None:
-    """Weights from a safetensors file, or from a file that torch.save wrote (read without unpickling code).
+    """Load weights from a safetensors file, or from a file that torch.save wrote (read without unpickling code).
 
-    A checkpoint's one state dict that fits is taken, without the prefixes that wrappers have given to all of its names;
-    a printed line says so.
+    From a checkpoint, this takes the only state dict that fits, without the prefixes that wrappers have given to all of
+    its names, and prints a line that says so.
 
     Raises:
-        FileError: missing, of no such format, with no state dict that fits or with several.
+        FileError: the file is missing, has another format, or holds no state dict that fits or several.
     """
     origin = f"{where}.weights {path}"
     body = network.module
     content = _read(path, origin)
-    found = {key: _named_as(state, body) for key, state in _states(content)}
-    if not found:
+    dicts = {key: _named_as(state, body) for key, state in _states(content)}
+    if not dicts:
         kept = f", but {', '.join(map(str, content))}" if isinstance(content, Mapping) and content else ""
         raise FileError(f"{origin}: holds no state dict{kept}; save module.state_dict()")
-    fitting = [key for key, (state, _) in found.items() if not _misfits(state, body)]
+    fitting = [key for key, (state, _) in dicts.items() if not _misfits(state, body)]
     others: dict[str, list[str]] = {}
     if not fitting:
         for whole, state in _states(content):
             for key, part, others_of in _parts(whole, state, body):
                 fitting.append(key)
-                found[key], others[key] = part, others_of
+                dicts[key], others[key] = part, others_of
     if len(fitting) > 1:
         raise FileError(f"{origin}: {' and '.join(fitting)} would fit; keep one: torch.save(checkpoint[...], ...)")
     known = body.state_dict().keys()
-    key = fitting[0] if fitting else max(found, key=lambda key: (len(known & found[key][0].keys()), len(found[key][0])))
-    state, prefix = found[key]
+    key = fitting[0] if fitting else max(dicts, key=lambda key: (len(known & dicts[key][0].keys()), len(dicts[key][0])))
+    state, prefix = dicts[key]
     _load(body, state, f"{origin}{f', {key},' if key else ''} does not fit {network.spec.name}")
     if key or prefix:
         rest = others.get(key, [*content] if key else [])
@@ -86,7 +86,7 @@ def _read(path: str, origin: str) -> Any:
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what of torch.load and of unpicklers is not raised
+    except Exception as error:  # torch.load and unpicklers raise nearly anything
         if named := re.search(r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)", str(error)):
             reason = f"it holds a {(named[1] or named[2]).rstrip('.,')}, and making one could run code"
         elif "TorchScript" in str(error):
@@ -108,7 +108,7 @@ def _first_bytes(path: str) -> bytes:
 
 
 def _states(given: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
-    """Every mapping of names to tensors in a checkpoint, by its keys."""
+    """Yield every mapping of names to tensors in a checkpoint, with the keys that lead to it."""
     if not isinstance(given, Mapping) or depth > DEEPEST:
         return
     state = {name: value for name, value in given.items() if isinstance(name, str) and isinstance(value, Tensor)}
@@ -119,8 +119,10 @@ def _states(given: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, St
 
 
 def _parts(whole: str, state: State, body: nn.Module) -> Iterator[tuple[str, tuple[State, str], list[str]]]:
-    """Of a state of several networks, or of one and its loss, each part that fits: its key, what _named_as makes of it,
-    and what the others are called."""
+    """Yield each part that fits, from a state of several networks or of one network and its loss.
+
+    Each comes with its key, what _named_as makes of it, and the names of the others.
+    """
     first = next(iter(body.state_dict()), "")
     for prefix in dict.fromkeys(name.removesuffix(first) for name in state if name.endswith(f".{first}")):
         part = {name: value for name, value in state.items() if name.startswith(prefix)}
@@ -131,14 +133,14 @@ def _parts(whole: str, state: State, body: nn.Module) -> Iterator[tuple[str, tup
 
 
 def _versioned(state: Mapping[str, Tensor], versions: Mapping[str, Any]) -> State:
-    """The state as load_state_dict reads it, with the versions of the modules that wrote it."""
+    """Return the state as load_state_dict reads it, with the versions of the modules that wrote it."""
     made = OrderedDict(state)
     made._metadata = versions  # type: ignore[attr-defined]
     return made
 
 
 def _named_as(state: State, body: nn.Module) -> tuple[State, str]:
-    """The state under the names that the network knows, and the prefix that each of them had before."""
+    """Return the state under the names that the network knows, and the prefix that all of them had before."""
     known, versions = body.state_dict().keys(), state._metadata  # type: ignore[attr-defined]
     if COUNTER not in known:
         state = {name: value for name, value in state.items() if name != COUNTER}
@@ -165,7 +167,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _misfits(state: State, body: nn.Module) -> list[str]:
-    """What of a state the network does not have or has in another shape, and the other way round."""
+    """List the tensors that only the state or only the network has, or that have another shape in each."""
     wanted = {name: tuple(value.shape) for name, value in body.state_dict().items() if isinstance(value, Tensor)}
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     first = tied(body)
@@ -179,12 +181,12 @@ def _misfits(state: State, body: nn.Module) -> list[str]:
 
 
 def _load(body: nn.Module, state: State, problem: str) -> None:
-    """Load a state that fits, or that the network itself knows to convert, as from an older weight norm.
+    """Load a state that fits, or that the network itself can convert, as from an older weight norm.
 
     Raises:
         FileError: it does not fit; the first three misfits are named.
     """
-    if not state._metadata:  # type: ignore[attr-defined] # safetensors keeps none: that of today, then
+    if not state._metadata:  # type: ignore[attr-defined] # safetensors keeps no versions: use today's
         state = _versioned(state, body.state_dict()._metadata)  # type: ignore[attr-defined]
     own = dict(body.named_parameters())
     if odd := [f"{name} {why}" for name, value in state.items() if (why := _odd(value, own.get(name)))]:
@@ -192,11 +194,11 @@ def _load(body: nn.Module, state: State, problem: str) -> None:
     wrong, first = _misfits(state, body), tied(body)
     try:
         left = body.load_state_dict(state, strict=False)
-    except Exception as error:  # other shapes, most often
+    except Exception as error:  # usually because shapes differ
         wrong = wrong or [(str(error).strip().splitlines() or [type(error).__name__])[-1].strip()]
     else:
         missing = [name for name in left.missing_keys if not name.endswith("num_batches_tracked")]
-        wrong = wrong if missing or left.unexpected_keys else []  # none where older names were converted
+        wrong = wrong if missing or left.unexpected_keys else []  # no misfits if older names were converted
     wrong += [
         f"{one} and {other} are one tensor in the network, and two in the file"
         for other, one in first.items()
@@ -208,7 +210,7 @@ def _load(body: nn.Module, state: State, problem: str) -> None:
 
 
 def _odd(value: Tensor, own: Tensor | None) -> str | None:
-    """Why a tensor of a file cannot be that of the network; None if nothing speaks against it."""
+    """Say why a tensor from a file cannot be the network's; None if nothing speaks against it."""
     kind = str(value.dtype).removeprefix("torch.")
     if value.is_meta:
         return "has no values (it is on the device meta)"

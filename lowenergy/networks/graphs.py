@@ -1,4 +1,4 @@
-"""A network as a graph of plain operations, which write nothing in place; and whether a graph does what it should."""
+"""Turn a network into a graph of plain operations that write nothing in place, and check what a graph computes."""
 
 import io
 import logging
@@ -23,17 +23,17 @@ aten = torch.ops.aten
 
 
 def exported(network: nn.Module, input_shape: Sequence[int] | None = None) -> Any:
-    """The network as torch.export sees it, for any batch size.
+    """Export the network with torch.export, for any batch size.
 
     Args:
-        input_shape: (c, h, w) of its images; None: as its spec says.
+        input_shape: (c, h, w) of its images; None for what its spec says.
     Raises:
         UserError: it cannot be exported, with torch's reason.
     """
     images = torch.zeros(2, *(input_shape or spec_of(network).input_shape))
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
-        # Autograd, which is not asked for here, would object to some of what is written in place.
+        # Autograd, which is not needed here, would object to some in-place writes.
         for parameter in trained:
             parameter.requires_grad_(False)
         return export(network, (images,))
@@ -45,7 +45,7 @@ def exported(network: nn.Module, input_shape: Sequence[int] | None = None) -> An
 
 
 def export(module: nn.Module, batches: tuple[Tensor, ...]) -> Any:
-    """A module of which all inputs and outputs are batches, of a number that is free, as torch.export sees it."""
+    """Export with torch.export a module whose inputs and outputs are all batches, for any batch size."""
     shapes = ({0: torch.export.Dim("batch")},) * len(batches)
     with quiet(), _no_fast_path():
         try:
@@ -56,8 +56,10 @@ def export(module: nn.Module, batches: tuple[Tensor, ...]) -> Any:
 
 @contextmanager
 def _no_fast_path() -> Iterator[None]:
-    """Within it torch's attention is the operations that it consists of, also where nothing learns: the single
-    operation that it is else has no derivative."""
+    """Within the context, run torch's attention as the operations that it consists of, even where nothing learns.
+
+    Otherwise it would be a single operation there, which has no derivative.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -67,11 +69,11 @@ def _no_fast_path() -> Iterator[None]:
 
 
 def traced(network: nn.Module, input_shape: Sequence[int] | None = None) -> Any:
-    """The same without what quantizers and autograd mistake: tensors written in place, padding by name, and norms.
+    """Export the network without what quantizers and autograd get wrong: in-place writes, padding by name, and norms.
 
     An observer put before the operation that writes a tensor would see, and pass on, what was there before. Norms
-    become the scale and shift that they are: at the sight of one torchao traces a hundred patterns for half a minute,
-    and folds it into a convolution without asking who else calls that one.
+    become the scale and shift that they are: on seeing a norm, torchao traces a hundred patterns for half a minute, and
+    folds it into a convolution without asking who else calls that convolution.
 
     Raises:
         UserError: it cannot be exported, with torch's reason.
@@ -86,16 +88,15 @@ def traced(network: nn.Module, input_shape: Sequence[int] | None = None) -> Any:
         except Exception as error:
             raise UserError(f"{_name(network)} cannot be exported: {reason_of(error)}") from None
     for node in program.graph.nodes:
-        if node.target is aten.view.default:  # which would hold for the memory layout of this moment only
+        if node.target is aten.view.default:  # a view would hold for the current memory layout only
             node.target = aten.reshape.default
     return program
 
 
 def _say_plainly(graph: Graph) -> None:
-    """Norms, padding by name, and whatever is written into a tensor that nobody else sees, as plain operations, in
-    place.
+    """Turn norms, padding by name, and writes into tensors that nobody else sees into plain operations, in place.
 
-    torch's own decompositions, for all that is left, trace the whole network again in three times the time.
+    torch's own decompositions, for what is left, trace the whole network again, in three times the time.
     """
     for node in list(graph.nodes):
         function = SAID_PLAINLY.get(node.target) or _without_writing(node)
@@ -113,7 +114,7 @@ def _say_plainly(graph: Graph) -> None:
 
 
 def _without_writing(node: Node) -> Any:
-    """The operation that returns what this one writes, if the tensor that is written is fresh and used nowhere else."""
+    """Return the operation that returns what this one writes, if the written tensor is fresh and used nowhere else."""
     if node.op != "call_function" or not isinstance(node.target, OpOverload) or not writes(node):
         return None
     written: Any = node.args[0] if node.args else None
@@ -130,11 +131,11 @@ def _without_writing(node: Node) -> Any:
 
 
 def _is_fresh(node: Node) -> bool:
-    """Is its value a tensor of its own, and no view of another or that tensor itself?"""
+    """True if the node's value is a new tensor, neither another one nor a view of it."""
     if node.target in FRESH:
         return True
     if not isinstance(node.target, OpOverload) or node.target.has_kernel_for_dispatch_key(
-        torch._C.DispatchKey.CompositeImplicitAutograd  # whose kernels may return what they are given
+        torch._C.DispatchKey.CompositeImplicitAutograd  # such kernels may return what they are given
     ):
         return False
     returns = node.target._schema.returns
@@ -142,14 +143,14 @@ def _is_fresh(node: Node) -> bool:
 
 
 def _inlined(graph: Graph, node: Node, function: Callable[..., Any]) -> Node:
-    """The operations of which a function makes its value of a node's arguments, before that node; the last one."""
+    """Insert, before a node, the operations of a function of the node's arguments; return the last one."""
     if isinstance(function, OpOverload):
         value: Any = node.meta["val"]
         new = graph.call_function(function, node.args, dict(node.kwargs))
         new.meta["val"] = value
         return new
-    given = [arg for arg in node.args if isinstance(arg, Node)]
-    values = [arg.meta["val"] for arg in given]
+    inputs = [arg for arg in node.args if isinstance(arg, Node)]
+    values = [arg.meta["val"] for arg in inputs]
 
     def of_given(*tensors: Any) -> Any:
         rest = iter(tensors)
@@ -157,14 +158,14 @@ def _inlined(graph: Graph, node: Node, function: Callable[..., Any]) -> Node:
 
     with next((value.fake_mode for value in values if isinstance(value, FakeTensor)), nullcontext()):
         small = make_fx(of_given, pre_dispatch=True)(*values)
-    own = dict(zip((n for n in small.graph.nodes if n.op == "placeholder"), given, strict=True))
+    own = dict(zip((n for n in small.graph.nodes if n.op == "placeholder"), inputs, strict=True))
     out = graph.graph_copy(small.graph, own)
     assert isinstance(out, Node)
     return out
 
 
 def _mark_ends_of_gradients(graph: Graph) -> None:
-    """Where `with torch.no_grad()` ends, in place: that part of the network is about to lose its borders."""
+    """Detach, in place, what leaves a `with torch.no_grad()`: that part of the network is about to lose its borders."""
     for node in [n for n in graph.nodes if n.target is torch.ops.higher_order.wrap_with_set_grad_enabled]:
         for part in [] if node.args[0] else list(node.users):
             with graph.inserting_after(part):
@@ -176,14 +177,14 @@ def _mark_ends_of_gradients(graph: Graph) -> None:
 
 
 def writes(node: Node) -> bool:
-    """Does it change a tensor in place? A graph within the graph may."""
+    """True if the node changes a tensor in place, or may do so as a graph within the graph."""
     if isinstance(node.target, OpOverload):
         return node.target._schema.is_mutable
     return isinstance(node.target, HigherOrderOperator)
 
 
 def writes_in_place(network: nn.Module, images: Tensor) -> bool:
-    """Does the network change a tensor in place on its way from these images to its outputs?"""
+    """True if the network changes a tensor in place on its way from these images to its outputs."""
     with _Written() as seen, torch.no_grad():
         network(images)
     return seen.any
@@ -199,7 +200,7 @@ class _Written(TorchDispatchMode):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it torch logs no pages about what it cannot trace; its errors say enough."""
+    """Within the context, keep torch from logging pages about what it cannot trace; its errors say enough."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -210,7 +211,7 @@ def quiet() -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of what torch says."""
+    """Return the first line of what torch says, or a plainer reason where it is known."""
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if said.startswith("Constraints violated"):
         return "its code takes the number of images for a constant, as by len(x), int(x.shape[0]) or x.shape[0] == 2"
@@ -239,7 +240,7 @@ def _padded_in_numbers(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: str = "valid", dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    """A convolution with padding="same" or "valid"; of an odd number of zeros the last is behind."""
+    """A convolution with padding="same" or "valid", in numbers; if the zeros are odd in number, the last is behind."""
     stride, dilation = ([n, n] if isinstance(n, int) else [*n] * (2 // len(n)) for n in (stride, dilation))
     total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
     before = [zeros // 2 for zeros in total]
@@ -249,17 +250,17 @@ def _padded_in_numbers(
 
 
 def _copied(old: Tensor, new: Tensor, _: bool = False) -> Tensor:
-    """What a copy writes; the operation itself has no derivative."""
+    """Return what a copy writes; the copy operation itself has no derivative."""
     return new.to(old.dtype).expand(old.shape)
 
 
 SAID_PLAINLY: dict[Any, Callable[..., Any]] = {
     aten.batch_norm.default: lambda *given: _scale_and_shift(*given[:5], *given[6:8])[0],
     aten.conv2d.padding: _padded_in_numbers,
-    # torch writes the strides of that mean where images lie channels last, and ONNX has no such operation.
+    # If images lie channels last, torch also writes the strides of this mean, and ONNX has no such operation.
     aten.adaptive_avg_pool2d.default: lambda x, _: aten.mean.dim(x, [-1, -2], True),
 }
-FRESH = (  # of the operations that torch makes of others, those whose value is always a tensor of its own
+FRESH = (  # those operations which torch makes of others and whose value is always a new tensor
     *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.batch_norm.default),
     *(aten.layer_norm.default, aten.group_norm.default, aten.relu6.default, aten.selu.default),
 )
@@ -272,19 +273,19 @@ PLAIN: dict[Any, Callable[..., Any]] = {
 
 # -- is a graph the network? -----------------------------------------------------------------------------------------
 
-SAME = 1e-3  # of their norm, by which outputs and gradients may differ: orders of summation do
-# Of an image's values: ten times what rounding leaves of them after a few layers. Units that are about to be switched
-# are few in a small network: one order of summation meets one, a few tries of its size do not.
+SAME = 1e-3  # fraction of their norm by which outputs and gradients may differ: orders of summation do
+# Relative to an image's values: ten times the rounding error after a few layers. A small network has few units that are
+# about to switch: one order of summation may meet one, when a few tries of the same size do not.
 ERROR = 1e-5
-ERRORS, MARGIN = 4, 3  # how often that is tried, and how much more than the worst of them is no surprise
-MOST = 0.05  # whatever comes of it
+ERRORS, MARGIN = 4, 3  # how many tries, and how many times the worst of them is no surprise
+MOST = 0.05  # the upper limit, whatever the tries say
 
 
 def sensitivity(function: Callable[[Tensor], Any], images: Tensor, most: float = MOST) -> list[float]:
-    """How far each tensor that a function makes of images may be off, as a share of its norm, by errors of rounding.
+    """How far rounding errors may move each tensor that a function makes of images, as a fraction of its norm.
 
-    Tiny for what is smooth. But a gradient jumps where a unit is switched, or another maximum wins: among a million
-    units some are always about to.
+    This is tiny for smooth functions. But a gradient jumps where a unit switches or another maximum wins, and among a
+    million units some are always about to do so.
     """
     generator = torch.Generator().manual_seed(0)
     wanted = [part.detach() for part in tree_leaves(function(images))]
@@ -302,10 +303,10 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 
 def check_same(graph: GraphModule, reference: Callable[[Tensor], Any], images: Tensor, what: str) -> None:
-    """See that a graph puts out what it should, for all of these images and for the first alone.
+    """Check that a graph puts out what it should, for all of these images and for the first alone.
 
     Args:
-        reference: images -> what the graph is to put out, a tensor or some.
+        reference: images -> what the graph should put out, one tensor or several.
         what: the graph, for messages.
     Raises:
         UserError: it does not, with the operation at which the two first differ and the layer that it belongs to.
@@ -314,11 +315,11 @@ def check_same(graph: GraphModule, reference: Callable[[Tensor], Any], images: T
         with torch.no_grad():
             wanted = [part.detach() for part in tree_leaves(reference(batch))]
             try:
-                found = tree_leaves(graph(batch))
+                outputs = tree_leaves(graph(batch))
             except Exception as error:
                 raise UserError(f"{what} does not run on {len(batch)} images: {reason_of(error)}") from None
-            off = [_apart(*pair) for pair in zip(found, wanted, strict=True)]
-            if all(distance <= SAME for distance in off):  # nor is what is not finite
+            off = [_apart(*pair) for pair in zip(outputs, wanted, strict=True)]
+            if all(distance <= SAME for distance in off):  # false for values that are not finite
                 continue
             bounds = sensitivity(reference, batch)
             if not all(distance <= max(SAME, bound) for distance, bound in zip(off, bounds, strict=True)):
@@ -329,14 +330,17 @@ def check_same(graph: GraphModule, reference: Callable[[Tensor], Any], images: T
 
 
 def _first_difference(graph: GraphModule, reference: Callable[[Tensor], Any], images: Tensor) -> str:
-    """The first operation of the graph whose value the network never computes, among those on which what the graph puts
-    out depends by such operations only: what a decomposition computes on its way to a known value does not count."""
+    """Name the first operation of the graph whose value the network never computes, and its place.
+
+    Only operations that reach the graph's outputs through other such operations count, not what a decomposition
+    computes on its way to a known value.
+    """
     seen = _Seen()
     with seen:
         reference(images)
-    found = _Found(graph)
-    found.run(images)
-    of_images: set[Node] = set()  # not of weights alone, which a network may have in another form
+    interpreter = _Found(graph)
+    interpreter.run(images)
+    of_images: set[Node] = set()  # not what comes from weights alone, which a network may have in another form
     for node in graph.graph.nodes:
         if node.op == "placeholder" or of_images.intersection(node.all_input_nodes):
             of_images.add(node)
@@ -344,9 +348,9 @@ def _first_difference(graph: GraphModule, reference: Callable[[Tensor], Any], im
     waiting = [*graph.graph.output_node().all_input_nodes]
     while waiting:
         node = waiting.pop()
-        if node in strange or node not in of_images or node.op == "placeholder" or node in found.numbers:
+        if node in strange or node not in of_images or node.op == "placeholder" or node in interpreter.numbers:
             continue
-        if (mark := found.marks[node]) is None or not seen.has(mark):  # None: several tensors at once
+        if (mark := interpreter.marks[node]) is None or not seen.has(mark):  # None: several tensors at once
             strange.add(node)
             waiting += node.all_input_nodes
     operations = (node for node in graph.graph.nodes if node in strange and node.op == "call_function")
@@ -355,7 +359,7 @@ def _first_difference(graph: GraphModule, reference: Callable[[Tensor], Any], im
 
 
 def _place(node: Node) -> str:
-    """Where in the network an operation is: its module, or the layer before it."""
+    """Say where in the network an operation is: its module, or the layer before it."""
     modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
     if modules:
         return f"in {modules[-1]}"
@@ -371,7 +375,7 @@ def _place(node: Node) -> str:
 
 
 def _mark(value: Any) -> tuple[int, float, float] | None:
-    """By what a tensor is known again: its size, its norm, and a sum of its values with signs that mix them up."""
+    """What a tensor is recognised by: its size, its norm, and a sum of its values with signs that mix them up."""
     if not isinstance(value, Tensor):
         return None
     flat = torch.view_as_real(value).flatten() if value.is_complex() else value.detach().flatten()
@@ -380,7 +384,7 @@ def _mark(value: Any) -> tuple[int, float, float] | None:
 
 
 class _Seen(TorchDispatchMode):
-    """Marks of all that is computed within it."""
+    """Keep the marks of all tensors computed within this mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -400,7 +404,7 @@ class _Seen(TorchDispatchMode):
 
 
 class _Found(Interpreter):
-    """Runs a graph, and keeps the mark of each node's value."""
+    """Run a graph, and keep the mark of each node's value."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)

@@ -1,4 +1,4 @@
-"""Import paths: what `torchvision.models.resnet18` or `nets/own.py:Net` names.
+"""Resolve import paths, such as `torchvision.models.resnet18` or `nets/own.py:Net`.
 
 torchvision.models.mobilenet_v2     a callable that gives a module
 timm.create_model                   with arguments {model_name: mobilenetv3_small_050}
@@ -17,8 +17,8 @@ from typing import Any
 
 from lowenergy.base.errors import UserError
 
-_stamps: dict[Path, list[tuple[str, int, int]]] = {}  # by folder: its Python files, when and how large they were
-_brought: dict[str, Path] = {}  # modules that such files are or have imported from their folder
+_stamps: dict[Path, list[tuple[str, int, int]]] = {}  # by folder: its Python files, with time of change and size
+_brought: dict[str, Path] = {}  # modules that are such files, or were imported by them from their folder -> the folder
 
 
 class NetworkError(UserError):
@@ -26,10 +26,10 @@ class NetworkError(UserError):
 
 
 def imported(name: str) -> Callable[..., Any]:
-    """What an import path names.
+    """Return what an import path names.
 
     Raises:
-        NetworkError: there is no such file, module or name, or importing it fails.
+        NetworkError: there is no such file, module or callable, or importing it fails.
     """
     if ":" in name:
         path, _, attribute = name.partition(":")
@@ -57,9 +57,9 @@ def first_line(error: BaseException) -> str:
 
 
 def _module_of(file: Path) -> ModuleType:
-    """The file as a module, run once for as long as the Python files of its folder stay the same.
+    """Return the file as a module, which is run again only after a Python file of its folder has changed.
 
-    It stands in sys.modules while it runs, as dataclasses and pickle expect. Its folder is a package of its own, so
+    It is in sys.modules while it runs, as dataclasses and pickle expect. Its folder is a package of its own, so
     `from .blocks import Block` finds the neighbour blocks.py, and so does `import blocks`.
     """
     folder = file.parent
@@ -76,19 +76,19 @@ def _module_of(file: Path) -> ModuleType:
 
 
 def _run(name: str, file: Path, folder: Path | None = None) -> ModuleType:
-    """The file, if there is one, run as the module of this name; with a folder, as its package."""
+    """Run the file as the module of this name; with a folder, as that folder's package, which needs no file."""
     if folder is not None and not file.is_file():
         module = ModuleType(name)
         module.__path__ = [str(folder)]
         sys.modules[name] = module
         return module
     places = [str(folder)] if folder else None
-    found = importlib.util.spec_from_file_location(name, file, submodule_search_locations=places)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    module_spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=places)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:
-        found.loader.exec_module(module)
+        module_spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)
         raise
@@ -97,8 +97,10 @@ def _run(name: str, file: Path, folder: Path | None = None) -> ModuleType:
 
 @contextmanager
 def _neighbours_found(folder: Path) -> Iterator[None]:
-    """Within it, `import blocks` finds this folder's blocks.py first, and a folder of the project by its path; never
-    the blocks.py of another folder of networks, imported before. What is imported later is looked for here last."""
+    """Within the context, `import blocks` finds this folder's blocks.py first, and a folder of the project by its path.
+
+    It never finds the blocks.py of another folder of networks that was imported before. Later imports look here last.
+    """
     stems = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
     _forget(lambda module, of: of != folder and module.partition(".")[0] in stems)
     before = set(sys.modules)
@@ -119,7 +121,7 @@ def _neighbours_found(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def run_anew() -> Iterator[None]:
-    """Within it, files of networks are run again, as another process would; afterwards all is as before."""
+    """Within the context, files of networks are run again, as another process would; afterwards all is as before."""
     kept, brought, stamps = {name: sys.modules.get(name) for name in _brought}, dict(_brought), dict(_stamps)
     _forget(lambda module, of: True)
     try:
@@ -132,7 +134,7 @@ def run_anew() -> Iterator[None]:
 
 
 def _forget(which: Callable[[str, Path], bool]) -> None:
-    """Take these modules out of sys.modules, of those that files of networks are or have imported from their folder."""
+    """Take out of sys.modules those modules that `which` selects from _brought, by name and folder."""
     for name in [name for name, of in _brought.items() if which(name, of)]:
         del _brought[name]
         sys.modules.pop(name, None)

@@ -15,11 +15,11 @@ from torch.nn.grad import conv2d_weight
 
 
 class InputConv2d(nn.Conv2d):
-    """nn.Conv2d of stride 2, odd kernel and padding kernel // 2: the same values and gradients, sooner."""
+    """nn.Conv2d with stride 2, odd kernel and padding kernel // 2: the same values and gradients, faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return super().forward(x)  # a graph of plain operations for exporters, and no gradient to speed up
+            return super().forward(x)  # exporters want plain operations, and without gradients nothing is slow
         weight, bias = self.weight, self.bias
         assert bias is not None
         if torch.is_autocast_enabled(x.device.type):
@@ -49,10 +49,10 @@ class _StridedConv(torch.autograd.Function):
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
-    """∂L/∂x, (batch, in, height, width), of y = conv(x, weight), stride 2 and padding k // 2, from ∂L/∂y.
+    """Compute ∂L/∂x, (batch, in, height, width), from ∂L/∂y, for y = conv(x, weight), k odd, stride 2, padding k // 2.
 
-    Pixel 2j + r of x meets weight o + k // 2 at output j - (o - r) / 2, for offsets o of the parity of r. Aligned to
-    even offsets, weights of one parity r are a kernel of ⌈(k + 1) / 2⌉ or so taps over the output's grid.
+    Pixel 2j + r of x meets weight o + k // 2 at output j - (o - r) / 2, for offsets o of the same parity as r. Aligned
+    to even offsets, the weights of one parity r are a kernel of (k + 1) / 2 taps over the output's grid.
     """
     outs, ins, k, _ = weight.shape
     before = k // 2 % 2  # zeros that make the first offset even

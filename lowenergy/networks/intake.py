@@ -1,6 +1,6 @@
-"""Taking a network in: what every stage counts on is tried before anything is trained, and again before it is written.
+"""Take a network in: check what every stage counts on before anything is trained, and again before it is written.
 
-Whatever is wrong is one line that says what the network returned, for which input, or which tensor is at fault.
+Whatever is wrong is reported in one line: what the network returned and for which input, or which tensor is at fault.
 """
 
 import math
@@ -35,9 +35,9 @@ from lowenergy.params import Architecture, is_import_path
 
 TRIED = 3  # images
 CLOSE = 1e-3  # of the outputs' norm: rounding, which differs between batches of one and three
-EQUAL = 1e-5  # the same, between two calls with the same images
+EQUAL = 1e-5  # the same, for two calls with the same images
 COUNTS = ["first", "second", "third"]
-EXTRA = "_extra_state"  # what modules may keep beside tensors
+EXTRA = "_extra_state"  # what modules may keep beside their tensors
 NOT_FINITE = "is not finite, for a training image"
 RANDOM = (
     ": something in its constructor or file is random, or comes with pretrained weights; give it by arguments, or keep "
@@ -59,17 +59,17 @@ def of_params(
     batch_size: int = 0,
     smaller: Sequence[Tensor] = (),
 ) -> Network:
-    """The network of a params file, fresh or with the weights that it names, after it has been tried.
+    """Build and check the network of a params file, freshly initialised or with the weights that the file names.
 
     Args:
         spec: of `architecture`, for the data at hand.
         where: the section of params.yaml, for messages.
-        images: a few of the data's, float32 in [-1, 1]; None for noise.
+        images: a few of the data's images, float32 in [-1, 1]; None for noise.
         batch_size: of the training to come; 0 if there is none.
-        smaller: the images in the other sizes in which training shows them.
+        smaller: the images in each of the other sizes in which training shows them.
     Raises:
-        NetworkError: it cannot be built, does not fit the data, or breaks what every stage counts on.
-        FileError: weights that are missing or do not fit.
+        NetworkError: the network cannot be built, does not fit the data, or breaks what every stage counts on.
+        FileError: the weights are missing or do not fit.
     """
     network = build(spec, seed=seed, pretrained=True)
     if architecture.weights is not None:
@@ -88,11 +88,12 @@ def of_params(
 
 
 def settled(network: Network, images: Tensor, where: str) -> Network:
-    """A trained network as all stages to come meet it, in evaluation mode: without the auxiliary classifiers that only
-    training needs, each computed weight made plain, and tried again.
+    """Return a trained network as all later stages meet it, in evaluation mode, after checking it again.
+
+    It loses the auxiliary classifiers that only training needs, and its computed weights become plain ones.
 
     Args:
-        images: a few of the data's, float32 in [-1, 1].
+        images: a few of the data's images, float32 in [-1, 1].
         where: the stage, for messages.
     Raises:
         NetworkError: training has left it unfit.
@@ -111,7 +112,7 @@ def settled(network: Network, images: Tensor, where: str) -> Network:
 
 
 def warn_of_batchnorm(network: Network, where: str) -> None:
-    """Say so if an energy has BatchNorm."""
+    """Print a warning if an energy has BatchNorm."""
     norms = [name for name, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if network.spec.head is not None and norms:
         print(batchnorm_warning(network.spec.name, where), flush=True)
@@ -129,20 +130,20 @@ def batchnorm_warning(name: str, where: str) -> str:
 
 
 def check_tensors(network: nn.Module, what: str) -> None:
-    """See that all weights are finite, and that a file can hold them.
+    """Check that all weights are finite, and that a file can hold them.
 
-    Infinite buffers of modules other than norms are masks.
+    Buffers may be infinite, except those of norms: they are masks.
 
     Raises:
-        NetworkError: naming the first tensor that is neither.
+        NetworkError: they are not; it names the first tensor at fault.
     """
-    found = network.state_dict()
+    stored = network.state_dict()
     names = set(_names(network))
-    if unlike := [*(names - found.keys()), *(name for name in found.keys() - names if not name.endswith(EXTRA))]:
+    if unlike := [*(names - stored.keys()), *(name for name in stored.keys() - names if not name.endswith(EXTRA))]:
         name = min(unlike)
         its = "is not in its state dict" if name in names else "is in its state dict, but is none of its tensors"
         raise NetworkError(f"{what}: {_own(name)} {its}; let it keep parameters and buffers by their own names")
-    for name, state in found.items():
+    for name, state in stored.items():
         if ":" in name:
             raise NetworkError(f"{what}: {_own(name)}: a file keeps colons to itself; name it without")
         if not isinstance(state, Tensor):
@@ -168,7 +169,7 @@ def check_tensors(network: nn.Module, what: str) -> None:
 
 
 def _names(network: nn.Module) -> Iterator[str]:
-    """Of all parameters and of the buffers that are kept, as a state dict should have them."""
+    """Yield the names of all parameters and persistent buffers, as a state dict should have them."""
     for path, module in network.named_modules(remove_duplicate=False):
         own = [*module._parameters.items(), *module._buffers.items()]
         for key, value in own:
@@ -177,7 +178,7 @@ def _names(network: nn.Module) -> Iterator[str]:
 
 
 def _overlapping(network: nn.Module) -> tuple[str, str] | None:
-    """The names of two parameters or buffers that lie in the same memory in part."""
+    """Return the names of two parameters or buffers whose memory overlaps; None if there are none."""
     spans: dict[int, list[tuple[int, int, str]]] = {}
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if tensor.numel():
@@ -197,7 +198,7 @@ def _type(tensor: Tensor) -> str:
 
 
 def _own(name: str) -> str:
-    """As its author knows it."""
+    """Return the name as the network's author knows it."""
     return name.removeprefix("body.")
 
 
@@ -205,11 +206,13 @@ def _own(name: str) -> str:
 
 
 def check_answers(network: Network, images: Tensor, what: str) -> None:
-    """See that in evaluation mode each image's outputs are finite and its own, whatever it comes with and however
-    often it is asked, and that asking changes neither the network nor the images.
+    """Check that in evaluation mode each image's outputs are finite, and the same in any batch and at every call.
+
+    Calling the network must change neither it nor the images. Logits must not be probabilities, and an energy's
+    gradients must be finite and independent of the batch, too.
 
     Raises:
-        NetworkError: naming the input or the tensor.
+        NetworkError: one of these fails; it names the input or the tensor.
     """
     network.eval()
     before, shown = _tensors(network), images.clone()
@@ -232,9 +235,9 @@ def check_answers(network: Network, images: Tensor, what: str) -> None:
             raise NetworkError(
                 f"{what} takes {len(images)} images, but not one alone: {first_line(error)}; keep the batch size free"
             ) from None
-    if found := [one for one in alone if one.shape != together[:1].shape]:
+    if unlike := [one for one in alone if one.shape != together[:1].shape]:
         raise NetworkError(
-            f"{what} gives {tuple(together.shape)} for {len(images)} images and {tuple(found[0].shape)} for one; "
+            f"{what} gives {tuple(together.shape)} for {len(images)} images and {tuple(unlike[0].shape)} for one; "
             "keep the batch size free"
         )
     if network.spec.head in (None, "logsumexp") and together.shape[1] > 1 and _are_probabilities(together):
@@ -259,7 +262,7 @@ def check_answers(network: Network, images: Tensor, what: str) -> None:
 
 
 def _check_slopes(network: Network, images: Tensor, what: str) -> None:
-    """See that gradients by the images, too, are the same for each image alone: in torch itself they were not always.
+    """Check that gradients by the images, too, are finite, and the same for each image alone: torch had bugs there.
 
     Raises:
         NetworkError: they are not.
@@ -269,8 +272,8 @@ def _check_slopes(network: Network, images: Tensor, what: str) -> None:
         with torch.enable_grad():
             shown = batch.clone().requires_grad_()
             outputs = network(shown)
-            found = _gradients(outputs.square(), [shown], what)[0] if outputs.requires_grad else None
-        return torch.zeros_like(batch) if found is None else found
+            slope = _gradients(outputs.square(), [shown], what)[0] if outputs.requires_grad else None
+        return torch.zeros_like(batch) if slope is None else slope
 
     together, alone = slopes(images), torch.cat([slopes(image[None]) for image in images])
     if not together.isfinite().all():
@@ -288,7 +291,7 @@ def _are_probabilities(outputs: Tensor) -> bool:
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    one, other = one.double(), other.double()  # in which squares of large numbers have room
+    one, other = one.double(), other.double()  # so that squares of large numbers do not overflow
     return float((one - other).norm() / other.norm().clamp_min(1e-30))
 
 
@@ -297,7 +300,7 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _attributes(network: nn.Module) -> dict[str, Any]:
-    """What modules remember beside tensors of their own: counters, lists of numbers, tensors in plain attributes."""
+    """What modules remember beside parameters and buffers: counters, lists of numbers, tensors in plain attributes."""
     return {
         f"{name}.{key}": _value(value)
         for name, module in network.named_modules()
@@ -310,7 +313,7 @@ _OF_ALL = {*vars(nn.Module())}
 
 
 def _value(value: Any) -> Any:
-    """Something that equals another one if these are of equal value; None for what is no plain value."""
+    """Return something that compares equal for equal values; None for anything but a plain value."""
     if isinstance(value, bool | int | float | str):
         return None if isinstance(value, float) and math.isnan(value) else value
     if isinstance(value, Tensor):
@@ -323,12 +326,12 @@ def _value(value: Any) -> Any:
 
 
 def _source(network: nn.Module, images: Tensor) -> str:
-    """Where outputs stop being finite: the first module of which they come out so."""
-    found: list[str] = []
+    """Name the first module whose outputs are not finite, for the end of a message; empty if there is none."""
+    not_finite: list[str] = []
 
     def look(name: str, out: Any) -> None:
         if isinstance(out, Tensor) and not out.isfinite().all():
-            found.append(name)
+            not_finite.append(name)
 
     handles = [
         module.register_forward_hook(lambda _, __, out, name=name: look(name, out))
@@ -338,7 +341,7 @@ def _source(network: nn.Module, images: Tensor) -> str:
     network(images)
     for handle in handles:
         handle.remove()
-    return f"; {_own(found[0])} is the first whose outputs are not finite" if found else ""
+    return f"; {_own(not_finite[0])} is the first whose outputs are not finite" if not_finite else ""
 
 
 # -- networks from elsewhere ------------------------------------------------------------------------------------------
@@ -347,11 +350,12 @@ def _source(network: nn.Module, images: Tensor) -> str:
 def _check_foreign(
     network: Foreign, images: Tensor, seed: int, where: str, batch_size: int, smaller: Sequence[Tensor]
 ) -> None:
-    """See that it takes the data's images, has as many outputs as are needed, and can be trained, stored and built
-    again. Its spec gets the number of outputs that it has, where any will do.
+    """Check that a network takes the data's images, has the outputs needed, and can be trained, stored and rebuilt.
+
+    Its spec gets the number of outputs that the network has, if any number will do.
 
     Raises:
-        NetworkError: it does not, with the argument to give; or no layer of it could be compressed.
+        NetworkError: one of these fails (it says which argument to give), or no layer could be compressed.
     """
     spec, what = network.spec, f"{where}: {network.spec.name}"
     if network.came_as:
@@ -396,7 +400,7 @@ def _check_foreign(
 
 
 def _check_rebuilt(network: Network, images: Tensor, what: str) -> None:
-    """See that its tensors, as a file holds them, make the network again."""
+    """Check that the network can be rebuilt from its tensors as a file holds them, and then answers the same."""
     try:
         again = build_with(network.spec, stored_state(network))
     except ValueError as error:
@@ -407,7 +411,7 @@ def _check_rebuilt(network: Network, images: Tensor, what: str) -> None:
 
 
 def _check_copies(network: Network, images: Tensor, what: str) -> None:
-    """See that it can be copied after a step of training, as compression does."""
+    """Check that it can be copied after a forward pass, as compression does, and that a copy uses its own weights."""
     strange: list[str] = []
     try:
         with _Parameters() as of_another:
@@ -441,7 +445,7 @@ def _check_copies(network: Network, images: Tensor, what: str) -> None:
 
 
 class _Parameters(TorchFunctionMode):
-    """Those that torch's functions are given within it."""
+    """Collect the parameters that torch's functions are given within this mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -455,7 +459,7 @@ class _Parameters(TorchFunctionMode):
 
 
 def _twin(network: Network, seed: int, what: str) -> Network:
-    """Built again, as a reader of its file does, from another seed, and given its weights."""
+    """Build the network again from another seed, as a reader of its file does, and give it the same weights."""
     with run_anew():
         twin = build(network.spec, seed=seed + 1)
     try:
@@ -470,10 +474,12 @@ def _twin(network: Network, seed: int, what: str) -> Network:
 
 
 def _check_training(network: Network, images: Tensor, smaller: Sequence[Tensor], batch_size: int, what: str) -> None:
-    """See that training mode gives the same shapes, for three images and one.
+    """Check that training mode gives finite outputs of the same shapes, for three images, for one, and in other sizes.
+
+    An energy must also have a gradient by the images, and no auxiliary outputs.
 
     Raises:
-        NetworkError: it does not.
+        NetworkError: one of these fails.
     """
     network.train()
     outputs, head = network.spec.outputs, network.spec.head
@@ -486,7 +492,7 @@ def _check_training(network: Network, images: Tensor, smaller: Sequence[Tensor],
             raise NetworkError(f"{what} {error}, for {count}") from None
         except Exception as error:
             if len(batch) == 1 and batch_size != 1 and "more than 1 value per channel" in str(error):
-                continue  # norms need companions, and get them
+                continue  # norms need several images, and get them
             raise NetworkError(f"{what} fails at {count}: {first_line(error)}") from None
         if any(part.shape != (len(batch), outputs) for part in parts):
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
@@ -513,10 +519,10 @@ def _check_slope(energies: Tensor, images: Tensor, what: str) -> None:
 
 
 def _gradients(outputs: Tensor, of: Sequence[Tensor], what: str) -> tuple[Tensor | None, ...]:
-    """By these tensors, of the sum of all outputs; None for those that take no part.
+    """Return the gradients of the sum of all outputs by these tensors; None for those that take no part.
 
     Raises:
-        NetworkError: it has no backward pass.
+        NetworkError: the backward pass fails.
     """
     try:
         return torch.autograd.grad(outputs.sum(), of, allow_unused=True)
@@ -538,7 +544,7 @@ def _check_trainable(network: Network, images: Tensor, what: str) -> None:
 
 
 def _without_auxiliary(network: Network, images: Tensor) -> Network:
-    """Without its auxiliary classifiers, where the constructor can leave them out: aux_logits, as torchvision says."""
+    """Drop auxiliary classifiers, if the constructor can leave them out: aux_logits, as torchvision calls them."""
     spec = network.spec
     if (spec.arguments or {}).get("aux_logits") is False or len(_training_outputs(network, images)) == 1:
         return network
@@ -559,7 +565,7 @@ def _without_auxiliary(network: Network, images: Tensor) -> Network:
 
 
 def _training_outputs(network: Network, images: Tensor) -> list[Tensor]:
-    """In training mode; the network stays as it is."""
+    """Return the outputs in training mode; the network stays as it is."""
     tried = duplicate(network).train()
     with torch.no_grad():
         return tried.outputs(images)

@@ -1,4 +1,4 @@
-"""What compression asks of any network: its layers, and its arithmetic."""
+"""What compression needs to know about any network: its layers and its arithmetic."""
 
 import math
 from collections.abc import Iterator
@@ -18,17 +18,17 @@ Layer = nn.Conv2d | nn.Linear
 
 
 def coded_layers(network: Network) -> dict[str, Layer]:
-    """The layers that hold the weights worth compressing, in the order in which they are called; of layers that share
-    a weight only the one by whose name the weight is known.
+    """Return the layers whose weights are worth compressing, in the order of their calls (in the zoo: of definition).
 
-    Of a network from elsewhere only those that it calls as layers: a weight that a function uses by itself, as
-    nn.MultiheadAttention does, cannot be watched.
+    Layers that share a weight appear once, under the name by which the weight is known. For a network from elsewhere,
+    only what it calls as a layer counts: a weight that a function uses by itself, as in nn.MultiheadAttention, cannot
+    be watched.
     """
     return {name: network.get_submodule(name) for name in network.layers}  # type: ignore[misc]
 
 
 def first_names(network: nn.Module) -> dict[str, str]:
-    """Every name of each parameter and buffer, and the first of those that name the same tensor."""
+    """Map every name of each parameter and buffer to the first name of the same tensor."""
     tensors = (
         *network.named_parameters(remove_duplicate=False),
         *network.named_buffers(remove_duplicate=False),
@@ -38,10 +38,10 @@ def first_names(network: nn.Module) -> dict[str, str]:
 
 
 def own_tensors(network: nn.Module) -> dict[str, str]:
-    """Of each module's own parameters and buffers, each module once: their first names, see first_names.
+    """Map each module's own parameters and buffers, each module once, to their first names (see first_names).
 
-    What torch.func.functional_call is to be given, with tie_weights=False: it would put tensors twice into a module
-    that has two names, and leave them there.
+    Give torch.func.functional_call tensors by these names, with tie_weights=False: otherwise it puts tensors twice into
+    a module that has two names, and leaves them there.
     """
     first = first_names(network)
     names = [
@@ -53,12 +53,12 @@ def own_tensors(network: nn.Module) -> dict[str, str]:
 
 
 def output_layer(network: Network) -> str:
-    """The layer that makes the logits: the last one."""
+    """The name of the layer that makes the logits: the last one."""
     return network.layers[-1]
 
 
 def features_and_logits(network: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor]:
-    """What the last layer sees, and the logits; int8 graphs call no layers, and so tell of no features."""
+    """Return the last layer's input, (batch, features), and the logits; int8 graphs call no layers: None for them."""
     if not isinstance(network, Network):
         return None, network(images)
     seen: list[Tensor] = []
@@ -69,19 +69,21 @@ def features_and_logits(network: nn.Module, images: Tensor) -> tuple[Tensor | No
 
 
 def left_out(network: Network) -> list[str]:
-    """Weights of two dimensions or more that belong to no layer of coded_layers: they stay as they are."""
+    """Names of weights of two dimensions or more that belong to no layer of coded_layers; they stay as they are."""
     layers = {f"{name}.weight" for name in coded_layers(network)}
     return [
         name for name, w in network.named_parameters() if w.ndim > 1 and max(w.shape) < w.numel() and name not in layers
     ]
 
 
-VECTOR = 16  # float32 of AVX-512
+VECTOR = 16  # float32 values in an AVX-512 register
 
 
 def memory_format(network: nn.Module) -> torch.memory_format:
-    """How tensors should lie in memory: channels last, which is faster, but not where a network from elsewhere takes
-    x.view(len(x), -1) of them."""
+    """The best memory layout: channels last, which is faster, unless a network from elsewhere does not bear it.
+
+    A network that calls x.view(len(x), -1), for example, does not.
+    """
     if not isinstance(network, Network):
         return torch.channels_last  # an int8 graph
     if network.bears_channels_last is None:
@@ -101,11 +103,12 @@ def _bears_channels_last(network: Network) -> bool:
 
 
 def training_format(network: nn.Module) -> torch.memory_format:
-    """The same where weights get gradients, but for networks of which oneDNN writes past its workspace there (torch
-    2.15; its issue 6035): gradients are wrong then, or the process ends, sooner or later.
+    """The best memory layout for training: that of memory_format, or contiguous where channels last is unsafe.
 
-    Those are with the odd numbers of channels that structured pruning leaves, and with strided 1x1 convolutions of
-    fewer input channels than a vector holds.
+    For some networks, oneDNN writes past its workspace when weights get gradients (torch 2.15; oneDNN issue 6035): the
+    gradients are wrong then, or the process crashes sooner or later. These networks have convolutions whose number of
+    output channels is no multiple of 8, as structured pruning leaves them, or strided 1x1 convolutions with fewer input
+    channels than a vector holds.
     """
     for outputs, inputs, size, stride in _convolutions(network):
         if outputs % 8 or (size == (1, 1) and stride != (1, 1) and inputs < VECTOR):
@@ -114,14 +117,14 @@ def training_format(network: nn.Module) -> torch.memory_format:
 
 
 def _convolutions(network: nn.Module) -> Iterator[tuple[int, int, tuple[int, ...], tuple[int, ...]]]:
-    """Output and input channels, kernel size and stride of each convolution, also of a graph's."""
+    """Yield output channels, input channels (in graphs: per group), kernel size and stride of each convolution."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             yield module.out_channels, module.in_channels, tuple(module.kernel_size), tuple(map(int, module.stride))
     for node in network.graph.nodes if isinstance(network, GraphModule) else ():
         if node.target is torch.ops.aten.conv2d.default:
             weight: Any = node.args[1]
-            if weight.op == "call_module":  # that rounds it
+            if weight.op == "call_module":  # which rounds the weight
                 weight = weight.args[0]
             outputs, inputs, *size = weight.meta["val"].shape
             stride: Any = node.args[3] if len(node.args) > 3 else (1, 1)
@@ -129,13 +132,13 @@ def _convolutions(network: nn.Module) -> Iterator[tuple[int, int, tuple[int, ...
 
 
 def _uncounted() -> dict[Any, Any]:
-    """Operations that torch's counter does not know, by their arguments' shapes: multiplications and additions."""
+    """Operations that torch's counter does not know -> their multiplications and additions, from arguments' shapes."""
     aten = torch.ops.aten
     known: dict[Any, Any] = {
         aten.mv: lambda matrix, vector, **_: 2 * math.prod(matrix),
         aten.addmv: lambda start, matrix, vector, **_: 2 * math.prod(matrix),
         aten.dot: lambda one, other, **_: 2 * math.prod(one),
-        # of F.bilinear: (n, a), (o, a, b), (n, b)
+        # made by F.bilinear, from shapes (n, a), (o, a, b), (n, b)
         aten._trilinear: lambda x, w, y, *_, **__: 2 * x[0] * (math.prod(w) + w[0] * w[2]),
     }
     if hasattr(torch.ops.torchvision, "deform_conv2d"):  # once torchvision is imported
@@ -146,21 +149,21 @@ def _uncounted() -> dict[Any, Any]:
 
 
 def macs(network: nn.Module) -> int:
-    """Multiply-accumulates per image, counted while it runs once; zeros multiply too."""
+    """Count the multiply-accumulates per image while the network runs once; multiplications by zero count too."""
     counter = FlopCounterMode(display=False, custom_mapping=_uncounted())
     device = next(network.parameters()).device
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter knows no fused operations
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know fused operations
     learning = [w for w in network.parameters() if w.requires_grad]
-    for w in learning:  # it would look for the gradients of weights that are handed from module to module
+    for w in learning:  # else the counter looks for the gradients of weights that are handed from module to module
         w.requires_grad_(False)
     try:
         with counter, torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
             network(torch.zeros(1, *spec_of(network).input_shape, device=device))
-    except RuntimeError as error:  # torch's counter cannot look into a gradient within the forward pass
+    except RuntimeError as error:  # torch's counter cannot follow a gradient within the forward pass
         raise NetworkError(f"{spec_of(network).name}: its operations cannot be counted: {first_line(error)}") from None
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for w in learning:
             w.requires_grad_(True)
-    return counter.get_total_flops() // 2  # a multiplication and an addition each
+    return counter.get_total_flops() // 2  # each is a multiplication and an addition

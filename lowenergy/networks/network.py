@@ -1,4 +1,4 @@
-"""What every stage works on: a network, of the zoo (backbone.py) or from elsewhere (foreign.py)."""
+"""What every stage works on: a network, from the zoo (backbone.py) or from elsewhere (foreign.py)."""
 
 import torch
 from torch import Tensor, nn
@@ -7,9 +7,9 @@ from lowenergy.networks.spec import Spec
 
 
 class Network(nn.Module):
-    """Images in [-1, 1], (batch, c, h, w), to logits or energies, (batch, n).
+    """A network from images in [-1, 1], (batch, c, h, w), to logits or energies, (batch, n).
 
-    It knows what compression asks of it, so that nobody else asks where it comes from.
+    It knows what compression asks of it, so that no other code has to ask where it comes from.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -20,27 +20,29 @@ class Network(nn.Module):
         scale, shift = _normalisation(spec)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
-        self.layers: tuple[str, ...] = ()  # those that can be compressed; of layers that share a weight, the first
+        self.layers: tuple[str, ...] = ()  # those that can be compressed; only the first of layers that share a weight
         self.last = ""  # the layer that is called last
-        self.tied: dict[str, str] = {}  # tensors that are one under two names: later name -> first
+        self.tied: dict[str, str] = {}  # tensors that have two names: later name -> first
         self.unbearable: dict[str, str] | None = None  # layers whose channels all stay, and why; None: not yet known
         self.bears_channels_last: bool | None = None  # None: not yet known
 
     @property
     def module(self) -> nn.Module:
-        """What has the tensors by the names that they have in the user's own files."""
+        """The module whose tensors have the names that they have in the user's own files."""
         return self
 
     def normalised(self, x: Tensor) -> Tensor:
-        """Images as the network was trained to see them, by the data's mean and standard deviation."""
+        """Normalise images as the network was trained to see them, by the data's mean and standard deviation."""
         return x if self.scale is None or self.shift is None else x * self.scale + self.shift
 
     def outputs(self, x: Tensor) -> list[Tensor]:
-        """The logits or energies, and in training mode those of auxiliary classifiers, where there are any."""
+        """Return logits or energies, and in training mode also those of auxiliary classifiers, if there are any."""
         return [self(x)]
 
     def find_layers(self) -> None:
-        """Run it in evaluation mode, and remember which layers it calls and which of its tensors are one.
+        """Run the network once, to see that its tensors fit together; call this in evaluation mode.
+
+        Networks from elsewhere also remember which layers they call and which of their tensors are one.
 
         Raises:
             RuntimeError, ValueError, TypeError, AssertionError: its tensors do not fit together.
@@ -55,14 +57,14 @@ def black(spec: Spec) -> Tensor:
 
 
 def tied(network: nn.Module) -> dict[str, str]:
-    """Names of tensors that the network has under an earlier name as well -> that name."""
+    """Map each name of a tensor that the network also has under an earlier name to its first name."""
     first: dict[int, str] = {}
     state = {name: w for name, w in network.state_dict(keep_vars=True).items() if isinstance(w, Tensor)}
     return {name: first[id(w)] for name, w in state.items() if first.setdefault(id(w), name) != name}
 
 
 def _normalisation(spec: Spec) -> tuple[Tensor | None, Tensor | None]:
-    """x in [-1, 1] -> ((x + 1) / 2 - mean) / std is scale * x + shift; (c, 1, 1) each, or None for none."""
+    """Scale and shift, (c, 1, 1) each, so that scale * x + shift is ((x + 1) / 2 - mean) / std; or None for both."""
     if spec.normalisation is None:
         return None, None
     mean, std = (torch.tensor(values)[:, None, None] for values in spec.normalisation)

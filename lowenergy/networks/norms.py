@@ -1,4 +1,4 @@
-"""BatchNorm: folded into the layers before it, and its statistics taken anew."""
+"""BatchNorm: fold it into the layers before it, and compute its statistics anew."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -20,14 +20,14 @@ aten = torch.ops.aten
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Pair = tuple[Any, Any]  # a layer, and the norm of its outputs
 
-SAME = 1e-4  # of the outputs' norm, by which folding may change them
-FOLDED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)  # and no subclass, for timm's also activate
+SAME = 1e-4  # fraction of the outputs' norm by which folding may change them
+FOLDED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)  # and no subclass: timm's also activate
 BEFORE = (
     *(aten.conv1d, aten.conv2d, aten.conv3d, aten.linear),
     *(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d),
 )
-SETTLED = 20  # memories of a norm, after which its statistics are those of its weights
-STATISTICS = 2000  # images over which they are averaged anew before that
+SETTLED = 20  # after this many times its memory (1 / momentum steps), a norm's statistics are those of its weights
+STATISTICS = 2000  # images over which the statistics are computed anew before that
 
 
 def batchnorms(network: nn.Module) -> dict[str, Any]:
@@ -39,14 +39,14 @@ def batchnorms(network: nn.Module) -> dict[str, Any]:
 
 
 def fold_batchnorm(network: Network, images: Tensor | None = None) -> Network:
-    """The same function with fewer BatchNorms: the scale and shift of each moved into the layer before it.
+    """Return a network with the same function and fewer BatchNorms: their scale and shift move into the layer before.
 
-    A folded network of the zoo is simply one of norm "none", one from elsewhere has no tensors of these norms, so both
-    are saved and loaded like any other. Norms that follow no layer stay, and so do those whose layer, weight or
-    statistics take part elsewhere as well, and those without which the network would answer differently.
+    A folded network of the zoo is simply one with norm "none", and one from elsewhere has no tensors for these norms,
+    so both are saved and loaded like any other. A norm stays if it follows no layer; if its layer, weight or statistics
+    are used elsewhere as well; or if the network would answer differently without it.
 
     Args:
-        images: on which its answers are compared; None: random ones.
+        images: those on which answers are compared; None for random ones.
     """
     network = duplicate(network).eval()
     if images is None:
@@ -57,16 +57,16 @@ def fold_batchnorm(network: Network, images: Tensor | None = None) -> Network:
     def is_same(folded: nn.Module) -> bool:
         try:
             with torch.no_grad():
-                found = folded(images)
-        except Exception:  # its code asks something of a norm that is gone
+                outputs = folded(images)
+        except Exception:  # its code uses something of a norm that is gone
             return False
-        return float((found - wanted).norm()) <= SAME * float(wanted.norm())  # false of what is not finite
+        return float((outputs - wanted).norm()) <= SAME * float(wanted.norm())  # false if not finite
 
     if isinstance(network, Backbone):
         folded = _without_norms(network)
         return folded if is_same(folded) else network
     _fold_all(network, _foldable(network), lambda: is_same(network))
-    network.find_layers()  # its tensors are others now
+    network.find_layers()  # its tensors have changed
     return network
 
 
@@ -85,7 +85,7 @@ def _without_norms(network: Backbone) -> Network:
 
 
 def _fused(layer: Any, norm: Any) -> tuple[Any, Any]:
-    """Weight and bias of a layer that does what the two do."""
+    """Weight and bias of one layer that does what the layer and the norm do."""
     spread = torch.rsqrt(norm.running_var + norm.eps)
     bias = (-norm.running_mean if layer.bias is None else layer.bias - norm.running_mean) * spread
     if norm.weight is not None:
@@ -98,7 +98,7 @@ def _fused(layer: Any, norm: Any) -> tuple[Any, Any]:
 
 
 def _fold_all(network: nn.Module, pairs: Sequence[Pair], is_same: Callable[[], bool]) -> None:
-    """Fold these pairs in place, but for those that change what the network answers: of them, halves are tried."""
+    """Fold these pairs in place, except those that change the network's answers, which trying halves singles out."""
     undo = [_fold(network, *pair) for pair in pairs]
     if is_same():
         return
@@ -111,7 +111,7 @@ def _fold_all(network: nn.Module, pairs: Sequence[Pair], is_same: Callable[[], b
 
 
 def _fold(network: nn.Module, layer: Any, norm: nn.Module) -> Callable[[], None]:
-    """Fold one pair in place; what takes it back."""
+    """Fold one pair in place; return the function that undoes it."""
     places = [name for name, module in network.named_modules(remove_duplicate=False) if module is norm]
 
     def put(module: nn.Module, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
@@ -127,7 +127,7 @@ def _fold(network: nn.Module, layer: Any, norm: nn.Module) -> Callable[[], None]
 
 
 def _foldable(network: Network) -> list[Pair]:
-    """Each norm that alone uses the output of a layer, where neither is called twice nor shares a tensor."""
+    """List each layer whose output only a norm uses, and that norm, if neither is called twice or shares a tensor."""
     if not any(type(module) in FOLDED for module in network.modules()):
         return []
     program = exported(network)
@@ -138,8 +138,8 @@ def _foldable(network: Network) -> list[Pair]:
             owners.setdefault(id(tensor), []).append(module)
 
     def owner_of(tensors: Iterable[Any]) -> Any:
-        """The module that has all these tensors for itself, each used once."""
-        found = set()
+        """Return the module that has all these tensors for itself, each used once; None if there is none."""
+        holders = set()
         for node in tensors:
             if node is None:
                 continue
@@ -147,12 +147,12 @@ def _foldable(network: Network) -> list[Pair]:
                 return None
             owner, _, attribute = names[node.name].rpartition(".")
             tensor = getattr(network.get_submodule(owner), attribute)
-            found.update(owners[id(tensor)])
-        return found.pop() if len(found) == 1 else None
+            holders.update(owners[id(tensor)])
+        return holders.pop() if len(holders) == 1 else None
 
     pairs = []
     for node in program.graph.nodes:
-        if node.target is not aten.batch_norm.default or node.args[5]:  # by the statistics of the batch
+        if node.target is not aten.batch_norm.default or node.args[5]:  # it uses the batch's statistics
             continue
         before = node.args[0]
         if getattr(before.target, "overloadpacket", None) not in BEFORE or len(before.users) > 1:
@@ -161,7 +161,7 @@ def _foldable(network: Network) -> list[Pair]:
         layer, norm = owner_of([weight, bias]), owner_of(node.args[1:5])
         if not isinstance(layer, nn.modules.conv._ConvNd | nn.Linear) or type(norm) not in FOLDED:
             continue
-        if isinstance(layer, nn.Linear) and before.meta["val"].ndim > 2:  # whose channels come last, the norm's second
+        if isinstance(layer, nn.Linear) and before.meta["val"].ndim > 2:  # its channels come last, the norm's second
             continue
         if (bias is None) == (layer.bias is None):
             pairs.append((layer, norm))
@@ -172,43 +172,43 @@ def _foldable(network: Network) -> list[Pair]:
 
 
 def refresh_batchnorm(network: nn.Module, images: Tensor, batch_size: int = 250) -> None:
-    """Take BatchNorm's statistics anew over `images`: changed weights shift what the norms see.
+    """Compute BatchNorm's statistics anew over `images`: changed weights shift what the norms see.
 
-    Every image counts the same: batches are as equal as can be, and their means and variances are pooled (Chan, Golub &
-    LeVeque 1979). What a deep norm sees is normalised by the statistics of the batch, as in training.
+    Every image counts the same: batches are as equal in size as possible, and their means and variances are pooled
+    (Chan, Golub & LeVeque 1979). What a deep norm sees is normalised by the statistics of the batch, as in training.
 
     Args:
-        batch_size: images at once, at most; but two at least, for the statistics of one may not exist.
+        batch_size: most images to run at once; at least two are run, as the statistics of one may not exist.
     Raises:
         UserError: a norm sees a single value of each channel.
     """
-    found = {norm: _Statistics(name) for name, norm in batchnorms(network).items() if norm.track_running_stats}
-    if not found:
+    by_norm = {norm: _Statistics(name) for name, norm in batchnorms(network).items() if norm.track_running_stats}
+    if not by_norm:
         return
     network.eval()
-    momenta = [norm.momentum for norm in found]
-    handles = [norm.register_forward_pre_hook(statistics.add) for norm, statistics in found.items()]
-    for norm in found:
+    momenta = [norm.momentum for norm in by_norm]
+    handles = [norm.register_forward_pre_hook(statistics.add) for norm, statistics in by_norm.items()]
+    for norm in by_norm:
         norm.momentum = 0.0
-        norm.train()  # and nothing else: no dropout
+        norm.train()  # and nothing else, so no dropout
     parts = max(1, min(math.ceil(len(images) / batch_size), len(images) // 2))
     try:
         with torch.no_grad():
             for batch in images.tensor_split(parts):
                 network(batch)
-            for norm, statistics in found.items():
+            for norm, statistics in by_norm.items():
                 if statistics.count:  # else it was not called
                     norm.running_mean.copy_(statistics.mean)
                     norm.running_var.copy_(statistics.squares / (statistics.count - 1))
     finally:
-        for handle, norm, momentum in zip(handles, found, momenta, strict=True):
+        for handle, norm, momentum in zip(handles, by_norm, momenta, strict=True):
             handle.remove()
             norm.momentum = momentum
         network.eval()
 
 
 class _Statistics:
-    """Mean, and sum of squared deviations from it, of each channel of all that a norm has seen."""
+    """The mean of each channel over all that a norm has seen, and the sum of squared deviations from it."""
 
     def __init__(self, name: str) -> None:
         self.name, self.count = name, 0
@@ -228,11 +228,12 @@ class _Statistics:
 
 
 def settle_norms(network: nn.Module, steps: int, images: Callable[[int], Tensor]) -> None:
-    """Take the statistics of a network from elsewhere anew, if its norms forget so slowly (momentum 0.01) that they
-    are not yet those of its weights after so many steps of training.
+    """Compute the norms' statistics of a network from elsewhere anew, if they cannot be those of its weights yet.
+
+    That is so if its norms forget too slowly (momentum 0.01) for this many steps of training.
 
     Args:
-        images: as many images as it is asked for, float32, on the CPU.
+        images: a function that returns as many images as it is asked for, float32, on the CPU.
     """
     momenta = [norm.momentum for norm in batchnorms(network).values() if norm.momentum]
     if not isinstance(network, Backbone) and momenta and steps < SETTLED / min(momenta):

@@ -1,7 +1,7 @@
-"""Weights that are computed before each use, as weight norm and spectral norm do, and what becomes of them.
+"""Make plain parameters of weights that are computed before each use, as by weight norm and spectral norm.
 
-Training needs them as they are. Afterwards each is made the plain parameter that it has come to, so that compression
-meets weights and nothing else.
+Training needs such weights as they are. Afterwards each becomes a plain parameter with its final value, so that
+compression meets weights and nothing else.
 """
 
 import copy
@@ -18,34 +18,34 @@ from torch.nn.utils.weight_norm import WeightNorm
 from lowenergy.networks.importing import NetworkError
 
 Found = dict[tuple[nn.Module, int], list[str]]  # (module, id of its hook) -> the weights that the hook sets
-SAME = 1e-5  # of the outputs' norm: rounding, of what is computed once and then again
+SAME = 1e-5  # of the outputs' norm: rounding, when the same thing is computed twice
 
 
 def are_sources(names: Collection[str]) -> bool:
-    """Whether torch would compute weights from some tensors of these names."""
+    """True if torch would compute weights from some of the tensors with these names."""
     return any(".parametrizations." in name or name.endswith(("weight_orig", "weight_g")) for name in names)
 
 
 def plain_weights(network: nn.Module, images: Tensor) -> list[str]:
-    """Make every computed weight the plain parameter that it is in evaluation mode, in place.
+    """Make every computed weight a plain parameter with the value that it has in evaluation mode, in place.
 
-    Known are torch's parametrizations, its older hooks (weight norm, spectral norm, pruning), and any other hook that
+    This covers torch's parametrizations, its older hooks (weight norm, spectral norm, pruning), and any other hook that
     sets a module's weight before the module is called.
 
     Args:
-        images: a few, which the network must answer as before.
+        images: a few; the network must answer them as before.
     Returns:
         The names of these weights.
     Raises:
-        NetworkError: it does not answer as before.
+        NetworkError: the network does not answer as before.
     """
     network.eval()
     if not any(parametrize.is_parametrized(module) or module._forward_pre_hooks for module in network.modules()):
         return []
     names = {module: name for name, module in network.named_modules()}
     done = []
-    with torch.no_grad(), parametrize.cached():  # the weights of this very call, though a hook may go on from there
-        with _hooks_watched(network) as found:
+    with torch.no_grad(), parametrize.cached():  # parametrized weights stay as in this call; a hook's may change
+        with _hooks_watched(network) as set_by_hooks:
             wanted = network(images)
         for module in list(names):
             parametrized: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
@@ -54,16 +54,16 @@ def plain_weights(network: nn.Module, images: Tensor) -> list[str]:
             for tensor, of_tensor in list(parametrized.items()):
                 trained = [w.requires_grad for w in of_tensor.parameters()]
                 parametrize.remove_parametrizations(module, tensor)
-                if tensor in module._buffers and trained:  # without a gradient, torch takes it for one
+                if tensor in module._buffers and trained:  # without a gradient, torch takes it for a buffer
                     value = module._buffers.pop(tensor).clone()
                     module.register_parameter(tensor, nn.Parameter(value, requires_grad=any(trained)))
                 done.append(f"{names[module]}.{tensor}")
-        for (module, hook), tensors in found.items():
+        for (module, hook), tensors in set_by_hooks.items():
             for tensor in tensors:
                 _set(module, hook, tensor)
                 done.append(f"{names[module]}.{tensor}")
-        if found:
-            _drop_sources({module: tensors for (module, _), tensors in found.items()}, network, images)
+        if set_by_hooks:
+            _drop_sources({module: tensors for (module, _), tensors in set_by_hooks.items()}, network, images)
         difference = float((network(images) - wanted).norm() / wanted.norm().clamp_min(1e-30))
     if not difference <= SAME:
         raise NetworkError(
@@ -74,7 +74,7 @@ def plain_weights(network: nn.Module, images: Tensor) -> list[str]:
 
 
 def _own_class(module: nn.Module) -> None:
-    """Let a parametrized module share its class with none of its copies: torch takes the weight from the class."""
+    """Give a parametrized module a class that none of its copies share: torch takes the weight from the class."""
     shared = type(module)
     kept = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
     module.__class__ = type(shared.__name__, shared.__bases__, kept)
@@ -82,14 +82,14 @@ def _own_class(module: nn.Module) -> None:
 
 @contextmanager
 def _hooks_watched(network: nn.Module) -> Iterator[Found]:
-    """Within it, whenever a module is called, note which of its weights its hooks set."""
-    found: Found = {}
+    """Within the context, note whenever a module is called which of its weights its hooks set."""
+    set_by_hooks: Found = {}
     before = {module: dict(module._forward_pre_hooks) for module in network.modules() if module._forward_pre_hooks}
 
     def watched(number: int, hook: Callable[..., Any]) -> Callable[..., Any]:
         def call(module: nn.Module, *given: Any) -> Any:
-            found.setdefault((module, number), [])
-            found[module, number] = sorted({*found[module, number], *_set_by(hook, module, given)})
+            set_by_hooks.setdefault((module, number), [])
+            set_by_hooks[module, number] = sorted({*set_by_hooks[module, number], *_set_by(hook, module, given)})
             return hook(module, *given)
 
         return call
@@ -98,16 +98,16 @@ def _hooks_watched(network: nn.Module) -> Iterator[Found]:
         for number, hook in hooks.items():
             module._forward_pre_hooks[number] = watched(number, hook)
     try:
-        yield found
+        yield set_by_hooks
     finally:
         for module, hooks in before.items():
             module._forward_pre_hooks.update(hooks)
-        for key in [key for key, tensors in found.items() if not tensors]:
-            del found[key]
+        for key in [key for key, tensors in set_by_hooks.items() if not tensors]:
+            del set_by_hooks[key]
 
 
 def _set_by(hook: Callable[..., Any], module: nn.Module, given: tuple[Any, ...]) -> list[str]:
-    """The weights of a module that are other ones after its hook was tried with disturbed ones; all is put back."""
+    """Try a module's hook on disturbed weights, put everything back, and name the weights that the hook has set."""
 
     def tensors() -> dict[str, Tensor]:
         attributes = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
@@ -136,11 +136,11 @@ def _set_by(hook: Callable[..., Any], module: nn.Module, given: tuple[Any, ...])
 
 
 def _set(module: nn.Module, number: int, tensor: str) -> None:
-    """Let a weight be what its hook has just made of it, and the hook be gone."""
+    """Make a weight a plain parameter with the value that its hook has just given it, and remove the hook."""
     hook = module._forward_pre_hooks.get(number)
     if isinstance(hook, SpectralNorm):
         remove_spectral_norm(module, tensor)
-        loading: Any = module._load_state_dict_pre_hooks  # its hook of loading too, which torch 2.15 forgets
+        loading: Any = module._load_state_dict_pre_hooks  # torch 2.15 forgets to remove its hook for loading
         for key in [key for key, of in loading.items() if getattr(getattr(of, "hook", of), "fn", None) is hook]:
             del loading[key]
     elif isinstance(hook, WeightNorm):
@@ -155,7 +155,7 @@ def _set(module: nn.Module, number: int, tensor: str) -> None:
 
 
 def _drop_sources(of_modules: dict[nn.Module, list[str]], network: nn.Module, images: Tensor) -> None:
-    """Leave out what weights were computed from, if the network runs without it and answers the same."""
+    """Remove what weights were computed from, if the network runs without it and answers the same."""
     kept = {module: (copy.copy(module._parameters), copy.copy(module._buffers)) for module in of_modules}
     wanted = network(images)
     for module, tensors in of_modules.items():
@@ -165,7 +165,7 @@ def _drop_sources(of_modules: dict[nn.Module, list[str]], network: nn.Module, im
     try:
         if torch.equal(network(images), wanted):
             return
-    except Exception:  # whatever a forward pass makes of a tensor that is missing
+    except Exception:  # whatever a forward pass raises if a tensor is missing
         pass
     for module, (parameters, buffers) in kept.items():
         module._parameters.update(parameters)

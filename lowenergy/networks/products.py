@@ -1,7 +1,7 @@
-"""What layers do with their weights, watched as it happens: the operation itself, not the module around it.
+"""Watch what layers do with their weights as it happens: the operation itself, not the module around it.
 
-A module may pad, call another layer first, take a tuple, or turn its outputs round; what its weight is multiplied
-with, and what comes of it, is one operation that torch knows.
+A module may pad, call another layer first, take a tuple, or rearrange its outputs. But what its weight is multiplied
+with, and the result, belong to one operation that torch knows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,15 +17,16 @@ from lowenergy.networks.layers import Layer
 
 Look = Callable[[str, Layer, Tensor, Tensor], None]
 Change = Callable[[str, Tensor], Tensor]
-ARGUMENTS = ("input", "weight", "bias", "stride", "padding")  # of torch.conv2d; the first three of F.linear
+ARGUMENTS = ("input", "weight", "bias", "stride", "padding")  # of torch.conv2d; F.linear has the first three
 
 
 @contextmanager
 def watched(layers: Mapping[str, Layer], look: Look) -> Iterator[None]:
-    """Within it, `look` is shown each use of these layers' weights: the layer's name, the layer, what its weight is
-    multiplied with (zeros around it included), and the outputs with their bias.
+    """Within the context, show `look` each use of these layers' weights.
 
-    A layer whose weight goes other ways, into a matrix product of the module's own or into TorchScript, is never shown.
+    It is called with the layer's name, the layer, what its weight is multiplied with (including the zeros around it),
+    and the outputs with their bias. It never sees a layer whose weight is used in other ways, in a matrix product of
+    the module's own or in TorchScript.
     """
     with _following(_Operations(layers, look=look), layers):
         yield
@@ -33,8 +34,10 @@ def watched(layers: Mapping[str, Layer], look: Look) -> Iterator[None]:
 
 @contextmanager
 def fed(layers: Mapping[str, Layer], change: Change) -> Iterator[None]:
-    """Within it, the weights of these layers are multiplied with what `change` makes of their inputs, by the layer's
-    name, at each use."""
+    """Within the context, at each use of these layers' weights, multiply them with what `change` makes of the inputs.
+
+    `change` is called with the layer's name and its inputs.
+    """
     with _following(_Operations(layers, change=change), layers):
         yield
 
@@ -63,7 +66,7 @@ class _Operations(TorchFunctionMode):
         if not self.calling or function not in (torch.conv2d, F.linear):
             return function(*args, **kwargs)
         layer, given = self.calling[-1], dict(zip(ARGUMENTS, args, strict=False)) | kwargs
-        if layer not in self.names or not _is_own(given["weight"], layer):  # of a copy, which has these hooks, too
+        if layer not in self.names or not _is_own(given["weight"], layer):  # a copy of a layer has these hooks, too
             return function(*args, **kwargs)
         if self.change:
             given["input"] = self.change(self.names[layer], given["input"])
@@ -76,13 +79,13 @@ class _Operations(TorchFunctionMode):
 
 
 def _is_own(weight: Tensor, layer: Layer) -> bool:
-    """Or computed of its own, and not that of another layer within it."""
+    """True if this is the layer's weight or computed from it, and not the weight of another layer within it."""
     own = layer.weight
     return weight is own or (weight.shape == own.shape and not isinstance(weight, nn.Parameter))
 
 
 def padded(layer: Layer, inputs: Tensor, padding: Any) -> Tensor:
-    """With the zeros that a convolution puts around its inputs.
+    """Return the inputs with the zeros that the convolution puts around them.
 
     Args:
         padding: as torch.conv2d takes it, by name or in numbers.
@@ -100,7 +103,7 @@ def padded(layer: Layer, inputs: Tensor, padding: Any) -> Tensor:
 
 
 def product(layer: Layer, given: Tensor) -> Tensor:
-    """What the layer's weight and bias make of what `watched` shows."""
+    """Apply the layer's weight and bias to inputs as `watched` shows them, with the zeros around them."""
     if isinstance(layer, nn.Linear):
         return F.linear(given, layer.weight, layer.bias)
     return F.conv2d(given, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)

@@ -1,4 +1,4 @@
-"""All it takes to build a network, small enough for a file's header."""
+"""Everything needed to build a network, small enough for a file's header."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -11,9 +11,10 @@ ZOO = ("width", "stem", "activation", "norm")
 
 
 class Given:
-    """A module that a caller handed over, to be copied wherever its network is built; copies of what holds it share it.
+    """A module that a caller handed over, to be copied wherever its network is built; copies of its spec share it.
 
-    It stays as it is: who builds from it deep-copies `module`. A file says how else it can be made, if `made_by_name`.
+    It is never changed: whoever builds from it deep-copies `module`. With `made_by_name`, a file also says how to make
+    it without this object.
     """
 
     def __init__(self, module: nn.Module, *, made_by_name: bool = True) -> None:
@@ -25,7 +26,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Spec:
-    """All it takes to build a network: the params' architecture and what its data look like."""
+    """Everything needed to build a network: the params' architecture and what its data look like."""
 
     name: str  # one of the zoo, or an import path
     width: int = 0
@@ -35,11 +36,11 @@ class Spec:
     channels: int = 1
     image_size: int = 0
     outputs: int = 0
-    head: str | None = None  # of an energy: mean, scalar or logsumexp; None for a plain classifier
-    arguments: dict[str, Any] | None = None  # of an import path's constructor; None where a file does not say
-    mean: list[float] | None = None  # by channel, of images in [0, 1]: the normalisation that the network wants
+    head: str | None = None  # for an energy: mean, scalar or logsumexp; None for a plain classifier
+    arguments: dict[str, Any] | None = None  # for an import path's constructor; None if a file does not say
+    mean: list[float] | None = None  # by channel, for images in [0, 1]: the normalisation that the network wants
     std: list[float] | None = None
-    given: Given | None = field(default=None, compare=False, repr=False)  # built from instead of importing `name`
+    given: Given | None = field(default=None, compare=False, repr=False)  # copied instead of importing `name`
 
     def __post_init__(self) -> None:
         if not self.is_foreign and not all(getattr(self, key) for key in ZOO):
@@ -55,12 +56,12 @@ class Spec:
         normalisation: tuple[list[float], list[float]] | None = None,
         given: Given | None = None,
     ) -> "Spec":
-        """The params' architecture for images of this shape.
+        """Return the spec of the params' architecture for images of this shape.
 
         Args:
-            outputs: of the last layer; 0 for as many as a network with an import path has.
-            normalisation: mean and standard deviation of each channel, of images in [0, 1].
-            given: the module that has the architecture's name.
+            outputs: number of the last layer's outputs; 0 for as many as a network with an import path has.
+            normalisation: mean and standard deviation of each channel, for images in [0, 1].
+            given: the module that the architecture's name stands for.
         """
         own: dict[str, Any] = {"arguments": architecture.arguments}
         if given is not None and not given.made_by_name:
@@ -86,7 +87,7 @@ class Spec:
 
     @property
     def is_foreign(self) -> bool:
-        """Not of the zoo: named by an import path."""
+        """True if the network is named by an import path, not one of the zoo."""
         return is_import_path(self.name)
 
     @property
@@ -94,7 +95,7 @@ class Spec:
         return (self.mean, self.std) if self.mean is not None and self.std is not None else None
 
     def as_header(self) -> dict[str, Any]:
-        """What a file's header says of it: no more than is needed."""
+        """Return the spec as a file's header holds it, with no more than is needed."""
         left_out = ZOO if self.is_foreign else ()
         later = ("arguments", "mean", "std", "given")
         return {

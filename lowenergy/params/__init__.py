@@ -2,8 +2,8 @@
 
 `load()` reads and checks the whole file, so that a typo in the last entry stops the first stage.
 
-The class of a section stands with what reads it, where that is one method or kind: class `Params` of its package
-(docs/extending.md). Here are the sections that several share, and what reads, checks and lists all of them.
+A section that only one method or kind reads has its class in that package, called `Params` (docs/extending.md). This
+package has the sections that several share, and the code that reads, checks and lists all of them.
 """
 
 from lowenergy.params.architecture import Architecture

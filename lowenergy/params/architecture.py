@@ -1,4 +1,4 @@
-"""Which network: sections `architecture` and `student`."""
+"""Sections `architecture` and `student`: which network."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -19,7 +19,7 @@ def _network(name: str) -> str:
 
 
 class Architecture(Section):
-    """A network by name; channels of the images and number of classes come from the data."""
+    """A network by name; the data give the channels of the images and the number of classes."""
 
     name: Annotated[str, AfterValidator(_network)]
     """resnet18, resnet10, resnet20, resnet8, cnn, strided, compact, shallow, residual or unet (docs/architectures.md),

@@ -1,7 +1,7 @@
-"""Laying entries over sections, and checking all of them.
+"""Lay entries over sections, and check all of them.
 
-A model is an entry. Of a teacher the entry's own values lie over the section of its kind, which lies over the section
-that kinds share (`energies`, of ebm and jem); of a branch they lie over the section of its method.
+A model is an entry. A teacher's own values lie over the section of its kind, which lies over the section that kinds
+share (`energies` for ebm and jem). A branch's own values lie over the section of its method.
 """
 
 import re
@@ -16,8 +16,8 @@ from lowenergy.params.messages import Layer, explain, validated
 from lowenergy.params.section import ParamsError, Section
 from lowenergy.params.whole import Params
 
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")  # names of files, which may have no more than 255 with what is added
-TAKEN = ("scorer", "reference")  # files of models/ that are no entries
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")  # for files, whose names may have at most 255 with what is added
+TAKEN = ("scorer", "reference")  # files in models/ that are not entries
 S = TypeVar("S", bound=Section)
 
 
@@ -47,7 +47,7 @@ def check(values: Any, origin: str = "params.yaml") -> Params:
         whole["teachers"] = teachers = _teachers(values, kinds, problems)
         if values["teachers"] and isinstance(values.get("branches"), Mapping):
             whole["branches"] = _branches(values, methods, teachers, problems)
-    said = {name for name in schemas if name in values and whole[name] is None}  # what is wrong in them
+    said = {name for name in schemas if name in values and whole[name] is None}  # their problems are listed
     said |= {"teachers"} if values.get("teachers") and not whole["teachers"] else set()
     try:
         checked = Params.model_validate(whole)
@@ -60,12 +60,12 @@ def check(values: Any, origin: str = "params.yaml") -> Params:
 
 
 def _in_order(schemas: Mapping[str, type[S]], values: Mapping[str, Any]) -> dict[str, type[S]]:
-    """As they stand in the file; then those that are missing there."""
+    """The schemas in the order of the file, then those that are missing there."""
     return {name: schemas[name] for name in {**values, **schemas} if name in schemas}
 
 
 def _layers(values: Any, schema: type[Section], name: str, entry: Layer | None = None) -> list[Layer]:
-    """What an entry's values, if any, and those of its kind or method lie over, from the top."""
+    """Layers of values from the top: the entry's, if any, those of its kind or method, those that kinds share."""
     names = [name, *([over] if (over := getattr(schema, "over", None)) and over in values else [])]
     return [*([entry] if entry else []), *(((name,), values.get(name, {})) for name in names)]
 
@@ -88,7 +88,7 @@ def _branches(
     values: Any, methods: Mapping[str, type[Method]], teachers: Mapping[str, Teacher], problems: list[str]
 ) -> dict[str, Branch]:
     entries = _entries(values, "branches", problems)
-    named = list(values["teachers"])  # those with mistakes of their own, too
+    named = list(values["teachers"])  # including those that have mistakes of their own
     allowed = {"target": named, "start": [*named, *values["branches"]], "by": list(methods)}
     kind_of = {"target": "teacher", "start": "model", "by": "method"}
     made: dict[str, Branch] = {}
@@ -113,8 +113,8 @@ def _branches(
 
 
 def _entries(values: Any, which: str, problems: list[str]) -> dict[str, Any]:
-    """The entries of `teachers` or `branches` that are well-formed."""
-    found = {}
+    """The well-formed entries of `teachers` or `branches`; the others are added to the problems."""
+    well_formed = {}
     for name, entry in values[which].items():
         if not (isinstance(name, str) and NAME.fullmatch(name)) or name in TAKEN:
             problems.append(
@@ -125,21 +125,21 @@ def _entries(values: Any, which: str, problems: list[str]) -> dict[str, Any]:
             example = "{kind: ebm}" if which == "teachers" else "{target: ebm, start: ebm, by: prune}"
             problems.append(f"{which}.{name} = {entry!r}: give a dictionary such as {example}")
         else:
-            found[name] = entry
-    return found
+            well_formed[name] = entry
+    return well_formed
 
 
 def _bad_start(
     name: str, branches: Mapping[str, Branch], teachers: Mapping[str, Teacher], methods: Mapping[str, type[Method]]
 ) -> list[str]:
-    """Why a branch cannot be made from the model that it names, if so."""
+    """Why a branch cannot be made from the model that it names; an empty list if it can."""
     branch, links = branches[name], [name]
     while (start := branches[links[-1]].start) not in teachers:
         if start in links:
-            circle = sorted(links[links.index(start) :])  # said once, whichever of them is looked at
+            circle = sorted(links[links.index(start) :])  # the same line for each of them, reported once
             return [f"branches: {', '.join(circle)} start from each other; let one of them start from a teacher"]
         if start not in branches:
-            return []  # which has been said of that one
+            return []  # already reported for the branch that names it
         links.append(start)
     if branch.start in branches and methods[by := branches[branch.start].by].coded:
         return [
@@ -148,7 +148,7 @@ def _bad_start(
         ]
     root, target = teachers[start], teachers.get(branch.target)
     if target is None:
-        return []  # which has been said as well
+        return []  # already reported, too
     heads = [getattr(each.architecture, "head", None) if each.section else None for each in (root, target)]
     if root.kind != target.kind or heads[0] != heads[1]:
         what = "kind" if root.kind != target.kind else "head"

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from lowenergy.params.section import ParamsError, Section, known
 
 TORCHVISION = "torchvision.datasets."
-# What the stages of dvc.yaml make, which DVC deletes before a stage runs.
+# What the stages of dvc.yaml make; DVC deletes it before they run.
 OUTPUTS = (
     *("data/splits.safetensors", "data/recipes", "models", "cards", "said", "plots"),
     *("metrics", "report.html", "cards.json"),
@@ -28,7 +28,7 @@ def _named_once(names: list[str]) -> list[str]:
 
 
 def check_place(folder: str) -> None:
-    """See that images are not where the pipeline's own files are.
+    """Check that the images are not where the pipeline's own files are.
 
     Raises:
         ParamsError: they are.

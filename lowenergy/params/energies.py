@@ -1,4 +1,4 @@
-"""Section `energies`, what kinds ebm and jem share: the Langevin step, training, matching, measuring."""
+"""Section `energies`, which kinds ebm and jem share: the Langevin step, training, matching, measuring."""
 
 from typing import Annotated, Self
 
@@ -24,9 +24,10 @@ class Sampler(Section):
 class EnergyTraining(Section):
     """Flow regression and persistent contrastive divergence, each with its weight.
 
-    The loss is flow_weight * flow + contrastive_weight * contrastive, the second from contrastive_from on. Weights 0
-    and 1 are the recipe of persistent contrastive divergence (Tieleman 2008; Du & Mordatch 2019); both together are
-    Energy Matching (Balcerak et al. 2025): the flow shapes the way from noise to the data, chains the data's vicinity.
+    The loss is flow_weight * flow + contrastive_weight * contrastive; the second term joins in at contrastive_from.
+    Weights 0 and 1 give persistent contrastive divergence (Tieleman 2008; Du & Mordatch 2019). Both terms together give
+    Energy Matching (Balcerak et al. 2025): the flow shapes the way from noise to the data, chains shape the data's
+    vicinity.
     """
 
     epochs: SomeEpochs = 75
@@ -74,12 +75,12 @@ class EnergyTraining(Section):
 
     @property
     def life(self) -> int:
-        """Langevin steps of a chain, on average: how long the chains are that this training makes samples."""
+        """The mean number of Langevin steps in a chain's life, in which this training turns noise into samples."""
         return round(self.chain_steps / self.fresh_fraction) if self.fresh_fraction else self.chain_steps
 
     @property
     def recorded_sampler(self) -> dict[str, float]:
-        """What a model's file says of how to sample from it: the step's constants and how many steps."""
+        """What a model's file says about sampling from it: the constants of a step and the number of steps."""
         return {**self.sampler.model_dump(), "chain_steps": self.life}
 
     @model_validator(mode="after")
@@ -120,7 +121,7 @@ class EnergyMatching(Section):
 
 
 class EnergyKind(Kind):
-    """What ebm and jem have in common, wherever it stands in the file."""
+    """What ebm and jem have in common, wherever its values stand in the file."""
 
     over = "energies"
 

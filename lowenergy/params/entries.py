@@ -1,6 +1,7 @@
-"""Models are entries: teachers of a kind, branches by a method; each kind and method brings the class of its section.
+"""Models are entries: a teacher is of a kind, a branch is made by a method; each of these has a class for its section.
 
-A folder of lowenergy/targets is a kind, one of lowenergy/compression a method. Its package has the class `Params`.
+Each folder of lowenergy/targets is a kind, each folder of lowenergy/compression a method. Its package has the class
+`Params`.
 """
 
 from collections.abc import Mapping
@@ -23,20 +24,20 @@ def trains_what_is_random(section: Any) -> Any:
 class Kind(Section):
     """How models of one kind are trained, matched and measured."""
 
-    over: ClassVar[str | None] = None  # the section that this kind's lies over: what it shares with its kin
+    over: ClassVar[str | None] = None  # the section below this kind's own, which it shares with related kinds
 
     _epochs = model_validator(mode="after")(trains_what_is_random)
 
 
 class Method(Section):
-    coded: ClassVar[bool] = False  # what it makes is codes, which no method can go on from
+    coded: ClassVar[bool] = False  # True if it makes codes, from which no method can go on
 
     accept_chance: bool = False
     """write the result even if it answers like chance where its start did not; may be left out"""
 
     def stored(self) -> dict[str, Any] | None:
-        """How weights will be stored, as fields of runtimes.c.forecast.Coding; None where that cannot be foreseen, as
-        of channels that pruning will remove."""
+        """How weights will be stored, as fields of runtimes.c.forecast.Coding; None if that cannot be foreseen, as when
+        pruning removes channels."""
         return {}
 
 
@@ -66,7 +67,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Branch:
-    """A compressed model: what it must match, what it is made from and by which method, with its effective values."""
+    """A compressed model: what it must match, what it is made from, by which method, and the effective values."""
 
     target: str
     start: str
@@ -74,7 +75,7 @@ class Branch:
     params: Any  # of the method's class
 
 
-# What is not of the method's section in the entry of a branch, and what it means.
+# The keys of a branch's entry that do not belong to the method's section, and their meaning.
 LINKS = {
     "target": "the teacher that it must match and is compared with",
     "start": "the teacher or branch that it is made from",
@@ -96,5 +97,5 @@ def methods() -> Mapping[str, type[Method]]:
 
 def _sections(room: str, base: type[Any]) -> dict[str, Any]:
     names = sorted(path.parent.name for path in (PACKAGE / room).glob("*/__init__.py"))
-    found = {name: getattr(import_module(f"lowenergy.{room}.{name}"), "Params", None) for name in names}
-    return {name: part for name, part in found.items() if isinstance(part, type) and issubclass(part, base)}
+    classes = {name: getattr(import_module(f"lowenergy.{room}.{name}"), "Params", None) for name in names}
+    return {name: part for name, part in classes.items() if isinstance(part, type) and issubclass(part, base)}

@@ -1,4 +1,4 @@
-"""Section `evaluate`: how a model is measured, by what it is."""
+"""Section `evaluate`: how a model is measured, as a classifier or as an energy."""
 
 from typing import Annotated
 

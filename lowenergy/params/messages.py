@@ -1,4 +1,4 @@
-"""From values to a section, or to messages that say where a value stands, what it is and what is allowed."""
+"""Turn values into a section, or into messages that say where a value stands, what it is and what is allowed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ def said(field: Any) -> str:
 
 
 def meaning(schema: Any, place: Sequence[Any]) -> str:
-    """The description of the field at this place of a section, '' for a place that does not exist."""
+    """The description of the field at this place of a section; '' if there is no such place."""
     text = ""
     for key in place:
         if not (isinstance(schema, type) and issubclass(schema, BaseModel)) or key not in schema.model_fields:
@@ -31,7 +31,7 @@ def meaning(schema: Any, place: Sequence[Any]) -> str:
 def explain(error: Any, schema: type[BaseModel], layers: Sequence[Layer]) -> str:
     """One line: the field where it stands in the file, its value, and what is allowed."""
     place = tuple(key for key in error["loc"] if not (isinstance(key, str) and key.startswith("function-")))
-    # A value stands in the first of the layers that has it; what is missing is missed in the section, not in an entry.
+    # A value stands in the first layer that has it; a missing value is reported in the section, not in an entry.
     section = next(at for at, _ in layers if len(at) < 2)
     home = next((at for at, values in layers if value_at(values, place) not in (MISSING, {})), section)
     field, message, value = ".".join(map(str, (*home, *place))), error["msg"], error["input"]
@@ -46,8 +46,8 @@ def explain(error: Any, schema: type[BaseModel], layers: Sequence[Layer]) -> str
 
 
 def validated(schema: type[Any], layers: Sequence[Layer], problems: list[str]) -> Any:
-    """A section of the values of all layers, the first over the others; None, and lines in `problems`, if it is not
-    valid."""
+    """Make a section from the values of all layers, the first over the others. If it is not valid, return None and add
+    lines to `problems`."""
     values: Any = {}
     for _, layer in reversed(layers):
         values = laid_over(layer, values)
@@ -59,10 +59,10 @@ def validated(schema: type[Any], layers: Sequence[Layer], problems: list[str]) -
 
 
 def completed(schema: type[S], name: str, values: Mapping[str, Any]) -> S:
-    """A section of some values; those that are not given are the schema's defaults, also within what is given in part.
+    """Make a section from some values. The others are the schema's defaults, also within sections given in part.
 
     Args:
-        name: of the section, for messages.
+        name: the section's, for messages.
     Raises:
         ParamsError: one line per problem: field, value, what is allowed.
     """
@@ -76,7 +76,7 @@ def completed(schema: type[S], name: str, values: Mapping[str, Any]) -> S:
 
 
 def method(name: str, values: Mapping[str, Any]) -> entries.Method:
-    """The section of a method, shipped or added, of some values, see `completed`.
+    """Make the section of a method, shipped or added, from some values; see `completed`.
 
     Raises:
         ParamsError: there is no such method, or a value is not allowed.

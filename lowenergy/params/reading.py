@@ -9,14 +9,15 @@ from lowenergy.params.data import check_place
 from lowenergy.params.section import ParamsError
 from lowenergy.params.whole import Params
 
-DEEPEST = 32  # sections and lists in each other
+DEEPEST = 32  # levels of sections and lists inside each other
 
 
 def load(path: str | Path = "params.yaml") -> Params:
     """Read and check params.yaml.
 
     Raises:
-        ParamsError: the file is missing, is not YAML, or does not fit the schema.
+        ParamsError: the file is missing, is not YAML or does not fit the schema; or files that it names are missing or
+            in the wrong place.
     """
     checked = check(read(path), str(path))
     _find_own(checked, str(path))
@@ -29,9 +30,9 @@ def read(path: str | Path) -> Any:
     """The values of a YAML file.
 
     Raises:
-        ParamsError: the file is missing, is not YAML, or never ends.
+        ParamsError: the file is missing, is not YAML, or is nested too deeply, perhaps without end.
     """
-    from ruamel.yaml import YAML  # only a project has such a file
+    from ruamel.yaml import YAML  # imported here: only a project has such a file
     from ruamel.yaml.error import YAMLError
 
     try:
@@ -51,16 +52,16 @@ def read(path: str | Path) -> Any:
 
 
 def _parts(whole: Any) -> list[Any]:
-    """Sections and lists directly in another one."""
+    """The sections and lists directly inside another one."""
     parts = whole.values() if isinstance(whole, dict) else whole if isinstance(whole, list) else ()
     return [part for part in parts if isinstance(part, dict | list)]
 
 
 def _find_own(p: Params, origin: str) -> None:
-    """Files of the user's own must be there, and where stages would notice a change.
+    """Check that the user's own files exist, in places where stages would notice a change.
 
     Raises:
-        ParamsError: they are not.
+        ParamsError: some do not.
     """
     problems = []
     for place, architecture in p.architectures.items():

@@ -1,7 +1,8 @@
-"""What each stage needs to know of a teacher, as files: effective values of its entry, its kind and what kinds share.
+"""What each stage needs to know about a teacher, as files: effective values of its entry, kind and shared section.
 
 A stage of dvc.yaml that is written once for all branches cannot name the section of its target's kind. It depends on a
-file of data/recipes instead, and runs again if what it reads has changed, wherever in params.yaml that stands.
+file in data/recipes instead, and runs again if the values that it reads have changed, wherever they stand in
+params.yaml.
 """
 
 import json
@@ -29,10 +30,10 @@ def write(p: Params) -> None:
 
 
 def read(name: str, recipe: str) -> Teacher:
-    """A teacher with the sections that are in the recipe; it has no others.
+    """Read a teacher with only the sections that are in the recipe.
 
     Raises:
-        FileError: there is none.
+        FileError: there is no such recipe.
     """
     path = FOLDER / f"{name}.{recipe}.json"
     try:

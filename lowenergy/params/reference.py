@@ -13,7 +13,7 @@ UPPER = {"maximum": "<=", "exclusiveMaximum": "<"}
 
 
 def listing() -> list[tuple[str, str, str]]:
-    """Every parameter: its dotted name, what it may be, what it means."""
+    """Every parameter: its dotted name, the values it may have, what it means."""
 
     def of(section: type[BaseModel], at: str) -> list[tuple[str, str, str]]:
         rows = []
@@ -30,16 +30,16 @@ def listing() -> list[tuple[str, str, str]]:
 
 
 def _range(field: Any) -> str:
-    """What a field may be, as one would write it: `0 <= int < 10`."""
+    """The values that a field may have, written like `0 <= int < 10`."""
     kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     schema = TypeAdapter(kind)
-    found = schema.json_schema()
-    optional = any(kind.get("type") == "null" for kind in found.get("anyOf", []))
-    found = next((kind for kind in found.get("anyOf", []) if kind.get("type") != "null"), found)
-    if "enum" in found:
-        text = " | ".join(map(str, found["enum"]))
+    allowed = schema.json_schema()
+    optional = any(kind.get("type") == "null" for kind in allowed.get("anyOf", []))
+    allowed = next((kind for kind in allowed.get("anyOf", []) if kind.get("type") != "null"), allowed)
+    if "enum" in allowed:
+        text = " | ".join(map(str, allowed["enum"]))
     else:
-        low = next((f"{found[key]:g} {sign} " for key, sign in LOWER.items() if key in found), "")
-        high = next((f" {sign} {found[key]:g}" for key, sign in UPPER.items() if key in found), "")
-        text = f"{low}{found.get('type', 'value')}{high}"
+        low = next((f"{allowed[key]:g} {sign} " for key, sign in LOWER.items() if key in allowed), "")
+        high = next((f" {sign} {allowed[key]:g}" for key, sign in UPPER.items() if key in allowed), "")
+        text = f"{low}{allowed.get('type', 'value')}{high}"
     return f"{text} | null" if optional else text

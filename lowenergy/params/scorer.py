@@ -24,7 +24,7 @@ class ScorerTraining(Section):
     precision: Precision
     """of the forward and backward passes"""
 
-    # Sharp probabilities, which the Inception Score wants, and features of whole images.
+    # The Inception Score wants sharp probabilities; features should be of whole images.
     label_smoothing: ClassVar[float] = 0.0
     image_scales: ClassVar[list[float]] = [1.0]
 

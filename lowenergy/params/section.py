@@ -1,4 +1,4 @@
-"""What sections of params.yaml are made of: their base, ranges, names of networks."""
+"""What the sections of params.yaml are made of: their base class, ranges, and names of networks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 def known(room: str, name: str) -> str:
-    """A name that is the name of a file of that room, as a validator."""
+    """Return the name if a file of lowenergy/<room> has it; raise ValueError otherwise."""
     names = sorted(path.stem for path in (PACKAGE / room).glob("*.py") if path.stem not in ("__init__", "blocks"))
     if name not in names:
         raise ValueError(f"{name!r} is none of {', '.join(names)}, the files of lowenergy/{room}")
@@ -38,5 +38,5 @@ def known(room: str, name: str) -> str:
 
 
 def is_import_path(name: str) -> bool:
-    """torchvision.models.resnet18, mynets.py:Net: not one of the zoo."""
+    """True for torchvision.models.resnet18 or mynets.py:Net; False for a network of the zoo."""
     return "." in name or ":" in name

@@ -14,8 +14,8 @@ class Finetune(Section):
 
 
 class Retrain(Section):
-    """Training by the target's own loss and constants, those of its section `train`: no teacher is looked at. Chains of
-    energies join in at once."""
+    """Training by the target's own loss with the constants of its section `train`, without looking at the teacher. For
+    energies, chains join in at once."""
 
     epochs: SomeEpochs
     """passes over the training images; 0 for none"""
@@ -24,7 +24,7 @@ class Retrain(Section):
 
 
 class StudentRetrain(Retrain):
-    """The same of a network that may know little yet."""
+    """The same for a network that may know little yet."""
 
     contrastive_from: Fraction
     """of energies: share of these epochs before chains join in"""

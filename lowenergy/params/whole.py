@@ -1,4 +1,4 @@
-"""params.yaml as a whole: models are entries, made by the values of sections."""
+"""params.yaml as a whole: models are entries, made with the values of sections."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +30,7 @@ class Params(Section):
 
     @property
     def models(self) -> list[str]:
-        """The names of all: each teacher, then the branches that must match it."""
+        """The names of all models: each teacher, followed by the branches that must match it."""
         return [
             model
             for teacher in self.teachers
@@ -48,7 +48,7 @@ class Params(Section):
 
     @property
     def architectures(self) -> dict[str, Architecture]:
-        """All that entries name, by their place: `ebm.architecture`, `ebm-distill.student`."""
+        """All architectures of the scorer and of entries, by place: `ebm.architecture`, `ebm-distill.student`."""
         students = {f"{name}.student": getattr(b.params, "student", None) for name, b in self.branches.items()}
         return {
             "scorer.architecture": self.scorer.architecture,
@@ -58,11 +58,11 @@ class Params(Section):
 
     @property
     def trusted(self) -> list[str]:
-        """Import paths of this file, which model files may therefore name as well."""
+        """The import paths in this file, which model files may therefore name as well."""
         return [a.name for a in self.architectures.values() if is_import_path(a.name)]
 
     def target_of(self, name: str) -> str:
-        """The teacher that a model is compared with; a teacher is its own."""
+        """The teacher that a model is compared with; for a teacher, itself."""
         return name if name in self.teachers else self.branches[name].target
 
     def chain(self, name: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Whole files of params by name: `lowenergy profile mnist` writes params.yaml as mnist.yaml has it, over the defaults.
+"""Whole params files by name: `lowenergy profile mnist` writes mnist.yaml's values over the defaults to params.yaml.
 
-A profile holds what differs from the one that it `extends`, or from default.yaml. Which teachers and branches there are
-is one value: a profile that has some has no others.
+A profile holds only what differs from the profile that it `extends`, or from default.yaml. `teachers` and `branches`
+count as one value each: a profile that lists some of its own inherits no others.
 """
 
 import copy
@@ -21,7 +21,7 @@ from lowenergy.params import ParamsError, read
 
 FOLDER, PARAMS, DEFAULT = Path(__file__).parent, Path("params.yaml"), "default"
 ENTRIES = ("teachers", "branches")
-SAID = 6  # values of a user's own that a message names
+SAID = 6  # values of the user's own that a message names
 
 
 def names() -> list[str]:
@@ -29,19 +29,19 @@ def names() -> list[str]:
 
 
 def described() -> list[tuple[str, str]]:
-    """Each profile and the first sentence of its comment."""
-    found = [(DEFAULT, "scikit-learn's 1,797 digits of 8x8: nothing to download, minutes on two cores")]
+    """Each profile with the first sentence of its comment."""
+    sentences = [(DEFAULT, "scikit-learn's 1,797 digits of 8x8: nothing to download, minutes on two cores")]
     for name in names():
         if name == DEFAULT:
             continue
         lines = takewhile(lambda line: line.startswith("#"), (FOLDER / f"{name}.yaml").read_text().splitlines())
         comment = " ".join(line.lstrip("# ") for line in lines)
-        found.append((name, re.split(r"\. (?=[A-Z])", comment)[0].rstrip(".")))
-    return found
+        sentences.append((name, re.split(r"\. (?=[A-Z])", comment)[0].rstrip(".")))
+    return sentences
 
 
 def composed(name: str) -> dict[str, Any]:
-    """All values of a profile: its own, over those of the one that it extends, over the defaults.
+    """All values of a profile: its own, laid over those of the profile it extends, laid over the defaults.
 
     Raises:
         ParamsError: there is no such profile.
@@ -55,7 +55,7 @@ def composed(name: str) -> dict[str, Any]:
 
 
 def over(own: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
-    """Values over others; which teachers and branches there are is one value."""
+    """Lay values over others; `teachers` and `branches` are each replaced as a whole."""
     return {**laid_over(own, below), **{which: own[which] for which in ENTRIES if which in own}}
 
 
@@ -66,10 +66,10 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def text(whole: dict[str, Any]) -> str:
-    """All values as a file, with the comments of the defaults.
+    """All values as the text of a file, with the comments of the defaults.
 
     Raises:
-        ParamsError: one would be another when it is read.
+        ParamsError: a value would not be the same when it is read again.
     """
     yaml = YAML()
     yaml.width = 120
@@ -80,18 +80,18 @@ def text(whole: dict[str, Any]) -> str:
     _write(values, whole)
     out = io.StringIO()
     yaml.dump(values, out)
-    # ruamel keeps a comment in its column, whatever comes before it; a name may have spaces before a #, too.
+    # ruamel keeps a comment in its column, whatever comes before it. Tidying may spoil a name with spaces before a #.
     tidy = re.sub(r"(?m)^(?!#)(.*\S) {2,}#", r"\1 #", out.getvalue())
-    for found in (tidy, out.getvalue()):
-        again = YAML(typ="safe").load(found)
+    for content in (tidy, out.getvalue()):
+        again = YAML(typ="safe").load(content)
         if again == whole:
-            return found
+            return content
     lost = _differences(_flat(again), _flat(whole))[0]
     raise ParamsError(f"{PARAMS}: YAML cannot hold {lost}: {_flat(whole)[lost]!a}; give it another name")
 
 
 def _write(values: CommentedMap, new: dict[str, Any], at: str = "") -> None:
-    """Set all values, and leave the comments where they are."""
+    """Set all values in place, leaving the comments where they are."""
     for key in values.keys() - new.keys():
         del values[key]
     for key, value in new.items():
@@ -104,17 +104,17 @@ def _write(values: CommentedMap, new: dict[str, Any], at: str = "") -> None:
 
 
 def _on_one_line(value: Any) -> CommentedMap | CommentedSeq:
-    """{target: ebm, start: ebm, by: prune}"""
-    made = CommentedMap(value) if isinstance(value, dict) else CommentedSeq(value)
-    made.fa.set_flow_style()
-    return made
+    """Make a value print on one line: {target: ebm, start: ebm, by: prune}."""
+    on_one_line = CommentedMap(value) if isinstance(value, dict) else CommentedSeq(value)
+    on_one_line.fa.set_flow_style()
+    return on_one_line
 
 
 def apply(name: str, *, force: bool = False) -> list[str]:
     """Write a profile into params.yaml; see write.
 
     Raises:
-        ParamsError: there is no such profile.
+        ParamsError: there is no such profile; or see write.
     """
     return write(composed(name), f"lowenergy profile {name}", force=force)
 
@@ -123,12 +123,12 @@ def write(whole: dict[str, Any], command: str, *, force: bool = False) -> list[s
     """Write values into params.yaml.
 
     Args:
-        command: that asked for it, for the message.
-        force: overwrite values, too, that the closest profile does not have, and comments.
+        command: the command that asked for it, for the message.
+        force: also overwrite comments, and values that the closest profile does not have.
     Returns:
-        What changed, a line each.
+        One line for each value that changed.
     Raises:
-        ParamsError: there are such values or comments; nothing is written.
+        ParamsError: without force, there are such values or comments. Nothing is written then.
     """
     new, old = _flat(whole), _old()
     if not force:
@@ -139,10 +139,13 @@ def write(whole: dict[str, Any], command: str, *, force: bool = False) -> list[s
 
 
 def check_free(command: str) -> None:
-    """See that params.yaml can be written, and has no values or comments of the user's own.
+    """Raise unless params.yaml can be written, and has no values or comments of the user's own.
 
+    Args:
+        command: the command that asks, for the message.
     Raises:
-        ParamsError, FileError: it cannot, or has.
+        OSError, FileError: it cannot be written.
+        ParamsError: it has such values or comments, or is not valid YAML.
     """
     files.check_place(PARAMS)
     old = _old()
@@ -158,7 +161,7 @@ def _old() -> dict[str, Any]:
 
 
 def _own(old: dict[str, Any]) -> list[str]:
-    """Places of values that the closest profile does not have."""
+    """The places whose values differ from those of the closest profile, the one with the fewest differences."""
     return min((_differences(old, _flat(composed(each))) for each in names()), key=len) if old else []
 
 
@@ -173,11 +176,17 @@ def _refuse(own: list[str], old: dict[str, Any], command: str) -> None:
 
 
 def _refuse_comments(command: str) -> None:
-    """All comments of a profile are those of the defaults, at the end of a line."""
+    """Raise if params.yaml has comments of the user's own.
+
+    A profile has no comments but those of the defaults, each at the end of a line.
+
+    Raises:
+        ParamsError: there are others.
+    """
     if not PARAMS.exists():
         return
     ours = tuple(_comments((FOLDER / f"{DEFAULT}.yaml").read_text()))
-    if own := [found for found in _comments(PARAMS.read_text(errors="replace")) if not found.endswith(ours)]:
+    if own := [comment for comment in _comments(PARAMS.read_text(errors="replace")) if not comment.endswith(ours)]:
         more = f" and {len(own) - 1} more" if len(own) > 1 else ""
         raise ParamsError(
             f"{PARAMS} has comments of your own, which would be lost: {own[0]}{more}; commit or copy them, "
@@ -186,11 +195,11 @@ def _refuse_comments(command: str) -> None:
 
 
 def _comments(text: str) -> list[str]:
-    return [found.rstrip() for found in re.findall(r"(?m)(?:^|\s)(#.*)$", text)]
+    return [comment.rstrip() for comment in re.findall(r"(?m)(?:^|\s)(#.*)$", text)]
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Values by dotted place; each entry of teachers and branches is one."""
+    """Values by dotted place; each entry of teachers and branches is a single value."""
     entries = {f"{which}.{name}": entry for which in ENTRIES for name, entry in (values.get(which) or {}).items()}
     return {**entries, **dict(leaves({key: part for key, part in values.items() if key not in ENTRIES}))}
 

@@ -1,4 +1,4 @@
-"""Quality against bytes as one drawing that answers a pointer, in the page's own colours, light or dark."""
+"""Draw quality against bytes, with figures shown under the pointer, in the page's own colours, light or dark."""
 
 import html
 import math
@@ -9,23 +9,23 @@ from lowenergy.reporting.tables import FORMATS, HEADS, between, bounds_of, front
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 40  # margins
-LETTER = 6.0  # width of one, about
+LETTER = 6.0  # approximate width of one
 
 
 def drawing(rows: pd.DataFrame, *, target: str = "", names: bool = True) -> str:
-    """An SVG of one target's models, with the interval of each; those worth their bytes are joined by a line.
+    """Draw one target's models as an SVG, with the interval of each; a line joins those worth their bytes.
 
     Args:
-        rows: by the name to call each model by; columns size_bytes and accuracy or fid, and `chain`, if there is one.
-        target: the teacher, whose interval is shaded, and whose name is left out before those of its branches.
-        names: write each model's beside its point; of many, pointing at one tells.
+        rows: indexed by the models' names; columns size_bytes and accuracy or fid, and `chain`, if there is one.
+        target: the teacher, whose interval is shaded, and whose name is left out where a branch's name begins with it.
+        names: write each model's name beside its point; where there are many, pointing at one shows it.
     """
     quality, sizes = quality_of(rows), rows["size_bytes"]
     values = rows[quality]
     records = dict(zip(rows.index, rows.to_dict("records"), strict=True))
     bounds = {name: bounds_of(row, quality) or (row[quality],) * 2 for name, row in records.items()}
     logarithmic = is_fid(quality) and values.min() > 0 and values.max() > 8 * values.min()
-    lowest = 0.5 * values.min() if logarithmic else -math.inf  # else a bar could go down for ever
+    lowest = 0.5 * values.min() if logarithmic else -math.inf  # otherwise a bar could go down for ever
     bounds = {name: (max(low, lowest), high) for name, (low, high) in bounds.items()}
     least, most = min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
     across = _Scale(sizes.min(), sizes.max(), LEFT, WIDTH - RIGHT)
@@ -58,7 +58,7 @@ def drawing(rows: pd.DataFrame, *, target: str = "", names: bool = True) -> str:
     )
     parts.append(f'<polyline points="{line}"/>')
     places = {name: (across(row["size_bytes"]), up(row[quality])) for name, row in records.items()}
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places.values()]  # by points and their bars
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places.values()]  # space taken by points and their bars
     taken += [(x - 1, up(max(bounds[name])), x + 1, up(min(bounds[name]))) for name, (x, _) in places.items()]
     for name, row in records.items():
         (x, y), (low, high) = places[name], (up(end) for end in bounds[name])
@@ -77,13 +77,13 @@ def drawing(rows: pd.DataFrame, *, target: str = "", names: bool = True) -> str:
 
 
 def _told(name: str, row: dict[str, object], quality: str) -> str:
-    """What pointing at a model says."""
-    chain = f" ({found})" if isinstance(found := row.get("chain"), str) and found else ""
+    """The text that is shown when pointing at a model."""
+    chain = f" ({methods})" if isinstance(methods := row.get("chain"), str) and methods else ""
     figures = []
     for figure in (quality, quality.removeprefix("validation.")):
         if figure not in row:
             continue
-        interval = f" ({found})" if (found := between(row, figure)) else ""
+        interval = f" ({ends})" if (ends := between(row, figure)) else ""
         figures.append(f"{HEADS.get(figure, figure)} {FORMATS[figure].format(row[figure])}{interval}")
     return html.escape(f"{name}{chain}: {', '.join(dict.fromkeys(figures))}, {row['size_bytes']:,.0f} bytes")
 
@@ -92,7 +92,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def _free_place(x: float, y: float, width: float, boxes: list[Box]) -> tuple[float, float]:
-    """Where a label that belongs to a point starts, and its baseline: near, within the drawing, over nothing else."""
+    """Where a point's label starts, and its baseline: near the point, within the drawing, if possible over nothing."""
     best, least = (x, y), math.inf
     for height in (y + 4, y - 8, y + 16, y - 20, y + 28, y - 32, y + 40):
         for start in (x + 9, x - width - 9, x - width / 2):
@@ -109,7 +109,7 @@ def _free_place(x: float, y: float, width: float, boxes: list[Box]) -> tuple[flo
 
 
 class _Scale:
-    """From values to places, with a margin of a tenth at either end."""
+    """Map values to places, with a margin of a tenth at either end."""
 
     def __init__(self, low: float, high: float, start: float, end: float, logarithmic: bool = True) -> None:
         self.of = math.log10 if logarithmic else float
@@ -123,11 +123,11 @@ class _Scale:
 
 
 def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
-    """Three to six round values between."""
+    """A few round values between low and high; fewer than three, or none, on a logarithmic axis of a narrow range."""
     if logarithmic:
         steps = [m * 10.0**e for e in range(-6, 12) for m in (1, 2, 5)]
-        found = [step for step in steps if low * 0.9 <= step <= high * 1.1]
-        return found if len(found) <= 6 else [step for step in found if f"{step:e}"[0] == "1"] or found[::2]
+        ticks = [step for step in steps if low * 0.9 <= step <= high * 1.1]
+        return ticks if len(ticks) <= 6 else [step for step in ticks if f"{step:e}"[0] == "1"] or ticks[::2]
     span = (high - low) or abs(high) or 1.0
     step = min((m * 10.0**e for e in range(-8, 9) for m in (1, 2, 5)), key=lambda s: abs(span / s - 4))
     return [step * i for i in range(math.ceil(low / step - 0.3), math.floor(high / step + 0.3) + 1)]

@@ -1,4 +1,4 @@
-"""What a pull request should say, as Markdown: figures that changed, what to take, pictures."""
+"""What a pull request should say, as Markdown: figures that changed, which models to take, pictures."""
 
 import json
 import subprocess
@@ -16,12 +16,12 @@ PICTURE = "samples.png"
 
 
 def text(p: Params, base: str, root: Path = Path()) -> str:
-    """The figures of the workspace, against those of a revision.
+    """The figures of the workspace, compared with those of a revision.
 
     Args:
-        base: what git calls the revision: main, HEAD~1, a tag, an experiment.
+        base: the revision as git knows it: main, HEAD~1, a tag, an experiment.
     Raises:
-        FileError: no figures here, or no such revision.
+        FileError: there are no figures here, or no such revision.
     """
     table = collect(p, root)
     known = subprocess.run(["git", "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"], cwd=root)
@@ -40,7 +40,7 @@ def text(p: Params, base: str, root: Path = Path()) -> str:
 
 
 def _changes(table: pd.DataFrame, base: str, root: Path) -> list[str]:
-    """A table of the figures one decides by that differ from the base's, old and new."""
+    """A table, old and new, of those figures one decides by that differ from the base's."""
     before = _before(base, root)
     rows = []
     for _, row in table.iterrows():
@@ -58,7 +58,7 @@ def _changes(table: pd.DataFrame, base: str, root: Path) -> list[str]:
 
 
 def _before(base: str, root: Path) -> dict[str, dict[str, Any]]:
-    """The cards that the base has, by model, flattened; {} where it has none."""
+    """The base's cards, flattened, by model; {} if it has none."""
     done = subprocess.run(["git", "show", f"{base}:./{cards.ALL}"], cwd=root, capture_output=True, text=True)
     known = json.loads(done.stdout) if done.returncode == 0 else {}
     return {name: dict(leaves(card)) for name, card in known.items()}
@@ -76,5 +76,5 @@ def _rows(table: pd.DataFrame, corner: str) -> str:
 
 def _pictures(names: list[str], root: Path) -> list[str]:
     places = {name: f"plots/models/{name}/{PICTURE}" for name in names}
-    found = [f"![{name}]({place})" for name, place in places.items() if (root / place).exists()]
-    return ["Samples: " + " ".join(found), ""] if found else []
+    images = [f"![{name}]({place})" for name, place in places.items() if (root / place).exists()]
+    return ["Samples: " + " ".join(images), ""] if images else []

@@ -1,4 +1,4 @@
-"""From cards, curves and pictures on disk to one HTML page that opens offline, and one CSV for DVC's plots.
+"""Turn the cards, curves and pictures on disk into one HTML page that opens offline, and one CSV for DVC's plots.
 
 The first screen answers which model to take; everything else is folded below it.
 """
@@ -30,7 +30,7 @@ from lowenergy.reporting.tables import (
     to_take,
 )
 
-FEW = 20  # classes, of which each has a name in a picture
+FEW = 20  # classes; a picture that has more does not name them, and a list names no more
 
 
 def write(p: Params, root: Path = Path()) -> None:
@@ -41,7 +41,7 @@ def write(p: Params, root: Path = Path()) -> None:
     files.write_bytes(root / "report.html", _page(table, p, root).encode())
 
 
-QUALITIES = {  # and what they are called where a dot would part a name
+QUALITIES = {  # and their names in the CSV, where a dot would split them
     "validation.accuracy": "validation_accuracy",
     "accuracy": "accuracy",
     "validation.fid": "validation_fid",
@@ -121,7 +121,7 @@ def _page(table: pd.DataFrame, p: Params, root: Path) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """A page in this project's looks that needs nothing from elsewhere."""
+    """A page in this project's style that loads nothing from elsewhere."""
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         f"<title>{html.escape(title)}</title>\n"
@@ -131,7 +131,7 @@ def document(title: str, body: str) -> str:
 
 
 def _answer(title: str, target: str, rows: pd.DataFrame) -> str:
-    """One target's chart, which model to take, and all that are worth their bytes, best quality first."""
+    """One target's chart, the model to take, and all models that are worth their bytes, largest first."""
     best = front_of(rows)[::-1]
     legend = f" {LEGEND}." if any(alike(row, quality_of(rows)) for row in best.to_dict("records")) else ""
     return (
@@ -157,7 +157,7 @@ def _advice(rows: pd.DataFrame) -> str:
 
 
 def _with_intervals(rows: pd.DataFrame) -> str:
-    """A row per model: below its name how it was made, below its bytes the ratio, below each figure its interval."""
+    """A table with a row per model: its chain below its name, the ratio below its bytes, intervals below figures."""
     body = []
     text = shown(rows, everything=False)
     for name, row, told in zip(map(str, rows.index), rows.to_dict("records"), text.to_dict("records"), strict=True):
@@ -172,7 +172,7 @@ def _with_intervals(rows: pd.DataFrame) -> str:
 
 
 def html_table(table: pd.DataFrame, corner: str = "") -> str:
-    """Rows by their index, whose column is called `corner`."""
+    """A table as HTML, with its index as the first column, headed `corner`."""
     head = "".join(f"<th>{html.escape(str(c))}</th>" for c in (corner, *table.columns))
     body = "".join(
         f"<tr><td>{html.escape(str(name))}</td>{''.join(f'<td>{html.escape(str(v))}</td>' for v in row)}</tr>"
@@ -219,7 +219,7 @@ PICTURES = {  # of the teacher, besides its samples
 
 
 def _of(name: str, root: Path) -> Path:
-    """Where the pictures of a model are."""
+    """The folder with a model's pictures."""
     return root / "plots" / "models" / name
 
 
@@ -228,8 +228,8 @@ def _samples(target: str, names: list[str], root: Path) -> str:
     more = {caption: _of(target, root) / name for name, caption in PICTURES.items()}
     parts = []
     for title, pictures in (("Samples", samples), ("The teacher's samples and energies", more)):
-        found = [_image(path, caption) for caption, path in pictures.items() if path.exists()]
-        parts += [f"<h3>{title}</h3>", *found] if found else []
+        figures = [_image(path, caption) for caption, path in pictures.items() if path.exists()]
+        parts += [f"<h3>{title}</h3>", *figures] if figures else []
     return "".join(parts)
 
 
@@ -250,7 +250,7 @@ def _changes(names: list[str], root: Path) -> str:
 
 
 def _changed(name: str, root: Path) -> str:
-    """The test images that a branch answers otherwise than its teacher, and the classes that lost."""
+    """The test images that a branch answers differently from its teacher, and the classes that lost."""
     rows = _answers(name, root)
     if rows is None or "teacher" not in rows:
         return ""
@@ -270,8 +270,8 @@ def _changed(name: str, root: Path) -> str:
 
 
 def _tiles(picture: Path, changed: pd.DataFrame) -> str:
-    """Each image of a row of them, with the two answers beneath."""
-    wide, high = (int.from_bytes(picture.read_bytes()[at : at + 4]) for at in (16, 20))  # of a PNG
+    """Each image of a picture that has them in one row, with the two answers beneath."""
+    wide, high = (int.from_bytes(picture.read_bytes()[at : at + 4]) for at in (16, 20))  # where a PNG has them
     count = (wide - GAP) // (high - GAP)
     tiles = []
     for i, row in enumerate(changed.head(count).to_dict("records")):
@@ -287,7 +287,7 @@ def _tiles(picture: Path, changed: pd.DataFrame) -> str:
 
 def _svg(figure: Any) -> str:
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})  # the same page from the same figures
+    figure.savefig(out, format="svg", metadata={"Date": None})  # the same figures give the same page
     text = out.getvalue()
     return text[text.index("<svg") :].replace("<svg", '<svg class="plot"', 1)
 
@@ -315,7 +315,7 @@ def _confusion(target: str, root: Path) -> str:
 
 
 def _sensitivity(name: str, root: Path) -> str:
-    """What rounding or pruning each layer alone costs, where a method has looked."""
+    """A chart of what rounding or pruning each layer alone costs, if a method has measured that."""
     path = root / "plots" / "curves" / name / "sensitivity.csv"
     if not path.exists():
         return ""

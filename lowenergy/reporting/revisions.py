@@ -1,6 +1,6 @@
-"""The models of a commit, an experiment's for instance: what each was made from, by which values, and its card.
+"""The models of a commit, for instance an experiment's: what each was made from, with which values, and its card.
 
-By dvc.lock, which says what was run; cards that the last stage did not come to gather are in DVC's cache alone.
+dvc.lock says what was run. Cards that the last stage has not gathered, because it did not run, are only in DVC's cache.
 """
 
 import atexit
@@ -17,7 +17,7 @@ from lowenergy.base import cards
 from lowenergy.base.cards import Card
 from lowenergy.base.nested import laid_over, leaves
 
-MADE_BY = "compress@"  # what dvc.yaml calls the stage of a branch; its params are the method's section and the entry
+MADE_BY = "compress@"  # begins a branch's stage in dvc.yaml, whose params are the method's section and the entry
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Made:
     name: str
     target: str
     methods: list[str]  # of its chain
-    values: Mapping[str, Any]  # theirs: `prune.amount`; of a method that is there twice, the later ones
+    values: Mapping[str, Any]  # of their parameters, such as `prune.amount`; if a method is there twice, the later ones
     card: Card
 
 
 class Revision:
-    """A commit of the project here."""
+    """A commit of this project."""
 
     def __init__(self, commit: str, root: str | Path = ".") -> None:
         from dvc.api import DVCFileSystem
@@ -42,7 +42,7 @@ class Revision:
 
     @cached_property
     def stages(self) -> Mapping[str, Any]:
-        """Those that were run, as dvc.lock has them."""
+        """The stages that were run, as dvc.lock has them."""
         if not self.files.exists("dvc.lock"):
             return {}
         return dict(YAML(typ="safe").load(self.files.read_text("dvc.lock")).get("stages") or {})
@@ -52,7 +52,7 @@ class Revision:
         return json.loads(self.files.read_text(str(cards.ALL))) if self.files.exists(str(cards.ALL)) else {}
 
     def card(self, name: str) -> Card | None:
-        """A model's; None if it has not been measured, or DVC has lost it."""
+        """A model's card; None if it was not measured, or if DVC has lost the card and cards.json does not have it."""
         path = f"{cards.FOLDER}/{name}.json"
         if not any(out["path"] == path for stage in self.stages.values() for out in stage.get("outs", ())):
             return None
@@ -62,7 +62,7 @@ class Revision:
             return self._in_git.get(name)
 
     def models(self, target: str) -> Iterator[Made]:
-        """Those of one teacher that have cards, itself included."""
+        """Yield one teacher's models that have cards: itself, then its branches."""
         branches = [name.removeprefix(MADE_BY) for name in self.stages if name.startswith(MADE_BY)]
         for name in (target, *(name for name in branches if self._entry(name)["target"] == target)):
             if (card := self.card(name)) is not None:
@@ -77,7 +77,7 @@ class Revision:
         return params
 
     def _chain(self, name: str) -> tuple[list[str], dict[str, Any]]:
-        """The methods of a model's chain, and their values."""
+        """The methods of a model's chain, and the values of their parameters."""
         if f"{MADE_BY}{name}" not in self.stages:
             return [], {}
         entry = self._entry(name)

@@ -1,4 +1,4 @@
-"""From `dvc exp show` to one table of all cells of a sweep, and two charts: quality by amount pruned and by ratio."""
+"""Turn `dvc exp show` into one table of all cells of a sweep, and two charts: quality by amount pruned and by ratio."""
 
 import io
 import json
@@ -18,10 +18,10 @@ from lowenergy.base.nested import leaves
 from lowenergy.reporting.revisions import Revision
 from lowenergy.reporting.tables import FORMATS, is_fid, quality_of
 
-TEACHER = "teacher"  # its chain
+TEACHER = "teacher"  # in place of its chain
 
 TITLES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "fid": "FID", "inception_score": "Inception Score"}
-SETTINGS = (  # what tells cells apart, where it is there; further parameters are kept if they differ
+SETTINGS = (  # parameters that tell cells apart, kept wherever they occur; others are kept if they differ
     "prune.kind",
     "prune.scope",
     "prune.amount",
@@ -40,17 +40,17 @@ class SweepError(UserError):
 
 
 def shown(*options: str) -> list[dict[str, Any]]:
-    """What `dvc exp show` knows of the current commit and its experiments, or with option -A, of all commits."""
+    """What `dvc exp show` knows about the current commit and its experiments, or with option -A, about all commits."""
     command = [sys.executable, "-m", "dvc", "exp", "show", "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SweepError(f"`dvc exp show` failed: {done.stderr.strip()}")
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    return found
+    revisions: list[dict[str, Any]] = json.loads(done.stdout)
+    return revisions
 
 
 def unfinished(revisions: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The names of the experiments without figures, by what they are: failed, queued or running."""
+    """The names of the experiments without figures, by state: failed, queued or running."""
     states: dict[str, list[str]] = {}
     for revision in revisions:
         for experiment in revision["experiments"] or []:
@@ -61,7 +61,7 @@ def unfinished(revisions: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def collect(revisions: Iterable[Mapping[str, Any]], target: str) -> pd.DataFrame:
-    """One row per compressed model of this target: its chain, the parameters that tell it apart, its figures.
+    """One row per model of this target, its teacher included: chain, parameters that tell models apart, and figures.
 
     A model that several experiments share, because none of them changed it, is one row.
     """
@@ -83,13 +83,13 @@ def collect(revisions: Iterable[Mapping[str, Any]], target: str) -> pd.DataFrame
 
 
 def _finished(revisions: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
-    """The names and commits of what was run."""
+    """The names and commits of the revisions and experiments that were run."""
     for revision in revisions:
         if revision["rev"] != "workspace" and revision["data"]:
             yield _name(revision, revision), revision["rev"]
         for experiment in revision["experiments"] or []:
             if (experiment["executor"] or {}).get("state", "success") == "success":
-                for rev in experiment["revs"][:1]:  # the newest; before it are a resumed experiment's checkpoints
+                for rev in experiment["revs"][:1]:  # the newest; the others are checkpoints of a resumed experiment
                     if rev["data"]:
                         yield _name(experiment, rev), rev["rev"]
 
@@ -103,7 +103,7 @@ def _text(value: Any) -> str:
 
 
 def _method(chain: str) -> str:
-    """The last of a chain; the teacher's has none."""
+    """The last method of a chain; TEACHER for the teacher, whose chain has none."""
     return chain.rpartition(" → ")[2]
 
 
@@ -112,10 +112,10 @@ def _differs(table: pd.DataFrame, column: str) -> bool:
 
 
 def read(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Tables that were kept, one under the other.
+    """Read kept tables into one, each below the one before.
 
     Raises:
-        SweepError: one is no such table.
+        SweepError: one of the files is no such table.
     """
     return pd.concat([_read(path) for path in paths], ignore_index=True)
 
@@ -126,7 +126,7 @@ def _read(path: str | Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=dict.fromkeys((*SETTINGS, "target", "chain"), str))
         for column in table.columns.intersection(["compression_ratio", *NUMBERS]):
             pd.to_numeric(table[column])
-    except ValueError as error:  # also of an empty file, or of bytes that are no text
+    except ValueError as error:  # also for an empty file, or bytes that are not text
         raise SweepError(f"{path}: no table of a sweep: {one_line(error)}; {advice}") from None
     lacking = _lacking(table, ("target", "chain", "compression_ratio"))
     lacking = lacking or _lacking(table[table["chain"].map(_method) == "prune"], OF_PRUNED)
@@ -140,12 +140,14 @@ def _lacking(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
 
 
 def write(table: pd.DataFrame, quality: str | None, directory: Path) -> list[Path]:
-    """Write <target>.csv and the two charts, <target>-amount.svg and <target>-ratio.svg; their paths.
+    """Write <target>.csv, the chart <target>-ratio.svg and, if any model was pruned last, <target>-amount.svg.
 
     Args:
         quality: the figure to draw; None for the one that the report draws.
     Raises:
         SweepError: the table has no such figure.
+    Returns:
+        The paths that were written.
     """
     target = str(table["target"].iloc[0])
     quality = quality or quality_of(table)
@@ -154,7 +156,7 @@ def write(table: pd.DataFrame, quality: str | None, directory: Path) -> list[Pat
         raise SweepError(f"no figure {quality!r} in these experiments; there are {', '.join(numbers)}")
     paths = [directory / f"{target}.csv"]
     files.write_bytes(paths[0], table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
-    table = read(paths[:1])  # as it was rounded: the kept table draws the same charts
+    table = read(paths[:1])  # as rounded, so that the kept table draws the same charts
     pruned = table[table["chain"].map(_method) == "prune"]
     if len(pruned):
         paths.append(directory / f"{target}-amount.svg")
@@ -171,14 +173,14 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _trained(row: Mapping[Any, Any]) -> bool:
-    """Whether weights were trained after pruning; what other methods made always was."""
+    """True if weights were trained after pruning; what other methods made counts as trained."""
     if _method(row["chain"]) != "prune":
         return True
     return any(float(row.get(f"prune.{part}.epochs", 0)) > 0 for part in ("finetune", "retrain"))
 
 
 def by_amount(pruned: pd.DataFrame, quality: str) -> Any:
-    """Quality against the fraction pruned, a line per kind and scope, before retraining and after."""
+    """Draw quality against the fraction pruned: a line per kind and scope, before retraining and after."""
     figure, axes = new_axes(8.4, 4.0)
     pruned = pruned.assign(trained=[_trained(row) for row in pruned.to_dict("records")])
     colors = {way: f"C{i}" for i, way in enumerate(pruned.groupby(["prune.kind", "prune.scope"]).groups)}
@@ -200,7 +202,7 @@ def by_amount(pruned: pd.DataFrame, quality: str) -> Any:
 
 
 def by_ratio(table: pd.DataFrame, quality: str) -> Any:
-    """Quality against compression ratio, all methods; hollow marks are of models not trained after compression."""
+    """Draw quality against compression ratio for all methods; hollow marks are models not trained after pruning."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = new_axes(8.4, 4.0)
@@ -237,5 +239,5 @@ def _title(quality: str) -> str:
 
 
 def _scale(axes: Any, quality: str, values: pd.Series) -> None:
-    if is_fid(quality) and values.min() > 0:  # from tenths to hundreds
+    if is_fid(quality) and values.min() > 0:  # FID ranges from tenths to hundreds
         axes.set_yscale("log")

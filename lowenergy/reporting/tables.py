@@ -54,7 +54,7 @@ HEADS = {
     "compression_ratio": "ratio",
     "macs": "MACs",
 }
-# What one looks at first: quality by which to choose, and as tested; then what it costs.
+# What one looks at first: the quality to choose by, the quality as tested, then what it costs.
 FIRST = ["validation.accuracy", "accuracy", "validation.fid", "fid", "size_bytes", "compression_ratio"]
 ALIKE = "≈"  # before a figure that cannot be told from the teacher's
 LEGEND = f"{ALIKE} cannot be told from the teacher's figure by so few images"
@@ -62,17 +62,17 @@ ARROW = " → "
 
 
 def collect(p: Params, root: Path = Path()) -> pd.DataFrame:
-    """The cards of all models, flattened: a row for each, by its teacher; figures that it lacks are NaN.
+    """The cards of all models, flattened: a row for each, with the name of its teacher; figures that it lacks are NaN.
 
     Raises:
-        FileError: there are none.
+        FileError: there are no cards.
     """
-    found = cards.collect(p.models, root)
-    if not found:
+    by_name = cards.collect(p.models, root)
+    if not by_name:
         raise files.FileError("cards/: no figures of these models as params.yaml has them; `dvc repro` makes them")
     rows = [
         {"target": p.target_of(name), "model": name, "chain": made_by(p, name), **card, "lost_most": _lost_most(card)}
-        for name, card in found.items()
+        for name, card in by_name.items()
     ]
     table = pd.json_normalize(rows)
     figures = [name for name in FORMATS if name in table and table[name].notna().any()]
@@ -86,23 +86,24 @@ def _lost_most(card: Mapping[str, Any]) -> str | None:
 
 
 def made_by(p: Params, name: str) -> str:
-    """The methods of a branch's chain, after what they begin with where that is not its target; '' for a teacher."""
+    """The methods of a branch's chain, after the teacher that it begins with if that is not its target; '' for a
+    teacher."""
     first, *links = p.chain(name)
     methods = [p.branches[link].by for link in links]
     return ARROW.join(methods if first == p.target_of(name) else [first, *methods])
 
 
 def title_of(p: Params, target: str) -> str:
-    """What a teacher and its branches are called together."""
+    """The title of a teacher together with its branches."""
     kind = p.teachers[target].kind
     title = TITLES.get(kind, kind)
     return title if target == kind else f"{target}: {title}"
 
 
 def quality_of(rows: pd.DataFrame) -> str:
-    """What the size is paid with, and models are chosen by: an energy's samples, a classifier's answers.
+    """The quality that size is traded against and models are chosen by: FID if there is one, else accuracy.
 
-    Of validation images; of test images where there are no others, in tables of before there were.
+    It is the validation figure, or the test figure in older tables, which have no other.
     """
     known = [
         column
@@ -114,38 +115,38 @@ def quality_of(rows: pd.DataFrame) -> str:
 
 
 def is_fid(quality: str) -> bool:
-    """Whether less of it is better; accuracy is the other way round."""
+    """True if the quality is an FID, of which less is better; of accuracy, more is."""
     return quality.endswith("fid")
 
 
 def bounds_of(row: Mapping[Any, Any], figure: str, *, lost: bool = False) -> Bounds | None:
-    """The interval of a figure; or of what it has lost against the teacher's."""
+    """The interval of a figure or, with `lost`, of what it has lost against the teacher's; None if there is none."""
     split, _, name = figure.rpartition(".")
-    found = row.get(".".join([*filter(None, [split]), *(["lost"] if lost else []), f"{name}_interval"]))
-    return found if isinstance(found, list | tuple) else None
+    bounds = row.get(".".join([*filter(None, [split]), *(["lost"] if lost else []), f"{name}_interval"]))
+    return bounds if isinstance(bounds, list | tuple) else None
 
 
 def between(row: Mapping[Any, Any], figure: str) -> str:
-    """The interval of a figure as text, '' without; of a share in per cent, which is not said again."""
+    """The interval of a figure as text; '' if there is none. Shares are in per cent, without the sign."""
     scale = 100 if "%" in FORMATS[figure] else 1
     return "–".join(f"{scale * end:.3g}" for end in bounds_of(row, figure) or ())
 
 
 def alike(row: Mapping[Any, Any], figure: str) -> bool:
-    """Whether a branch's figure cannot be told from its teacher's."""
+    """True if a branch's figure cannot be told from its teacher's."""
     lost = bounds_of(row, figure, lost=True)
     return lost is not None and not told_apart(lost, None)
 
 
 def as_good(row: Mapping[Any, Any]) -> bool:
-    """Whether a branch is no worse than its teacher by any of its validation figures, as far as the images can tell."""
+    """True if no validation quality of a branch is worse than its teacher's, as far as the images can tell."""
     lost = [bounds_of(row, f"validation.{quality}", lost=True) for quality in ("accuracy", "fid")]
     known = [bounds for bounds in lost if bounds is not None]
     return bool(known) and all(low <= 0 for low, _ in known)
 
 
 def shown(rows: pd.DataFrame, everything: bool = True) -> pd.DataFrame:
-    """The figures of one target as text, columns that it lacks left out."""
+    """The figures of one target as text, without columns that it lacks."""
     names = [name for name in rows if name in (FORMATS if everything else FIRST) and rows[name].notna().any()]
     text = rows[names].apply(lambda column: column.map(FORMATS[str(column.name)].format, na_action="ignore").fillna(""))
     for name in names:
@@ -175,7 +176,7 @@ def show(table: pd.DataFrame, p: Params, *, everything: bool = False) -> None:
         else:
             text.insert(0, "made by", list(rows["chain"]))
         for column in text.columns:
-            # The names of models break where they have hyphens.
+            # Let the names of models break at their hyphens.
             head = str(column).replace("-", "-\n") if everything else HEADS.get(str(column), str(column))
             sheet.add_column(head, justify="left" if column == "made by" else "right")
         for name, row in zip(text.index, text.to_numpy(), strict=True):
@@ -191,11 +192,11 @@ def pareto_front(
     apart: Callable[[int, int], bool] = lambda first, second: True,
     taken: int | None = None,
 ) -> list[int]:
-    """Indices, by growing size, of the models worth their bytes: each is better than the one before.
+    """Indices, by growing size, of the models worth their bytes: each but `taken` is better than the one before.
 
     Args:
-        apart: whether two of them can be told apart; a larger one that cannot is not worth its bytes.
-        taken: one that is, in any case.
+        apart: True if two of them can be told apart; a larger one that cannot is not worth its bytes.
+        taken: one that is worth its bytes in any case.
     """
     front: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], losses[i])):
@@ -205,7 +206,7 @@ def pareto_front(
 
 
 def to_take(rows: pd.DataFrame) -> int | None:
-    """The row of the smallest branch that is no worse than its teacher, as far as the images can tell."""
+    """The row of the smallest branch that is as good as its teacher, as far as the images can tell; None if none is."""
     good = [i for i, row in enumerate(rows.to_dict("records")) if as_good(row)]
     return min(good, key=lambda i: rows["size_bytes"].iloc[i], default=None)
 

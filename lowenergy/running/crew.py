@@ -1,4 +1,4 @@
-"""Those who run stages: workers of this machine or of a cluster, and this process."""
+"""What runs stages: Dask workers on this machine or a cluster, and this process itself."""
 
 import asyncio
 import gc
@@ -26,9 +26,9 @@ from lowenergy.running.workspace import Snapshot
 if TYPE_CHECKING:
     from lowenergy.running.pipeline import Pipeline
 
-LARGE = 10**8  # bytes of a snapshot that is sent to other machines, from which on one may want to know
+LARGE = 10**8  # bytes; the user is told if a larger snapshot is sent to other machines
 TLS = tuple(f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"))
-PATIENCE = 0.5  # seconds between two looks at the screen
+PATIENCE = 0.5  # seconds to wait for a stage to end before refreshing the screen
 Watch = Callable[[str, Point], str | None]  # (stage, a point of its curves) -> why to stop it; None to let it run
 
 
@@ -37,18 +37,18 @@ class RunError(UserError):
 
 
 class Crew:
-    """Those who run stages: Dask's workers, which are called when the first stage needs them, and this process."""
+    """What runs stages: this process, and Dask's workers, which are called when the first stage needs them."""
 
     def __init__(
         self, repo: Any, call: Callable[[], Any], screen: Screen, threads: int | None, *, jobs: int | None
     ) -> None:
         """
         Args:
-            threads: of every stage on this machine; None: as many as it takes.
-            jobs: workers of this machine; None: they are on others, and share only the remote of this repository.
+            threads: for each stage on this machine; None: as many as it takes.
+            jobs: workers on this machine; None: they are on other machines, and share only this repository's remote.
         """
         self.repo, self.call, self.screen, self.jobs = repo, call, screen, jobs
-        # Of every stage on this machine; as it is now, before Dask's nannies change it.
+        # For every stage on this machine; taken now, before Dask's nannies change it.
         threads_of_each = {"OMP_NUM_THREADS": str(threads)} if threads else {}
         self.environment = with_own_python(without_dask(os.environ)) | threads_of_each
         self.remote = jobs is None
@@ -56,17 +56,17 @@ class Crew:
         self.over: queue.Queue[tuple[Pipeline, str, Any]] = queue.Queue()  # stages that have ended
         self.here = ThreadPoolExecutor(1, thread_name_prefix="here")
         self.watch: Watch | None = None  # stops stages whose pipelines are hopeless
-        self.told: deque[tuple[str, Point]] = deque()  # what it has not seen yet
+        self.told: deque[tuple[str, Point]] = deque()  # points that it has not seen yet
 
     def tell(self, stage: str, news: dict[str, Any]) -> None:
-        """A running stage has printed a line, or has come to a point of one of its curves."""
+        """Take news of a running stage: a line that it printed, or a new point of one of its curves."""
         if "line" in news:
             self.screen.tell(stage, news["line"])
         else:
             self.told.append((stage, Point(**news["point"])))
 
     def know(self, snap: Snapshot, checkpoints: Path) -> None:
-        """Let workers unpack a snapshot, before any of them is called; this machine's keep their checkpoints there."""
+        """Have workers unpack a snapshot; call this before they start. Local ones keep their checkpoints there."""
         if self.remote and (size := snap.path.stat().st_size) > LARGE:
             print(
                 f"{size / 1e6:,.0f} MB of files go to each worker: all that git does not ignore and no stage makes; "
@@ -95,10 +95,10 @@ class Crew:
         return list(self.client.scheduler_info(n_workers=-1)["workers"])
 
     def run(self, pipelines: "Sequence[Pipeline]", *, keep_going: bool) -> None:
-        """Until every stage is done, or none can go on. What several pipelines have in common runs once.
+        """Run stages until all are done or none can go on. A stage that several pipelines share runs once.
 
         Args:
-            keep_going: after a failure, run what does not need that stage; else nothing more of its pipeline.
+            keep_going: after a failure, still start what does not need that stage; else nothing more of its pipeline.
         """
         try:
             self._run(pipelines, keep_going)
@@ -107,8 +107,8 @@ class Crew:
                 pipeline.lock.write()
 
     def _run(self, pipelines: "Sequence[Pipeline]", keep_going: bool) -> None:
-        keys: dict[tuple[Pipeline, str], str | None] = {}  # of the stages that run, what they make
-        making: dict[str, list[tuple[Pipeline, str]]] = {}  # and who else waits for it
+        keys: dict[tuple[Pipeline, str], str | None] = {}  # running stages, and the key of what each makes
+        making: dict[str, list[tuple[Pipeline, str]]] = {}  # by key, the other stages that wait for it
         while True:
             for pipeline in pipelines:
                 pipeline.settle()
@@ -161,7 +161,7 @@ class Crew:
 
 @contextmanager
 def crew_of(repo: Any, stages: Iterable[str], jobs: int | None, address: str | None) -> Iterator[Crew]:
-    """Workers of this machine, or of a cluster; and a screen that shows these stages.
+    """Yield a crew with workers on this machine or a cluster, and a screen that shows these stages.
 
     Raises:
         RunError: there is no remote for other machines to share.
@@ -179,8 +179,8 @@ def crew_of(repo: Any, stages: Iterable[str], jobs: int | None, address: str | N
         screen = stack.enter_context(Screen(stages))
 
         def call() -> Any:
-            made = scheduler(address) if address else workers(jobs or 1, threads or 1, Path(repo.root_dir))
-            client = stack.enter_context(made)
+            connection = scheduler(address) if address else workers(jobs or 1, threads or 1, Path(repo.root_dir))
+            client = stack.enter_context(connection)
             client.subscribe_topic(TOPIC, lambda event: crew.tell(event[1]["stage"], event[1]))
             return client
 
@@ -202,7 +202,7 @@ def gpus() -> tuple[str, ...]:
 
 
 def jobs_and_threads(jobs: int | None) -> tuple[int, int]:
-    """How many stages at a time, and the threads of each: together, the cores that this process may use."""
+    """How many stages run at a time and the threads of each: together at most the cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = min(jobs or max(2, cores // 2), cores)
     return jobs, cores // jobs
@@ -210,7 +210,7 @@ def jobs_and_threads(jobs: int | None) -> tuple[int, int]:
 
 @contextmanager
 def scheduler(address: str) -> Iterator[Any]:
-    """A client of a Dask cluster that is there already.
+    """Yield a client of a Dask cluster that is already running.
 
     Raises:
         RunError: no scheduler answers.
@@ -238,20 +238,20 @@ def _connected(address: str, loop: Any) -> Any:
 
 
 def is_open(address: str) -> bool:
-    """Whether a scheduler is neither encrypted nor on this machine only."""
+    """True if a scheduler is unencrypted and not limited to this machine."""
     scheme, _, place = address.rpartition("://")
     host = place.rpartition(":")[0].strip("[]")
     try:
         return scheme in ("", "tcp", "ws") and not ip_address(host).is_loopback
-    except ValueError:  # a name
+    except ValueError:  # a host name
         return scheme in ("", "tcp", "ws") and host != "localhost"
 
 
 @contextmanager
 def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
-    """A client of a Dask cluster on this machine, a process for each stage at a time; killed ones are replaced.
+    """Yield a client of a new Dask cluster here, with one process per concurrent stage; killed ones are replaced.
 
-    Its certificate is made for this run, and never leaves it: others who use this machine cannot command the workers.
+    Its certificate is made for this run and never leaves it, so other users of this machine cannot command the workers.
     """
     import dask
     from distributed import Client, LocalCluster, Security
@@ -259,13 +259,13 @@ def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
     scratch = root / ".dvc" / "tmp" / "lowenergy" / "workers"
     shutil.rmtree(scratch, ignore_errors=True)
     settings: dict[str, Any] = {
-        # Stages are processes of their own, whose memory Dask does not see; and they may keep workers from all cores.
+        # Stages are separate processes, whose memory Dask does not see, and they may keep every core from the workers.
         "distributed.scheduler.worker-ttl": None,
         "distributed.logging.distributed": "critical",
-        # A profile every 10 ms that nobody looks at, and clocks every 20: a seventh of a core for three idle processes.
+        # Profiles every 10 ms, which nobody reads, and ticks every 20: a seventh of a core for three idle processes.
         "distributed.worker.profile.enabled": False,
         "distributed.admin.tick.interval": "500ms",
-        "distributed.nanny.pre-spawn-environ": {},  # it is set in this process, too
+        "distributed.nanny.pre-spawn-environ": {},  # Dask sets it in this process, too
     }
     with (
         _environment_restored(),
@@ -292,25 +292,25 @@ def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
 
 @contextmanager
 def _event_loop() -> Iterator[Any]:
-    """An event loop in a thread of its own.
+    """Yield an event loop in a thread of its own.
 
-    Dask would start one itself, but waits for it no longer than ten seconds, and holds a lock meanwhile: if an older
-    client happens to be collected as garbage then, it waits for the same lock, for as long or for ever. So what is left
-    of older ones goes first.
+    Dask would start one itself, but waits for it no longer than ten seconds, and holds a lock meanwhile. If an older
+    client happens to be garbage-collected then, it waits for the same lock, for as long or for ever. So whatever is
+    left of older clients is collected first.
     """
     from tornado.ioloop import IOLoop
 
     gc.collect()
-    made: Future[tuple[IOLoop, asyncio.Event]] = Future()
+    ready: Future[tuple[IOLoop, asyncio.Event]] = Future()
 
     async def run() -> None:
         over = asyncio.Event()
-        made.set_result((IOLoop.current(), over))
+        ready.set_result((IOLoop.current(), over))
         await over.wait()
 
     thread = Thread(target=asyncio.run, args=(run(),), daemon=True, name="event loop")
     thread.start()
-    loop, over = made.result()
+    loop, over = ready.result()
     try:
         yield loop
     finally:
@@ -320,7 +320,7 @@ def _event_loop() -> Iterator[Any]:
 
 @contextmanager
 def _ended(cluster: Any) -> Iterator[Any]:
-    """The cluster, ended afterwards. On a busy machine workers take longer than Dask waits; nothing is lost by that."""
+    """Yield the cluster, then close it. On a busy machine workers take longer than Dask waits, which loses nothing."""
     try:
         yield cluster
     finally:
@@ -330,7 +330,7 @@ def _ended(cluster: Any) -> Iterator[Any]:
 
 @contextmanager
 def _environment_restored() -> Iterator[None]:
-    """Afterwards this process has the environment that it had before: DVC, which runs next, hands it to stages."""
+    """Restore this process's environment afterwards: DVC, which runs next, hands it to stages."""
     before = dict(os.environ)
     try:
         yield

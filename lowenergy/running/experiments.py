@@ -1,10 +1,10 @@
 """`lowenergy run --queue`: all stages of DVC's queued experiments, side by side.
 
-    each queued experiment         ->  a workspace of its own, and its plan
-    stages of all of these plans   ->  run as those of one pipeline; what two have in common, once
-    `dvc exp run --run-all`        ->  finds each of them in the cache, and records the experiments
+    each queued experiment         ->  gets a workspace and a plan of its own
+    the stages of all these plans  ->  run as one pipeline; a stage that two plans share runs once
+    `dvc exp run --run-all`        ->  finds each stage in the cache, and records the experiments
 
-so that afterwards they are what `dvc queue start` would have made of them.
+Afterwards the experiments are what `dvc queue start` would have made of them.
 """
 
 import logging
@@ -33,9 +33,9 @@ from lowenergy.running.workspace import Snapshot
 PLACE = Path(".dvc/tmp/lowenergy/queue")
 NOT_RECORDED = f"DVC has not recorded {{}}: {PLACE / 'record.log'}; queue and run again, what was done is in the cache"
 
-ASK_AGAIN = 30.0  # seconds; twice as many when nothing came of that, then three times as many
-PATIENCE = 6  # times that nothing came of it
-# What runs in the background of a shell has been told to ignore interrupts.
+ASK_AGAIN = 30.0  # seconds; twice as many after a try without progress, three times as many after the next, and so on
+PATIENCE = 6  # tries in a row without progress, after which we give up
+# A shell tells what it runs in the background to ignore interrupts; DVC must not.
 RUN_ALL = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,8 +50,8 @@ def run_queued(*, jobs: int | None, address: str | None = None, keep_going: bool
     Args:
         jobs, address: see pipeline.run.
     Raises:
-        RunError: none is queued, another such run is under way, images are not where experiments run, or some failed:
-            DVC then knows them as failed.
+        RunError: none is queued, another such run is under way, the images are not where experiments run, DVC has not
+            recorded some, or some failed; DVC then lists those as failed.
     """
     repo = opened()
     with ours(repo):
@@ -70,10 +70,10 @@ def run_queued(*, jobs: int | None, address: str | None = None, keep_going: bool
 
 
 def check_images(repo: Any, values: Any) -> None:
-    """See that experiments find their images: they run in copies of what git and DVC know of.
+    """Check that experiments will find their images: they run in copies of what git and DVC know.
 
     Args:
-        values: of params.yaml.
+        values: those of params.yaml.
     Raises:
         RunError: the folder is neither absolute, nor in git, nor added to DVC.
     """
@@ -87,7 +87,7 @@ def check_images(repo: Any, values: Any) -> None:
 
 
 def _params_of(repo: Any, commit: str) -> Any:
-    """Values of params.yaml in a commit; None if it has none, which its stages will say."""
+    """The values of params.yaml in a commit; None if it has none, which its stages will report."""
     shown = subprocess.run(["git", "show", f"{commit}:./params.yaml"], cwd=repo.root_dir, capture_output=True)
     try:
         return YAML(typ="safe").load(shown.stdout)
@@ -97,10 +97,10 @@ def _params_of(repo: Any, commit: str) -> Any:
 
 @contextmanager
 def ours(repo: Any) -> Iterator[None]:
-    """Within it, no other run works on queued experiments here.
+    """Keep other runs off the queued experiments here while the context lasts.
 
     Raises:
-        RunError: one does.
+        RunError: another run is working on them.
     """
     with alone(), claimed(repo, [str(Path(repo.root_dir) / PLACE)]):
         yield
@@ -124,12 +124,12 @@ def run_entries(
     keep_going: bool = False,
     watch: Watch | None = None,
 ) -> list[Pipeline]:
-    """Run all stages of queued experiments; what they made is in the cache and, until PLACE goes, in workspaces.
+    """Run all stages of queued experiments. Results are in the cache and, until PLACE is removed, in workspaces there.
 
     Args:
         watch: see Crew.
     Returns:
-        A pipeline for each, of which some may have failed.
+        One pipeline per experiment; some may have failed.
     """
     from dvc.repo import lock_repo
 
@@ -137,7 +137,7 @@ def run_entries(
     queued = []
     for entry in entries:
         name = name_of(entry)
-        # Checkpoints of its own: stages of one name, but of other params, would overwrite each other's.
+        # Each has its own checkpoints: stages with the same name but other params would overwrite each other's.
         place, names = unpacked(repo, entry.stash_rev, root / PLACE / name, root / PLACE / f"{name}.checkpoints")
         with workspace.working_in(Path(place.root_dir)):
             queued.append((name, place, names, Plan.of(place, targets_of(place))))
@@ -158,17 +158,17 @@ def run_entries(
 
 
 def record(repo: Any, names: Collection[str]) -> list[str]:
-    """Let DVC make experiments of all that is queued, out of its cache; its output is kept in PLACE/record.log.
+    """Let DVC record all queued experiments from its cache; its output is kept in PLACE/record.log.
 
-    One at a time: where two of its workers collect at the same moment DVC may lose one, and say nothing. DVC waits for
-    ever if its worker ends early, as it does where one that was killed has left a message for it; so every now and then
-    it is asked again, which starts another where there is none. It may also end while its worker is not done.
+    It records one at a time: when two of its workers collect at the same moment, DVC may lose one and say nothing. DVC
+    waits for ever if its worker ends early, as happens when a killed worker has left a message for it. So DVC is asked
+    again every now and then, which starts another worker where there is none. DVC may also end before its worker does.
 
     Returns:
-        Of the experiments of these names those that there are not.
+        Those of the names that no recorded experiment has.
     """
     left = unfinished(repo)
-    _, others = left  # begun before: not ours, or left by a worker that was killed
+    _, others = left  # begun before: not ours, or left behind by a killed worker
     in_vain = 0
     with (Path(repo.root_dir) / PLACE / "record.log").open("ab") as log:
         while in_vain < PATIENCE:
@@ -184,9 +184,12 @@ def record(repo: Any, names: Collection[str]) -> list[str]:
 
 
 def worker_ended(repo: Any, patience: float = 120.0) -> bool:
-    """Whether DVC's own worker has ended, within so many seconds; it does some ten seconds after its last experiment.
+    """Wait for DVC's own worker to end, some ten seconds after its last experiment; False if it is still there.
 
-    What is queued before that it begins by itself, a stage after the other and unseen by us.
+    Whatever is queued before then, it begins by itself, one stage after the other and unseen by us.
+
+    Args:
+        patience: seconds to wait at most.
     """
     until = time.monotonic() + patience
     while repo.experiments.celery_queue.worker_status():
@@ -197,14 +200,14 @@ def worker_ended(repo: Any, patience: float = 120.0) -> bool:
 
 
 def unfinished(repo: Any) -> tuple[set[str], set[str]]:
-    """The experiments that DVC has yet to begin, and those that it has begun, by their revisions in its stash."""
-    # In this order: one that is begun meanwhile is in both, not in neither.
+    """The stash revisions of the experiments that DVC has yet to begin, and of those that it has begun."""
+    # In this order, an experiment begun meanwhile is in both sets, not in neither.
     queued = {entry.stash_rev for entry in waiting(repo)}
     return queued, {entry.stash_rev for entry in repo.experiments.celery_queue.iter_active()}
 
 
 def _ask(repo: Any, log: IO[bytes], patience: float) -> None:
-    """Let DVC work on what is queued, until it is done or for so many seconds; its worker goes on."""
+    """Let DVC work on the queue until it is done or `patience` seconds have passed; its worker goes on."""
     here = with_own_python(os.environ)  # DVC starts its worker as `dvc`, wherever that is
     dvc = subprocess.Popen(
         [sys.executable, "-c", RUN_ALL], cwd=repo.root_dir, env=here, stdout=log, stderr=subprocess.STDOUT
@@ -217,21 +220,21 @@ def _ask(repo: Any, log: IO[bytes], patience: float) -> None:
 
 
 def revisions(repo: Any, names: Collection[str]) -> dict[str, str]:
-    """The commits of the experiments of these names that there are."""
+    """The commits of those of the named experiments that exist, by name."""
     from dvc.repo.experiments.utils import exp_refs_by_names
 
-    found = exp_refs_by_names(repo.scm, set(names))
-    return {name: repo.scm.get_ref(str(refs[0])) for name, refs in found.items() if refs}
+    refs_by_name = exp_refs_by_names(repo.scm, set(names))
+    return {name: repo.scm.get_ref(str(refs[0])) for name, refs in refs_by_name.items() if refs}
 
 
 def unpacked(repo: Any, commit: str, place: Path, checkpoints: Path) -> tuple[Any, list[str]]:
-    """DVC's view of a workspace with the files of a commit and the outputs that are in the cache; the files' names."""
+    """Unpack a commit's files and its cached outputs into a workspace; return DVC's view of it and the files' names."""
     archive = place.parent / f"{place.name}.tar"
     archive.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["git", "archive", "--output", archive, commit], cwd=repo.root_dir, capture_output=True, check=True)
     config = workspace.with_cache(workspace.config_of(repo), repo.cache.legacy.path)
     copied = workspace.Workspace(place, Snapshot.of(archive), config, checkpoints).repo
-    with _unsaid("dvc_data"):  # each output that is not in the cache, a line
+    with _unsaid("dvc_data"):  # it logs a line for each output that is not in the cache
         copied.checkout(allow_missing=True, force=True)
     with tarfile.open(archive) as tar:
         names = tar.getnames()
@@ -241,7 +244,7 @@ def unpacked(repo: Any, commit: str, place: Path, checkpoints: Path) -> tuple[An
 
 @contextmanager
 def _unsaid(logger: str) -> Iterator[None]:
-    """Within it a library gives no warnings."""
+    """Silence a library's warnings while the context lasts."""
     log = logging.getLogger(logger)
     before = log.level
     log.setLevel(logging.ERROR)
@@ -252,12 +255,12 @@ def _unsaid(logger: str) -> Iterator[None]:
 
 
 def targets_of(repo: Any) -> list[str]:
-    """The stages that a queued experiment asks for; none for all."""
+    """The stages that a queued experiment asks for; an empty list for all."""
     from dvc.repo.experiments.executor.base import BaseExecutor
 
     packed = Path(repo.root_dir) / ".dvc" / "tmp" / BaseExecutor.PACKED_ARGS_FILE
     if not packed.exists():
         return []
-    arguments, named = BaseExecutor.unpack_repro_args(packed)  # which DVC has written on this machine
+    arguments, named = BaseExecutor.unpack_repro_args(packed)  # pickled, but by DVC on this machine
     asked = named.get("targets") or (arguments[0] if arguments else None) or []
     return [asked] if isinstance(asked, str) else list(asked)

@@ -1,12 +1,12 @@
 """`lowenergy run`: the stages that `dvc repro` would run, independent ones side by side.
 
-    plan        DVC's own: which stages, in what order
-    for each stage whose upstream stages are done, the one with most to come after it first:
+    plan        DVC's own: which stages, in which order
+    for each stage whose upstream stages are done, starting with the one with the longest row of stages after it:
         unchanged, or in the cache or on the remote  ->  nothing runs
         otherwise                                    ->  a Dask worker runs it in a copy of the workspace
     its outputs and its entry of dvc.lock come back to this workspace
 
-so that at any time, also after Ctrl-C or a kill, the workspace is one in which DVC has run as many stages.
+At any time, even after Ctrl-C or a kill, the workspace is as if DVC itself had run the stages done so far.
 """
 
 import atexit
@@ -30,7 +30,7 @@ from lowenergy.running.worker import Done, NodeFullError, Task, command, execute
 from lowenergy.running.workspace import Entry, Snapshot
 
 LOGS = Path(".dvc/tmp/lowenergy/logs")
-ATTEMPTS = 5  # of a stage whose worker's disk was full, each on another worker
+ATTEMPTS = 5  # to run a stage where disks are full, each on another worker
 
 
 @dataclass
@@ -38,12 +38,12 @@ class Plan:
     """Stages to look at, in DVC's order."""
 
     stages: list[Any]
-    upstream: dict[str, set[str]]  # by name, those of this plan
-    height: dict[str, int] = field(default_factory=dict)  # the longest way from a stage to an end
+    upstream: dict[str, set[str]]  # stage: the stages of this plan that it needs
+    height: dict[str, int] = field(default_factory=dict)  # stage: the steps of the longest way from it to an end
 
     @classmethod
     def of(cls, repo: Any, targets: Iterable[str]) -> "Plan":
-        """As `dvc repro` plans it.
+        """Plan as `dvc repro` does.
 
         Raises:
             RunError: no such stage, or a dvc.yaml that DVC cannot read.
@@ -75,7 +75,7 @@ class Lock:
         self.written, self.cost = 0.0, 0.0
 
     def add(self, name: str, entry: Entry) -> None:
-        """Written at once, or soon: a file of a thousand stages takes seconds to write."""
+        """Add an entry and write the file, at once or soon: one of a thousand stages takes seconds to write."""
         self.entries[name] = entry
         if time.monotonic() - self.written > 20 * self.cost:
             self.write()
@@ -95,7 +95,7 @@ class Lock:
 
 
 class Pipeline:
-    """One plan on its way."""
+    """A plan that is being carried out."""
 
     def __init__(
         self,
@@ -109,23 +109,23 @@ class Pipeline:
     ) -> None:
         """
         Args:
-            snap: what workers have of its workspace.
-            experiment: that it is of; goes before the names of its stages on the screen.
+            snap: the files of its workspace that workers have.
+            experiment: its name, if the plan is of one; shown before the names of its stages.
         """
         self.repo, self.plan, self.crew, self.snap, self.experiment = repo, plan, crew, snap, experiment
         self.label = f"{experiment}:" if experiment else ""
         self.force, self.remote = force, crew.remote
         self.root = Path(repo.root_dir)
         self.by_name = {stage.addressing: stage for stage in plan.stages}
-        # The plan's last: what a stage makes is noted on them, and DVC may have read dvc.yaml anew since.
+        # The plan's outputs go last, and win: results are noted on them, and DVC may have reread dvc.yaml since.
         self.outputs = {out.fs_path: out for stage in [*repo.index.stages, *plan.stages] for out in stage.outs}
         self.paths = sorted(self.outputs)
         self.lock = Lock(self.root, plan)
         self.waiting = {name: set(above) for name, above in plan.upstream.items()}
-        self.ready: dict[str, str | None] = {}  # stage: the key of what it makes in DVC's run cache
+        self.ready: dict[str, str | None] = {}  # stage: the key of what it makes, see _key
         self.running: set[str] = set()
         self.failed: dict[str, str] = {}
-        self.stopped: dict[str, str] = {}  # stages that were ended because they were hopeless, and why
+        self.stopped: dict[str, str] = {}  # stages ended because they were hopeless, and why
         self.attempts: dict[str, list[str]] = {}
         self.shared: set[str] = set()  # outputs that are on the remote
 
@@ -142,21 +142,24 @@ class Pipeline:
                             self._ended(name)
                         else:
                             self.ready[name] = _key(self.by_name[name])
-                except DvcException as error:  # an input that is not there
+                except DvcException as error:  # an input is missing
                     self.fail(name, str(error))
 
     def again(self, name: str) -> None:
-        """A stage that was ready is looked at once more: another pipeline has made what it would make."""
+        """Look once more at a stage that was ready: another pipeline has made what it would make."""
         del self.ready[name]
         self.waiting[name] = set()
 
     def skip(self) -> None:
-        """Nothing more is started."""
+        """Show the stages that were never started as skipped."""
         for name in [*self.ready, *self.waiting]:
             self._show(name, "skipped")
 
     def _ended(self, name: str, state: str = "") -> bool:
-        """Whether the stage is done, and others may begin. It is hopeless here if it would have been while it ran."""
+        """Mark a stage as done, so that others may begin, and return True; a hopeless one as failed, and return False.
+
+        Its curves are judged as they would have been while it ran.
+        """
         if why := self.stopped.get(name) or self._hopeless(name):
             self.fail(name, why)
             return False
@@ -175,7 +178,10 @@ class Pipeline:
         self.crew.screen.set(self.label + name, state)
 
     def _settled(self, name: str) -> bool:
-        """Whether nothing needs to run: the stage is unchanged, or what it makes is in the cache or on the remote."""
+        """True if nothing needs to run: the stage is unchanged, frozen or has no command, or its outputs were restored.
+
+        They come from the cache or, where workers are on other machines, from the remote.
+        """
         from dvc.stage.cache import RunCacheNotFoundError
         from dvc_data.hashfile.hash_info import HashInfo
 
@@ -192,7 +198,7 @@ class Pipeline:
             self.repo.stage_cache.restore(stage, pull=self.remote)
         except RunCacheNotFoundError:
             stage.save_deps()
-            for out in stage.outs:  # else DVC takes them to be what comes of these deps, when it is asked once more
+            for out in stage.outs:  # else DVC, asked once more, takes the old hashes for what these deps lead to
                 out.hash_info = HashInfo()
             return False
         self.lock.add(stage.name, workspace.finished(stage))
@@ -236,7 +242,7 @@ class Pipeline:
         future.add_done_callback(lambda future: crew.over.put((self, name, future)))
 
     def _inputs(self, stage: Any) -> Iterator[Entry]:
-        """Outputs of other stages that it reads: itself, a folder around it, or what is in it."""
+        """Yield the outputs that a stage reads: each dependency itself, folders around it, and what is inside it."""
         for dep in stage.deps:
             around = [str(place) for place in (Path(dep.fs_path), *Path(dep.fs_path).parents)]
             below = bisect_left(self.paths, dep.fs_path + os.sep)
@@ -251,10 +257,10 @@ class Pipeline:
                 yield entry
 
     def finish(self, name: str, future: Any) -> bool:
-        """Bring the results of a stage that has ended here; whether it is done."""
+        """Bring back the results of a stage that has ended; return whether it is done."""
         self.running.discard(name)
         try:
-            found = future.result()
+            result = future.result()
         except NodeFullError as error:
             self.attempts[name].append(str(error).split(": ")[0])
             if len(self.attempts[name]) < ATTEMPTS and len(self.attempts[name]) < len(self.crew.workers()):
@@ -262,15 +268,15 @@ class Pipeline:
             else:
                 self.fail(name, str(error))
             return False
-        except Exception as error:  # of whatever kind: it is this stage's, and others may go on
+        except Exception as error:  # of any kind: it concerns only this stage, and others may go on
             self.fail(name, self.stopped.get(name) or str(error))
             return False
         with workspace.working_in(self.root):
-            self._take(name, found)
+            self._take(name, result)
         return self._ended(name, "done")
 
     def _take(self, name: str, found: Done | list[str]) -> None:
-        """Outputs into the workspace, the entry into dvc.lock."""
+        """Put a stage's outputs into the workspace, its entry into dvc.lock, and what it printed into its log."""
         from dvc.stage.loader import StageLoader
 
         stage = self.by_name[name]
@@ -302,7 +308,7 @@ class Pipeline:
 
 
 def _key(stage: Any) -> str | None:
-    """All that decides what a stage makes; None for one of which DVC's run cache keeps nothing."""
+    """Everything that decides what a stage makes, as one key; None if DVC's run cache keeps nothing of the stage."""
     from dvc.stage.serialize import to_single_stage_lockfile
 
     if not (stage.deps and stage.outs) or stage.always_changed:
@@ -323,9 +329,9 @@ def run(
     """Run the pipeline of this workspace.
 
     Args:
-        targets: stages, with those that they need; none for all.
-        jobs: stages at a time on this machine; None for one for each two cores, but at least two if there are two.
-        address: of a Dask scheduler whose workers run the stages, instead of this machine.
+        targets: stages to run, along with those that they need; empty for all.
+        jobs: stages at a time on this machine; None for one per two cores, but at least two if there are two cores.
+        address: of a Dask scheduler whose workers run the stages instead of this machine.
     Raises:
         RunError: a stage failed, another run is under way, or there is no remote for other machines to share.
     """
@@ -344,7 +350,7 @@ def run(
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it, what somebody else has locked is one line.
+    """Turn DVC's error about a lock that somebody else holds into one line.
 
     Raises:
         RunError: another run is under way.
@@ -358,7 +364,10 @@ def alone() -> Iterator[None]:
 
 
 def _around(root: Path, paths: Iterable[Path]) -> list[str]:
-    """The folders of the workspace that hold these paths: DVC reads and writes all claims at every stage."""
+    """The top-level folders of the workspace that hold these paths; a path outside it stays as it is.
+
+    Few claims are better: DVC reads and writes all of them at every stage.
+    """
     tops = {root / path.relative_to(root).parts[0] if path.is_relative_to(root) else path for path in paths}
     return sorted(map(str, tops))
 
@@ -371,17 +380,17 @@ def opened() -> Any:
     """
     from dvc.exceptions import DvcException
 
-    logging.getLogger("dvc").setLevel(logging.WARNING)  # what it would say of each stage is on our screen
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # what it would say about each stage is on our screen
     try:
         repo = workspace.open_repo(Path.cwd())
     except DvcException as error:
         raise RunError(f"{error}; run it in the project's folder") from None
-    atexit.register(repo.close)  # a file of git's that is still open then is a traceback on the user's screen
+    atexit.register(repo.close)  # a git file left open at exit would put a traceback on the user's screen
     return repo
 
 
 def _say(repo: Any, plan: Plan, force: bool) -> None:
-    """What would run, as far as one can know before it does."""
+    """Print what would run, as far as one can know beforehand."""
     changed: set[str] = set()
     for stage in plan.stages:
         if force or plan.upstream[stage.addressing] & changed or stage.changed():
@@ -392,7 +401,7 @@ def _say(repo: Any, plan: Plan, force: bool) -> None:
 
 @contextmanager
 def claimed(repo: Any, paths: Sequence[str]) -> Iterator[None]:
-    """These paths are ours to write: `dvc repro` and a second run see that and refuse."""
+    """Claim these paths for writing: `dvc repro` and a second run see that and refuse."""
     from dvc.rwlock import rwlock
 
     with rwlock(repo.tmp_dir, repo.fs, " ".join(sys.argv), [], list(paths), False):
@@ -412,10 +421,10 @@ def _run(repo: Any, plan: Plan, jobs: int | None, address: str | None, force: bo
 
 
 def report(pipelines: Sequence[Pipeline]) -> None:
-    """Show what the stages that failed have printed.
+    """Show what the failed stages have printed.
 
     Raises:
-        RunError: there are such.
+        RunError: a stage failed.
     """
     for pipeline in pipelines:
         for name, why in pipeline.failed.items():

@@ -1,4 +1,4 @@
-"""What a run shows: every stage's state, how far the running ones are, and when it will be over."""
+"""What a run shows: how many stages are in each state, and the time and last line of those in work."""
 
 import sys
 import time
@@ -19,11 +19,11 @@ STATES = {
     "failed": "bold red",
     "skipped": "yellow",
 }
-ROWS = 12  # stages in work or just ended that are shown
+ROWS = 12  # of the table: stages in work, failed or just ended
 
 
 class Screen:
-    """A live table on a terminal; elsewhere a line whenever a stage starts or ends."""
+    """A live table on a terminal; elsewhere, a line whenever a stage starts, prints something or ends."""
 
     def __init__(self, stages: Iterable[str]) -> None:
         self.state = dict.fromkeys(stages, "waiting")
@@ -61,7 +61,7 @@ class Screen:
         self.refresh()
 
     def tell(self, stage: str, line: str) -> None:
-        """What a running stage has printed last."""
+        """Take the last line that a running stage has printed."""
         self.line[stage] = line
         if self.live is None and self.state[stage] == "running":
             print(f"  {stage}: {line}" if stage not in line else f"  {line}", flush=True)

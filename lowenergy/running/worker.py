@@ -1,4 +1,4 @@
-"""What a Dask worker does: run one stage in its copy of the workspace, and tell of it."""
+"""What a Dask worker does: run one stage in its copy of the workspace, and report on it."""
 
 import errno
 import os
@@ -24,9 +24,9 @@ from lowenergy.base.curves import Point
 from lowenergy.running.workspace import Entry, Snapshot, Workspace, with_cache
 
 TOPIC = "lowenergy"
-LOOK_EVERY = 1.0  # seconds, at the curves of a stage that is watched
-TAIL = 40  # lines of its output that a failed stage shows
-LEAST_FREE = 2**24  # bytes; a stage that fails on a disk with less has failed for want of it
+LOOK_EVERY = 1.0  # seconds between two looks at the curves of a stage that is watched
+TAIL = 40  # lines of a failed stage's output that are shown
+LEAST_FREE = 2**24  # bytes; a stage that fails on a disk with less free has failed for lack of space
 
 
 class StageError(RuntimeError):
@@ -42,11 +42,11 @@ class Task:
     """One stage to run."""
 
     name: str
-    label: str  # before the name, where it is shown
+    label: str  # goes before the name where it is shown
     snapshot: str
     inputs: tuple[Entry, ...]
     environment: dict[str, str] | None  # of its process; None: that of the worker's machine
-    watched: bool = False  # tell of its curves, too
+    watched: bool = False  # report the points of its curves, too
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Done:
 
 
 class Project(WorkerPlugin):
-    """A snapshot on its way to every worker, those that join later too, and the workspace that each makes of it."""
+    """A snapshot sent to every worker, including those that join later, and the workspace that each unpacks it into."""
 
     idempotent = True
 
@@ -72,10 +72,10 @@ class Project(WorkerPlugin):
     ) -> None:
         """
         Args:
-            cache: DVC's cache on this machine, shared by its workers; None: each machine its own, and a remote.
-            checkpoints: folder of the workspace that is run; None: one for each machine.
-            config: of workspace.config_of.
-            jobs, gpus: workers of this machine and what they divide among them; workers of a cluster see what they see.
+            cache: DVC's cache on this machine, shared by its workers; None: each machine has its own, and a remote.
+            checkpoints: the folder that belongs to the workspace being run; None: one for each machine.
+            config: what workspace.config_of returns.
+            jobs, gpus: workers on this machine and the GPUs that they divide; cluster workers use those that they see.
         """
         self.jobs, self.gpus = jobs, gpus
         self.environment: dict[str, str] = {}
@@ -83,14 +83,14 @@ class Project(WorkerPlugin):
         self.snap, self.cache, self.checkpoints, self.config = snap, cache, checkpoints, config
         self.remote = cache is None
         self.process: subprocess.Popen[str] | None = None
-        self.stage = ""  # that it runs
+        self.stage = ""  # the one that it runs
 
     def setup(self, worker: Worker) -> None:
-        own = Path(worker.local_directory)
-        cache = self.cache or str(own.parent / "lowenergy-cache")
-        self.checkpoints = self.checkpoints or str(own.parent / "lowenergy-checkpoints")
+        scratch = Path(worker.local_directory)
+        cache = self.cache or str(scratch.parent / "lowenergy-cache")
+        self.checkpoints = self.checkpoints or str(scratch.parent / "lowenergy-checkpoints")
         self.config = with_cache(self.config, cache)
-        self.place = own / self.name
+        self.place = scratch / self.name
         if self.gpus:
             self.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_share(self.gpus, int(str(worker.name)), self.jobs))
 
@@ -104,7 +104,7 @@ class Project(WorkerPlugin):
 
 
 def gpu_share(gpus: tuple[str, ...], worker: int, workers: int) -> tuple[str, ...]:
-    """Those GPUs that one of so many workers uses: some for itself, or else one that it shares."""
+    """The GPUs that one of `workers` workers uses: some for itself, or else one that it shares."""
     return gpus[worker::workers] or (gpus[worker % len(gpus)],)
 
 
@@ -156,12 +156,12 @@ def command(
     tell: Callable[[str], None],
     started: Callable[[subprocess.Popen[str] | None], None],
 ) -> list[str]:
-    """Run the command of a DVC stage as DVC would; the lines that it printed.
+    """Run the command of a DVC stage as DVC would; return the last 10,000 lines that it printed.
 
     Args:
-        environment: all of it; not this process's, which Dask has changed.
+        environment: the whole of it; not this process's, which Dask has changed.
     Raises:
-        StageError: it failed.
+        StageError: the command failed.
     """
     from dvc.env import DVC_ROOT, DVC_STAGE
     from dvc.stage.run import get_executable, prepare_kwargs
@@ -200,7 +200,10 @@ def command(
 
 @contextmanager
 def following(stage: Any, tell: Callable[[Point], None]) -> Iterator[None]:
-    """Within it, every point of the curves that a stage draws is told, once and in order."""
+    """Tell the points of the curves that a stage draws, each once and in order, while the context lasts.
+
+    Points from after the last look are left out; Pipeline._ended looks at all of them.
+    """
     over = threading.Event()
 
     def follow() -> None:
@@ -222,7 +225,7 @@ def following(stage: Any, tell: Callable[[Point], None]) -> Iterator[None]:
 
 
 def points_of(stage: Any, look: Callable[[Path], Iterator[Point]]) -> Iterator[Point]:
-    """Of the curves in a stage's outputs, which are named as they are in dvc.yaml."""
+    """Yield the points of the curves in a stage's outputs, each curve named by its path as dvc.yaml has it."""
     for out in stage.outs:
         if Path(out.fs_path).is_dir():
             for point in look(Path(out.fs_path)):
@@ -230,9 +233,10 @@ def points_of(stage: Any, look: Callable[[Path], Iterator[Point]]) -> Iterator[P
 
 
 def own_environment(worker: Worker) -> dict[str, str]:
-    """What a stage would find on a worker's machine without Dask; threads are those that the worker was given.
+    """The environment that a stage would find on a worker's machine without Dask.
 
     A nanny adds variables, such as one that makes malloc hand memory back so often that some stages take twice as long.
+    OMP_NUM_THREADS is what the user set there, or else the number of threads that the worker was given.
     """
     import dask
     import psutil
@@ -253,39 +257,39 @@ def own_environment(worker: Worker) -> dict[str, str]:
 
 
 def without_dask(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what Dask notes there for itself when it is imported."""
+    """An environment without the variables in which Dask keeps notes for itself when it is imported."""
     return {key: value for key, value in environment.items() if not key.startswith("__DASK_")}
 
 
 def with_own_python(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which `python`, as stages' commands say, is the one that runs here.
+    """An environment in which `python`, which the commands of stages call, is the one that runs here.
 
-    Who calls .venv/bin/lowenergy may not have activated .venv.
+    Someone who calls .venv/bin/lowenergy may not have activated .venv.
     """
-    path, own = environment.get("PATH", os.defpath), Path(sys.executable).parent
-    found = shutil.which("python", path=path)
-    if found is not None and Path(found).parent == own:
+    path, folder = environment.get("PATH", os.defpath), Path(sys.executable).parent
+    python = shutil.which("python", path=path)
+    if python is not None and Path(python).parent == folder:
         return dict(environment)
-    return {**environment, "PATH": f"{own}{os.pathsep}{path}"}
+    return {**environment, "PATH": f"{folder}{os.pathsep}{path}"}
 
 
 def stop(snapshot: str, stage: str, dask_worker: Worker) -> None:
-    """End a stage if it is this worker that runs it."""
+    """Kill a stage if this worker is the one that runs it."""
     project = dask_worker.plugins.get(f"lowenergy-{snapshot}")
     if isinstance(project, Project) and project.stage == stage and project.process is not None:
         end(project.process)
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """End a stage and what it started."""
+    """Kill a stage and everything that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
 def _ends_with_us(process: subprocess.Popen[str]) -> Iterator[None]:
-    """A worker that is killed takes along its stage: the shell, and all that the shell has started."""
-    # Nothing is ever written to this pipe; it closes when this process ends, of whatever cause.
+    """Let a killed worker take its stage along: the shell, and everything that the shell has started."""
+    # Nothing is ever written to this pipe; it closes when this process ends, whatever the cause.
     watch = subprocess.Popen(
         ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$1"', "sh", str(process.pid)],
         stdin=subprocess.PIPE,

@@ -1,7 +1,7 @@
-"""A copy of the workspace in which one stage after another can run, on this machine or on another.
+"""A copy of the workspace in which stages run one after another, on this machine or another.
 
-A snapshot holds what git would commit, as it is now. Outputs of other stages come through DVC's cache, which workers of
-one machine share, or else through the project's remote.
+A snapshot holds the files that git would commit, as they are now. Outputs of other stages come through DVC's cache,
+which workers on one machine share, or else through the project's remote.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ CHECKPOINTS = ".checkpoints"  # of lowenergy/base/checkpoint.py
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Files of a workspace as they were at one moment: a tar file on this machine, or its content on its way."""
+    """Files of a workspace as they were at one moment: a tar file on this machine, or its content in transit."""
 
     path: Path
     name: str
@@ -35,7 +35,7 @@ class Snapshot:
             return cls(path, hashlib.file_digest(file, "sha256").hexdigest()[:12])
 
     def carried(self) -> "Snapshot":
-        """As it goes to machines that share no disk with this one."""
+        """The snapshot together with its content, for machines that share no disk with this one."""
         return replace(self, content=self.path.read_bytes())
 
     def unpack(self, place: Path) -> None:
@@ -60,15 +60,16 @@ def known_files(root: Path) -> list[str]:
 
 @contextmanager
 def snapshot(root: Path, names: Iterable[str], without: Iterable[str]) -> Iterator[Snapshot]:
-    """These files of a workspace, but those below `without`; gone when it is over.
+    """Yield a snapshot of these files of a workspace, and delete it afterwards.
 
-    It is made on disk: there may be more in a workspace than memory holds.
+    It leaves out what is at or below `without`, dvc.lock and .dvc/config.local. It is made on disk: a workspace may
+    hold more than memory does.
     """
     left_out = tuple(map(Path, without))
     path = root / ".dvc" / "tmp" / "lowenergy" / "snapshot.tar"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tarfile.open(path, "w", dereference=True) as tar:  # what a link leads to may be outside
+        with tarfile.open(path, "w", dereference=True) as tar:  # a link may lead outside
             for name in sorted(set(names) - {"", "dvc.lock", ".dvc/config.local"}):
                 if (root / name).is_file() and not any(Path(name).is_relative_to(place) for place in left_out):
                     info = tar.gettarinfo(root / name, name)
@@ -80,17 +81,17 @@ def snapshot(root: Path, names: Iterable[str], without: Iterable[str]) -> Iterat
         path.unlink(missing_ok=True)
 
 
-Entry = dict[str, Any]  # what dvc.lock says of a stage, or of one output
+Entry = dict[str, Any]  # what dvc.lock says about a stage, or about one output
 
 
 class Workspace:
-    """A snapshot unpacked, under DVC."""
+    """An unpacked snapshot that DVC works in."""
 
     def __init__(self, place: Path, snap: Snapshot, config: str, checkpoints: Path) -> None:
         """
         Args:
             config: DVC's local configuration: where the cache is, and the credentials of a remote.
-            checkpoints: where stages keep them, shared so that a stage goes on in another workspace.
+            checkpoints: the folder where stages keep them, shared so that a stage can go on in another workspace.
         """
         self.place, marker = place, place / ".dvc" / "snapshot"
         if not marker.exists() or marker.read_text() != snap.name:
@@ -102,23 +103,23 @@ class Workspace:
             (place / CHECKPOINTS).symlink_to(checkpoints.resolve())
             marker.write_text(snap.name)
         (place / ".dvc" / "config.local").write_text(config)
-        # Nobody else works here; DVC does not write its list of claims atomically, and a kill may have cut it short.
+        # Nobody else works here. DVC does not write its list of claims atomically, so a kill may have cut it short.
         (place / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
         self.repo = open_repo(place)
 
     def run(self, name: str, inputs: Iterable[Entry], run: Callable[[Any], None], *, remote: bool) -> Entry:
-        """Put the stage's inputs in place, run it, bring its outputs into the cache.
+        """Put the stage's inputs in place, run it, and bring its outputs into the cache.
 
         Args:
             inputs: outputs of other stages.
-            run: runs the command of the DVC stage that it is given.
-            remote: inputs come from the project's remote, outputs go there.
+            run: is given the DVC stage, and runs its command.
+            remote: inputs come from the project's remote, and outputs go there.
         Returns:
             The stage's entry for dvc.lock.
         """
         from dvc.repo import lock_repo
 
-        os.chdir(self.place)  # DVC's run cache takes dvc.yaml to be in the working directory
+        os.chdir(self.place)  # DVC's run cache expects dvc.yaml in the working directory
         with lock_repo(self.repo):
             stage = self.repo.stage.load_one(str(self.place / "dvc.yaml"), name)
             for input_ in inputs:
@@ -139,7 +140,7 @@ class Workspace:
 
 @contextmanager
 def working_in(place: Path) -> Iterator[None]:
-    """DVC takes some paths, and its run cache dvc.yaml, from the working directory."""
+    """Work in this folder for a while: DVC looks up some paths, and its run cache dvc.yaml, from there."""
     before = Path.cwd()
     os.chdir(place)
     try:
@@ -156,8 +157,7 @@ def open_repo(root: Path) -> Any:
 
 
 def config_of(repo: Any) -> str:
-    """A project's local DVC configuration as a copy of it needs it: without git, and with remotes that are found from
-    there as well."""
+    """A project's local DVC configuration for a copy of it: without git, with remotes' URLs that work there, too."""
     from configobj import ConfigObj
 
     local = Path(repo.root_dir) / ".dvc" / "config.local"
@@ -169,7 +169,7 @@ def config_of(repo: Any) -> str:
 
 
 def with_cache(config: str, cache: str) -> str:
-    """The configuration with DVC's cache in this folder."""
+    """The configuration with this folder as DVC's cache."""
     from configobj import ConfigObj
 
     parsed = ConfigObj(config.splitlines())
@@ -178,7 +178,7 @@ def with_cache(config: str, cache: str) -> str:
 
 
 def not_carried(repo: Any) -> set[str]:
-    """Paths that workers need not be given: outputs, and folders that only stages which run here depend on."""
+    """Paths that workers need not be given: outputs, and folders that only stages running here depend on."""
     here: set[Path] = set()
     others: set[Path] = set()
     for stage in repo.index.stages:
@@ -193,13 +193,13 @@ def not_carried(repo: Any) -> set[str]:
 
 
 def runs_here(stage: Any) -> bool:
-    """Whether a stage reads what only this workspace has, or makes what only git keeps of it: `meta: {where: here}` in
-    dvc.yaml, or outputs that DVC does not cache."""
+    """True if a stage must run in this workspace, because only it has what the stage reads (`meta: {where: here}` in
+    dvc.yaml), or because DVC does not cache an output and only git keeps it."""
     return (stage.meta or {}).get("where") == "here" or not all(out.use_cache for out in stage.outs)
 
 
 def finished(stage: Any) -> Entry:
-    """Hash a stage's inputs and outputs, cache them and what they came from; its entry for dvc.lock."""
+    """Hash a stage's inputs and outputs, cache the outputs and what they came from; return its entry for dvc.lock."""
     from dvc.stage.serialize import to_single_stage_lockfile
 
     stage.save(run_cache=True)
@@ -208,7 +208,7 @@ def finished(stage: Any) -> Entry:
 
 
 def output_of(repo: Any, entry: Entry) -> Any:
-    """A DVC output that is not bound to a stage's place in dvc.yaml."""
+    """The DVC output of an entry, without its stage in dvc.yaml."""
     from dvc.stage import PipelineStage, create_stage
     from dvc.stage.loader import StageLoader
 
@@ -219,25 +219,25 @@ def output_of(repo: Any, entry: Entry) -> Any:
 
 
 def _objects(out: Any) -> Any:
-    """What of an output is in the cache: files, and of a folder its list."""
-    return {found for objects in out.get_used_objs().values() for found in objects}
+    """The objects of an output in the cache: its files and, for a folder, the list of them."""
+    return {item for objects in out.get_used_objs().values() for item in objects}
 
 
 def pull(repo: Any, out: Any) -> None:
-    """An output from the remote into the cache."""
+    """Bring an output from the remote into the cache."""
     persistently(lambda: repo.cloud.pull(_objects(out)))
 
 
 def push(repo: Any, out: Any) -> None:
-    """An output from the cache to the remote."""
+    """Send an output from the cache to the remote."""
     persistently(lambda: repo.cloud.push(_objects(out)))
 
 
 def persistently(transfer: Callable[[], Any], patience: float = 300.0) -> Any:
-    """Try until it works: a remote may be away for a while.
+    """Try a transfer until it works: a remote may be away for a while. An error with an errno is raised at once.
 
     Args:
-        patience: seconds after which its error is raised.
+        patience: seconds after which any other error is raised, too.
     """
     import time
 

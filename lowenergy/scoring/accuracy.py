@@ -25,15 +25,15 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def write_confusion(logits: Tensor, test: Split, classes: list[str], path: Path, teacher: Tensor | None = None) -> None:
-    """One row per test image: actual and predicted class by name, which DVC's confusion plot reads, and of a branch
+    """Write one row per test image: actual and predicted class by name, for DVC's confusion plot, and for a branch
     what its teacher predicts.
 
     Args:
         teacher: the teacher's logits.
     """
-    import pandas as pd  # a call of the library writes no tables
+    import pandas as pd  # imported here: a call of the library writes no tables
 
     answers = {"actual": test.labels, "predicted": logits.argmax(1)}
     answers |= {} if teacher is None else {"teacher": teacher.argmax(1)}
-    rows = pd.DataFrame({name: found.numpy() for name, found in answers.items()})
+    rows = pd.DataFrame({name: numbers.numpy() for name, numbers in answers.items()})
     rows.replace(dict(enumerate(classes))).to_csv(path, index=False)

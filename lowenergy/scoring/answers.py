@@ -1,6 +1,6 @@
 """What a classifier's accuracy hides: whom it agrees with, which class pays, and whether its confidence is deserved.
 
-Compression costs few images, and often those of a few classes (Hooker et al. 2019, arXiv 1911.05248).
+Compression costs few images, but often those of a few classes (Hooker et al. 2019, arXiv 1911.05248).
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ BINS = 15  # of confidence, as published
 
 @dataclass(frozen=True)
 class ClassLoss:
-    """The class that lost most: shares of its images answered right, and how many there are."""
+    """The class that lost most: the fractions of its images that are answered right, and how many images it has."""
 
     label: int
     own: float
@@ -25,7 +25,7 @@ class ClassLoss:
 
 
 def agreement(logits: Tensor, teacher: Tensor) -> float:
-    """The share of images that get the same answer.
+    """The fraction of images that get the same answer.
 
     Args:
         logits, teacher: (n, classes), for the same images.
@@ -37,7 +37,7 @@ def agreement(logits: Tensor, teacher: Tensor) -> float:
 
 
 def lost_most(logits: Tensor, teacher: Tensor, labels: Tensor) -> ClassLoss:
-    """The class whose share of right answers fell most from the teacher's; of equal losses the first.
+    """The class whose accuracy is furthest below the teacher's; the first of those with equal losses.
 
     Args:
         logits, teacher: (n, classes), for the same images.
@@ -49,8 +49,8 @@ def lost_most(logits: Tensor, teacher: Tensor, labels: Tensor) -> ClassLoss:
     classes = int(labels.max()) + 1
     counts = labels.bincount(minlength=classes).double()
     of_own, of_teacher = (
-        labels[found.argmax(1) == labels].bincount(minlength=classes) / counts.clamp_min(1)
-        for found in (logits, teacher)
+        labels[outputs.argmax(1) == labels].bincount(minlength=classes) / counts.clamp_min(1)
+        for outputs in (logits, teacher)
     )
     loss = torch.where(counts > 0, of_teacher - of_own, -torch.inf)
     label = int(loss.argmax())
@@ -61,7 +61,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float
     """How far confidence is from accuracy, on average (ECE, Naeini et al. 2015; Guo et al. 2017).
 
     The confidence is the largest probability; images fall into `bins` of equal width, and each bin's distance between
-    mean confidence and accuracy counts by its images.
+    mean confidence and accuracy is weighted by its number of images.
 
     Args:
         logits: (n, classes); labels: (n,)

@@ -1,4 +1,4 @@
-"""What figures do not show: samples, how they come about, what they resemble; which energies data has. All PNG."""
+"""Draw what figures do not show: samples, how they come about, what they resemble, and the energies of data, as PNG."""
 
 import io
 import math
@@ -17,14 +17,14 @@ from lowenergy.params import Sampler
 
 BINS = 50  # of a histogram
 CHAINS = 8  # in a strip
-STATES = 10  # of each of them, start and end among them
-CHANGED = 24  # images shown whose answer compression has changed
+STATES = 10  # shown of each chain, start and end included
+CHANGED = 24  # at most so many images shown whose answer compression has changed
 
 
 def write_strip(
     energy: Energy, shape: tuple[int, int, int], steps: int, sampler: Sampler, generator: Generator, path: Path
 ) -> None:
-    """From noise to samples: a row per chain, evenly spaced Langevin steps from left to right."""
+    """Draw chains from noise to samples: a row per chain, evenly spaced Langevin steps from left to right."""
     start = uniform_noise((CHAINS, *shape), generator)
     kept = {round(i * steps / (STATES - 1)) for i in range(1, STATES)}
     states = [start]
@@ -35,7 +35,7 @@ def write_strip(
 
 
 def write_changed(images: Tensor, own: Tensor, teacher: Tensor, path: Path) -> None:
-    """The first CHANGED images (uint8) that get another answer than the teacher's, in one row; no file without any.
+    """Draw the first CHANGED images (uint8) whose answer differs from the teacher's, in one row; no file if none does.
 
     Args:
         own, teacher: logits (n, classes).
@@ -47,12 +47,12 @@ def write_changed(images: Tensor, own: Tensor, teacher: Tensor, path: Path) -> N
 
 
 def write_neighbours(samples: Tensor, training: Tensor, path: Path, columns: int = 10) -> None:
-    """Samples and, below each, the training image (uint8) nearest to it in pixels: a copy would show as a pair.
+    """Draw samples and, below each, the training image (uint8) nearest to it in pixels: a copy would show as a pair.
 
     Args:
         samples: (n, c, h, w) in [-1, 1], n a multiple of `columns`.
     """
-    # Squared distances without the samples' norms, which order nothing; in parts to bound the memory.
+    # Squared distances without the samples' norms, which do not change the order; in parts to bound the memory.
     flat = samples.flatten(1)
     nearest, best = torch.zeros(len(samples), dtype=torch.long), torch.full((len(samples),), float("inf"))
     step = at_a_time(training, 10_000)
@@ -61,13 +61,13 @@ def write_neighbours(samples: Tensor, training: Tensor, path: Path, columns: int
         distances, index = (part.square().sum(1) - 2 * flat @ part.T).min(1)
         nearest = torch.where(distances < best, index + start, nearest)
         best = torch.minimum(distances, best)
-    found = training[nearest].float() / 127.5 - 1
-    rows = [row for pair in zip(samples.split(columns), found.split(columns), strict=True) for row in pair]
+    neighbours = training[nearest].float() / 127.5 - 1
+    rows = [row for pair in zip(samples.split(columns), neighbours.split(columns), strict=True) for row in pair]
     write_grid(torch.cat(rows), path, columns)
 
 
 def write_classes(scorer: Network, samples: Tensor, classes: Sequence[str], path: Path) -> None:
-    """The share of each class among the samples, by the scorer: a missing bar is a mode that is never drawn."""
+    """Draw the share of each class among the samples, by the scorer: a missing bar is a mode that is never drawn."""
     with torch.no_grad():
         predicted = torch.cat([scorer(part).argmax(1) for part in samples.split(1000)])
     shares = torch.bincount(predicted, minlength=len(classes)) / len(samples)
@@ -82,10 +82,10 @@ def write_classes(scorer: Network, samples: Tensor, classes: Sequence[str], path
 
 
 def write_energies(energies: Mapping[str, Tensor], path: Path) -> None:
-    """Histograms of the energies, a line for each kind of images; on the left is what the model holds for likely.
+    """Draw histograms of the energies, a line for each kind of images; what the model considers likely is on the left.
 
-    Energies count from the test images' median. Kinds differ by orders of magnitude in spread, so the axis is linear
-    near zero, by the spread of the test images, and logarithmic further out.
+    Energies are relative to the test images' median. Kinds differ by orders of magnitude in spread, so the axis is
+    linear near zero, within the spread of the test images, and logarithmic further out.
     """
     figure, axes = figures.axes()
     centre = energies["test"].median()
@@ -107,20 +107,20 @@ def write_energies(energies: Mapping[str, Tensor], path: Path) -> None:
 def _round_values(spread: float, low: float, high: float) -> list[float]:
     """0 and round values to either side, from about `spread` on, not too close on an axis of asinh(value / spread)."""
     steps = [m * 10.0**e for e in range(-6, 9) for m in (1, 3) if m * 10.0**e > 0.7 * spread]
-    found = [0.0]
+    ticks = [0.0]
     for sign, end in ((1, high), (-1, -low)):
         last = 0.0
         for step in steps:
             place = math.asinh(step / spread)
             if place <= end and place - last > (high - low) / 9:
-                found.append(sign * step)
+                ticks.append(sign * step)
                 last = place
-    return sorted(found)
+    return sorted(ticks)
 
 
 def _write(figure: Any, path: Path) -> None:
     out = io.BytesIO()
     figure.savefig(
         out, format="png", dpi=110, metadata={"Software": None}
-    )  # no version: the same bytes from the same figures
+    )  # no version, so that the same figures give the same bytes
     files.write_bytes(path, out.getvalue())

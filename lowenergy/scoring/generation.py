@@ -1,8 +1,8 @@
 """FID (Heusel et al. 2017) and Inception Score (Salimans et al. 2016) through the project's scorer.
 
 The scorer is a classifier of the same data set, trained once and for nothing else: its penultimate features take the
-place of Inception's, which know nothing of 8x8 or 28x28 images. Figures are therefore comparable within a data set.
-Both are torchmetrics' to six digits (a test compares), without the seconds that its import takes.
+place of Inception's, which know nothing of 8x8 or 28x28 images. Figures are therefore only comparable within a data
+set. Both agree with torchmetrics' to six digits (a test compares them), without the seconds that its import takes.
 """
 
 import math
@@ -35,7 +35,7 @@ def _moments(features: Tensor) -> Moments:
 
 @dataclass(frozen=True)
 class Generation:
-    """How good images are that a model has drawn, and how sure that is; see `measure_surely`."""
+    """How good the images are that a model has drawn, and how sure that is; see `measure_surely`."""
 
     fid: Interval
     inception_score: Interval
@@ -46,7 +46,7 @@ class Generation:
 
 
 def _seen(scorer: Network, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features, (batch, width), and logits, (batch, classes), of images uint8 (n, c, h, w), on the CPU."""
+    """Yield features, (batch, width), and logits, (batch, classes), of uint8 images (n, c, h, w), on the CPU."""
     with measured(scorer) as device, torch.no_grad():
         for batch in images.split(at_a_time(images, BATCH)):
             features, logits = features_and_logits(scorer, to_float(batch.to(device)))
@@ -55,17 +55,17 @@ def _seen(scorer: Network, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _looked_at(scorer: Network, images: Tensor) -> tuple[Moments, Tensor]:
-    """Moments of the features, and the logits, (n, classes), of images uint8 (n, c, h, w)."""
+    """The moments of the features, and the logits, (n, classes), of uint8 images (n, c, h, w)."""
     totals: Moments = {}
     logits = []
-    for features, found in _seen(scorer, images):
-        logits.append(found)
+    for features, batch_logits in _seen(scorer, images):
+        logits.append(batch_logits)
         totals = {name: totals.get(name, 0) + part for name, part in _moments(features).items()}
     return totals, torch.cat(logits)
 
 
 def looked_at(scorer: Network, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features, (n, width), and logits, (n, classes), of images (n, c, h, w), uint8 or in [-1, 1].
+    """The features, (n, width), and logits, (n, classes), of images (n, c, h, w), uint8 or in [-1, 1].
 
     Raises:
         UserError: there are fewer than two images.
@@ -78,10 +78,10 @@ def looked_at(scorer: Network, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments_of(scorer: Network, images: Tensor) -> Moments:
-    """What images, uint8 (n, c, h, w), are to FID.
+    """The moments of uint8 images (n, c, h, w), by which FID compares them.
 
     Raises:
-        UserError: there are not enough.
+        UserError: there are fewer than two images.
     """
     if len(images) < FEWEST:
         raise UserError(f"{len(images)} images to compare with: FID needs at least {FEWEST}")
@@ -89,28 +89,28 @@ def moments_of(scorer: Network, images: Tensor) -> Moments:
 
 
 def write_reference(scorer: Network, images: Mapping[str, Tensor], path: str | Path) -> None:
-    """The moments of the scorer's features over real images: every FID is measured against these.
+    """Write the moments of the scorer's features over real images, against which every FID is measured.
 
     Args:
-        images: uint8 (n, c, h, w) by the name of their split; `train` is what figures that are shown are measured
-            against, `validation` what models are chosen by.
+        images: uint8 (n, c, h, w) by the name of their split; figures that are shown are measured against `train`,
+            figures that models are chosen by against `validation`.
     """
-    moments = {split: _looked_at(scorer, found)[0] for split, found in images.items()}
+    moments = {split: _looked_at(scorer, real)[0] for split, real in images.items()}
     tensors = {f"{split}.{name}": part for split, parts in moments.items() for name, part in parts.items()}
     files.write_safetensors(path, tensors, {})
 
 
 def read_reference(path: str | Path, split: str) -> Moments:
-    """What `write_reference` wrote of one split.
+    """Read what `write_reference` wrote of one split.
 
     Raises:
-        files.FileError: the file is missing, or was made before splits had names.
+        files.FileError: the file is missing, or lacks this split (old ones do not name their splits).
     """
     tensors = files.read_safetensors(path)[0]
-    found = {name.removeprefix(f"{split}."): part for name, part in tensors.items() if name.startswith(f"{split}.")}
-    if not found:
+    moments = {name.removeprefix(f"{split}."): part for name, part in tensors.items() if name.startswith(f"{split}.")}
+    if not moments:
         raise files.FileError(f"{path}: no statistics of the {split} images; `dvc repro scorer` makes them")
-    return found
+    return moments
 
 
 def measure(
@@ -118,10 +118,10 @@ def measure(
 ) -> dict[str, float]:
     """FID against the reference and Inception Score (mean over 10 splits) of images (n, c, h, w), uint8 or in [-1, 1].
 
-    Images are rounded to 8 bits first: that is how they would be looked at.
+    Images are rounded to 8 bits first, since that is how they would be looked at.
 
     Args:
-        split: whose real images the FID compares with, train or validation.
+        split: the split whose real images the FID compares with, train or validation.
     Raises:
         UserError: there are fewer than two images, or the reference is not this scorer's.
     """
@@ -138,10 +138,10 @@ def measure(
 
 
 def measure_surely(scorer: Network, real: Moments, images: Tensor, seed: int) -> Generation:
-    """The figures of `measure`, each with the interval that a bootstrap of the images gives it.
+    """The figures of `measure`, each with its interval from a bootstrap of the images.
 
     Args:
-        real: of the images to compare with, see read_reference and moments_of.
+        real: moments of the images to compare with, see read_reference and moments_of.
     Raises:
         UserError: there are fewer than two images, or the moments are of other features than the scorer's.
     """
@@ -151,7 +151,7 @@ def measure_surely(scorer: Network, real: Moments, images: Tensor, seed: int) ->
 
 
 def distances(real: Moments, features: Tensor, seed: int) -> Tensor:
-    """The FID of images by their features, (n, width), and after it those of resamples, see intervals.resampled.
+    """The FID of images from their features, (n, width), followed by the FIDs of resamples, see intervals.resampled.
 
     Raises:
         UserError: the moments are of other features.
@@ -171,7 +171,7 @@ def distance_between(first: Tensor, second: Tensor) -> float:
 
 
 def score_surely(logits: Tensor, seed: int) -> Interval:
-    """The Inception Score, as `measure` has it, and its interval."""
+    """The Inception Score as in `measure`, with its interval."""
 
     def score(index: Tensor) -> float:
         return inception_score(logits[index], torch.Generator().manual_seed(seed))
@@ -185,7 +185,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 
 def distance_from(first: Moments) -> Callable[[Moments], float]:
-    """frechet_distance from one of the two, whose square root is then taken once."""
+    """Return frechet_distance from `first` as a function, which takes the square root of its covariance only once."""
     mean, covariance = _normal(first)
     # (C1 C2)^½ has the trace of (C1^½ C2 C1^½)^½, which is symmetric.
     values, vectors = torch.linalg.eigh(covariance)
@@ -200,7 +200,7 @@ def distance_from(first: Moments) -> Callable[[Moments], float]:
 
 
 def _normal(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Mean and covariance."""
+    """The mean and covariance."""
     n, mean = moments["num_samples"].double(), moments["sum"].double() / moments["num_samples"]
     return mean, (moments["cov_sum"].double() - n * mean.outer(mean)) / (n - 1)
 
@@ -211,6 +211,6 @@ def inception_score(logits: Tensor, generator: Generator) -> float:
     scores = []
     for part in logits.chunk(SPLITS):
         each = part.log_softmax(1)
-        whole = each.logsumexp(0) - math.log(len(part))  # of the mean; log p(y) of a class that nothing shows is finite
+        whole = each.logsumexp(0) - math.log(len(part))  # log p(y), finite even for a class that no image shows
         scores.append((each.exp() * (each - whole)).sum(1).mean().exp())
     return float(torch.stack(scores).mean())

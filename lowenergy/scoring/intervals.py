@@ -1,6 +1,6 @@
 """How sure a figure is: intervals of shares, of paired answers, and of whatever is computed from samples.
 
-Every function is pure: numbers in, an Interval out; what is random takes a seed.
+Every function is pure: numbers in, an Interval out; random ones take a seed.
 """
 
 import math
@@ -30,10 +30,10 @@ RESAMPLES = 200  # enough for the ends of a 95 % interval to a tenth of its widt
 
 @dataclass(frozen=True)
 class Paired:
-    """What one classifier answers better than another on the same images, see `mcnemar`."""
+    """How much better one classifier answers than another on the same images, see `mcnemar`."""
 
-    difference: Interval  # of their accuracies, first less second
-    p_value: float  # of as large a difference where neither is better
+    difference: Interval  # of their accuracies, first minus second
+    p_value: float  # of a difference as large if neither is better
 
     @property
     def told_apart(self) -> bool:
@@ -43,14 +43,14 @@ class Paired:
 def mcnemar(first: Tensor, second: Tensor) -> Paired:
     """Compare two classifiers by their answers to the same images (McNemar 1947).
 
-    Only images that exactly one of them answers right tell them apart. With b of these the first's and c the second's,
-    the p-value is that of b in an exact two-sided binomial test of b + c at one half. The difference (b - c) / n has
-    Agresti & Min's (2005) interval: Wald's, after half an image is added to each of the four counts.
+    Only images that exactly one of them answers right tell them apart: b only the first, c only the second. The p-value
+    is that of b in an exact two-sided binomial test of b + c at one half. The difference (b - c) / n has Agresti &
+    Min's (2005) interval: Wald's, after half an image is added to each of the four counts.
 
     Args:
         first, second: (n,) bool, whether each answers an image right.
     Raises:
-        ValueError: not as many answers of one as of the other, or none.
+        ValueError: one has more answers than the other, or there are none.
 
     >>> right = torch.tensor([True] * 95 + [False] * 5)
     >>> paired = mcnemar(right, right.roll(1))
@@ -70,7 +70,7 @@ def mcnemar(first: Tensor, second: Tensor) -> Paired:
 
 
 def _binomial_tail(k: int, n: int) -> float:
-    """P(X <= k) of n fair coins, by logarithms, which no n is too large for."""
+    """P(X <= k) for n fair coins, by logarithms, so that no n is too large."""
     logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
     return min(1.0, math.fsum(map(math.exp, logs)))
 
@@ -78,22 +78,24 @@ def _binomial_tail(k: int, n: int) -> float:
 def bootstrap(
     statistic: Callable[[Tensor], float], n: int, *, seed: int, resamples: int = RESAMPLES, value: float | None = None
 ) -> Interval:
-    """A statistic of n samples, and how it varies if others of their kind had been drawn (Efron 1979).
+    """A statistic of n samples, and how it would vary if others of their kind had been drawn (Efron 1979).
 
     Args:
-        statistic: of the samples with these indices, (n,) int64, in which some stand more than once.
-        resamples: sets of n indices that are drawn with replacement.
+        statistic: computed from the samples with these indices, (n,) int64, some of which occur more than once.
+        resamples: how many sets of n indices are drawn with replacement.
         value: the statistic of all samples, if it is known.
     Raises:
         ValueError: n is less than 2, or a resample's figure is not finite.
     """
-    found = resampled(statistic, n, seed=seed, resamples=resamples)
-    return around(statistic(torch.arange(n)) if value is None else value, found)
+    figures = resampled(statistic, n, seed=seed, resamples=resamples)
+    return around(statistic(torch.arange(n)) if value is None else value, figures)
 
 
 def resampled(statistic: Callable[[Tensor], float], n: int, *, seed: int, resamples: int = RESAMPLES) -> list[float]:
-    """The figures that `bootstrap` is made of. Of the same n and seed the sets of indices are the same, so that the
-    difference of two statistics of pairs has the differences of these.
+    """The figures of the resamples of `bootstrap`.
+
+    The same n and seed give the same sets of indices. For samples that come in pairs, the differences of two
+    statistics' figures are therefore the resamples of their difference.
 
     Raises:
         ValueError: n is less than 2.
@@ -105,10 +107,10 @@ def resampled(statistic: Callable[[Tensor], float], n: int, *, seed: int, resamp
 
 
 def around(value: float, found: Sequence[float]) -> Interval:
-    """The interval of a figure by those of resamples.
+    """The interval of a figure, from the figures of resamples.
 
-    They are moved by their mean's distance from the figure itself: FID and Inception Score are biased by how many
-    different samples there are, and resamples have fewer.
+    These are moved so that their mean is the figure itself: FID and Inception Score are biased by the number of
+    different samples, and resamples have fewer.
 
     Raises:
         ValueError: a resample's figure is not finite.

@@ -5,12 +5,12 @@ values and one bit per element. Operations count multiplications and additions o
 operands (the wider one counts). Values stored as floats may count as 16 bits for free, unless the model is quantized
 below 16 bits anywhere. Decoding a codeword is a table look-up, without arithmetic.
 
-How wide a sum of integer products is, the rules leave open; the winner of the ImageNet track scored 0.150 to 0.214
-by it (github.com/peiswang/MicroNetChallenge, Score.md). Three of its four ways are measured here, all exact:
+The rules leave open how wide a sum of integer products is; depending on it, the winner of the ImageNet track scored
+0.150 to 0.214 (github.com/peiswang/MicroNetChallenge, Score.md). Three of its four ways are measured here, all exact:
 
     wide      32 bits, in which this project's runtimes add
     integer   as many bits as the layer's largest possible sum takes: b_w + b_x + ceil(log2 n) for n products
-    tree      pairs are added, then pairs of these sums, ...: a bit more from level to level
+    tree      pairs are added, then pairs of these sums, ...: one bit more at each level
 """
 
 import math
@@ -28,7 +28,7 @@ from lowenergy.storage.encodings import Coded, Dense, Encoding, Int8, Sparse
 
 STORAGE, OPERATIONS = 36.5e6, 10.49e9  # of the challenge's reference, WRN-28-10
 FREE_BITS = 16
-WIDE = 32  # bits in which integer products are summed, if nothing else is said
+WIDE = 32  # bits in which integer products are summed, unless said otherwise
 aten = torch.ops.aten
 # (multiplications, additions) per output; an exponential or a division counts as a multiplication, a comparison as an
 # addition.
@@ -50,7 +50,7 @@ PER_ELEMENT: dict[Any, tuple[int, int]] = {
 
 
 class Operations(NamedTuple):
-    """32-bit operations per image, by how the sums of integer products are added."""
+    """32-bit operations per image, for each way to sum integer products."""
 
     wide: float
     integer: float
@@ -58,10 +58,10 @@ class Operations(NamedTuple):
 
 
 def measure(model: Model, macs: float) -> dict[str, float]:
-    """micronet.{storage, operations, score}: 32-bit values, 32-bit operations, and the weighted sum of both.
+    """Return micronet.{storage, operations, score}: 32-bit values, 32-bit operations, and the weighted sum of both.
 
-    score is by sums of 32 bits, score_integer and score_tree by narrower ones; simplified is PunyNet's count, whose
-    published figure is 0.1906: additions, activations and norms are left out.
+    score assumes sums of 32 bits, score_integer and score_tree narrower ones. simplified is PunyNet's count, whose
+    published figure is 0.1906: it leaves out additions, activations and norms.
     """
     storage, operations = storage_of(model), operations_of(model)
     return {
@@ -83,7 +83,7 @@ def _float_bits(model: Model, values: Tensor) -> int:
 
 
 def storage_of(model: Model) -> float:
-    """In 32-bit values. BatchNorm counts two values a channel: scale and shift are all that inference needs."""
+    """The storage in 32-bit values. BatchNorm counts two values a channel: inference needs only scale and shift."""
     bits = 0
     for name, encoded in model.tensors.items():
         if name.endswith((".running_mean", ".running_var")):
@@ -107,10 +107,10 @@ def _bits(model: Model, encoded: Encoding) -> int:
 
 
 def operations_of(model: Model) -> Operations:
-    """Multiplications and additions; those with a stored zero are skipped.
+    """Count multiplications and additions, except those with a stored zero.
 
-    Of a layer of integers, each output is multiplied by the step of its weights, and each input is rounded by another
-    multiplication, once where layers share it.
+    In a layer of integers, each output is multiplied by the step of its weights, and each input is rounded by another
+    multiplication, only once if several layers share it.
     """
     network = dense_network(model)
     images = torch.zeros(1, *model.spec.input_shape)
@@ -120,7 +120,7 @@ def operations_of(model: Model) -> Operations:
 
 
 def sum_bits(products: int, width: int) -> tuple[int, int]:
-    """Bits of all additions of one sum, integer and tree, of so many products that are `width` bits wide.
+    """Bits of all additions in one sum of so many products that are `width` bits wide: (integer, tree).
 
     >>> sum_bits(4, width=8)  # 3 additions of 10 bits; 2 of 8 and 1 of 9
     (30, 25)
@@ -136,15 +136,15 @@ def sum_bits(products: int, width: int) -> tuple[int, int]:
 class _Counter(TorchDispatchMode):
     """Adds up what each of torch's operations would cost.
 
-    What moves, reshapes or looks up values is free, and so is a norm that could be folded into the convolution before
-    it, but for one addition: the convolution's bias.
+    Operations that move, reshape or look up values are free. So is a norm that could be folded into the convolution
+    before it, except for one addition: the convolution's bias.
     """
 
     def __init__(self, model: Model, network: nn.Module) -> None:
         super().__init__()
         self.model, self.total = model, 0.0
-        self.spared = {"integer": 0.0, "tree": 0.0}  # of the total, by sums that are narrower
-        self.rounded: set[tuple[int, Any]] = set()  # inputs, by their place in memory and their range
+        self.spared = {"integer": 0.0, "tree": 0.0}  # what narrower sums save of the total
+        self.rounded: set[tuple[int, Any]] = set()  # inputs counted so far, by place in memory and range
         self.float_bits = 32 if _quantized(model) else FREE_BITS
         self.names = {w.data_ptr(): name for name, w in (*network.named_parameters(), *network.named_buffers())}
         self.calls: Counter[str] = Counter()
@@ -171,13 +171,13 @@ class _Counter(TorchDispatchMode):
         if operation is aten.bmm:
             return 2 * n * args[0].shape[2] * bits / 32
         if operation in (aten.native_batch_norm, aten._native_batch_norm_legit_no_training):
-            layer = self.made_by.get(args[0].data_ptr())  # coded weights cannot take a scale
+            layer = self.made_by.get(args[0].data_ptr())  # coded weights cannot absorb a scale
             coded = layer is None or isinstance(self.model.tensors.get(layer), Coded)
             return n * (1 + coded) * bits / 32
         if operation in (aten.max_pool2d_with_indices, aten.max_pool2d):
             return n * (math.prod(args[1]) - 1) * bits / 32  # comparisons
         if operation in (aten.mean, aten.sum, aten._adaptive_avg_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d):
-            return args[0].numel() * bits / 32  # each input is added once; the division is one of them
+            return args[0].numel() * bits / 32  # k inputs take k - 1 additions and a division
         multiplications, additions = PER_ELEMENT.get(operation, (0, 0))
         return n * (multiplications + additions) * bits / 32
 
@@ -193,10 +193,10 @@ class _Counter(TorchDispatchMode):
         place = layer if self.calls[layer] == 1 else f"{layer}:{self.calls[layer]}"
         given = self.model.activations.get(f"{place}:in")
         scaled = out.numel() * self.float_bits / 32
-        if given is None:  # integers that are made floats first
+        if given is None:  # integers that become floats first
             return 2 * products * self.float_bits / 32 + scaled
         bits = max(given.bits, encoded.bits)
-        counts = Counter(encoded.values.flatten(1).count_nonzero(1).tolist())  # of an output's products
+        counts = Counter(encoded.values.flatten(1).count_nonzero(1).tolist())  # products of an output: channels
         for products_of_one, channels in counts.items():
             additions = channels * positions / 32
             integer, tree = sum_bits(products_of_one, encoded.bits + given.bits)

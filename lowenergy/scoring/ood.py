@@ -12,13 +12,13 @@ TRANSFORMS = ("noise", "rotation", "reduction")
 
 
 def energies(energy: Energy, images: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
-    """Energies, (n,) on the CPU, of each kind of images, and of what is made of the kind `test`."""
+    """The energies, (n,) on the CPU, of each kind of images, and of the kinds made from `test`, see transformed."""
 
     def of(images: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.cat([energy(part) for part in images.split(at_a_time(images, BATCH))]).cpu()
 
-    return {kind: of(found) for kind, found in {**images, **transformed(images["test"], generator)}.items()}
+    return {kind: of(members) for kind, members in {**images, **transformed(images["test"], generator)}.items()}
 
 
 def auroc(energies: Mapping[str, Tensor]) -> dict[str, float]:
@@ -27,6 +27,6 @@ def auroc(energies: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:
-    """Spearman's, of two energies' values (n,) for the same images: 1 where they order them alike."""
+    """Spearman's rank correlation of two energies' values, (n,), for the same images: 1 if they order them alike."""
     ranks = torch.stack([values.argsort(stable=True).argsort().double() for values in (first, second)])
     return float(torch.corrcoef(ranks)[0, 1])

@@ -1,10 +1,10 @@
-"""All figures of one model by its head: a classifier answers, an energy draws and detects, a JEM does both.
+"""Measure all figures of one model, by its head: a classifier answers, an energy draws and detects, a JEM does both.
 
-Models are chosen by the figures of `validation`: answers to the validation images; samples that are not those of the
-test figures, against the statistics of the validation images. The test set then says what was chosen.
+Models are chosen by the figures of `validation`: answers to the validation images, and samples other than those of the
+test figures, compared with the statistics of the validation images. The test set then says how good the choice is.
 
 A branch is compared with its teacher image by image and sample by sample: samples of the same number start from the
-same noise. What the teacher said and drew is kept in a file for that.
+same noise. A file keeps what the teacher said and drew for that.
 """
 
 from collections.abc import Collection
@@ -32,11 +32,11 @@ from lowenergy.storage import artifact
 
 GRID, NEIGHBOURS = 100, 30  # samples shown
 BATCH = 500  # images classified at a time
-CODE = ("base", "params", "data", "networks", "energies", "storage", "runtimes", "scoring")  # that decides the samples
-FEWEST_OTHERS = 500  # of those samples
-OTHER_SEED = 2**31  # added to the seed of the samples that are measured on validation: above every seed of params.yaml
+CODE = ("base", "params", "data", "networks", "energies", "storage", "runtimes", "scoring")  # it decides the samples
+FEWEST_OTHERS = 500  # samples for validation, unless fewer are drawn for the test figures
+OTHER_SEED = 2**31  # added to the seed for the samples of validation: above every seed of params.yaml
 
-Said = dict[str, Tensor]  # logits, features of samples, energies of a model; by what they are of
+Said = dict[str, Tensor]  # logits, FIDs, features of samples, energies of a model; by name, such as test.logits
 
 
 def measure(
@@ -53,14 +53,14 @@ def measure(
     trust: Collection[str] = (),
     networks: Path | None = None,
 ) -> Card:
-    """The figures of the model in the file `path`; its confusion table and pictures are written into `plots`.
+    """Measure the model in the file `path`, and write its confusion table and pictures into `plots`.
 
     Args:
-        teacher: file of the uncompressed model that a branch is compared with; the teacher's own `path` for itself.
-        said: file of what the teacher said and drew: its own measuring writes it, that of its branches reads it.
-        scorer, reference: files of the scorer and of its statistics of the training images.
-        trust: what networks may come from, see artifact.read.
-        networks: file or folder of the project's own ones: what was drawn before they changed is drawn again.
+        teacher: file of the uncompressed model that a branch is compared with; for a teacher, its own `path`.
+        said: file of what the teacher said and drew: measuring the teacher writes it, measuring its branches reads it.
+        scorer, reference: files of the scorer and of its statistics of the training and validation images.
+        trust: where networks may come from, see artifact.read.
+        networks: file or folder of the project's own networks; an interrupted drawing begins anew if they have changed.
     """
     model, header = artifact.read(path, trust=trust)
     network, head = loading.network_of(model), model.spec.head
@@ -100,7 +100,7 @@ def measure(
             card["recoveries"] = header["provenance"]["recoveries"]
     if "pruned" in header["provenance"]:  # the amount asked for, and what was reached
         card["pruned"] = header["provenance"]["pruned"]
-    if "warnings" in header["provenance"]:  # what its training is not to be trusted for
+    if "warnings" in header["provenance"]:  # why its training is not to be trusted
         card["warnings"] = "; ".join(header["provenance"]["warnings"])
     card["validation"] = validation
     card |= size.measure(network, path, teacher)
@@ -116,7 +116,7 @@ def _with_interval(figures: dict[str, Any], name: str, found: Interval) -> None:
 
 
 def _classified(figures: dict[str, Any], logits: Tensor, labels: Tensor, theirs: Tensor | None) -> None:
-    """What a classifier's answers are worth; beside its teacher's, what it has lost."""
+    """Add what a classifier's answers are worth and, if its teacher's are known, what it has lost."""
     right = logits.argmax(1) == labels
     figures["images"] = len(labels)
     _with_interval(figures, "accuracy", wilson(int(right.sum()), len(labels)))
@@ -130,10 +130,10 @@ def _classified(figures: dict[str, Any], logits: Tensor, labels: Tensor, theirs:
 
 
 def _generated(figures: dict[str, Any], fids: Tensor, theirs: Tensor | None, samples: int) -> None:
-    """The same of samples.
+    """Add what samples are worth and, if the teacher's are known, what the model has lost.
 
     Args:
-        fids, theirs: the FID, and those of resamples, in each of which are the same samples by their numbers.
+        fids, theirs: the FID, and the FIDs of resamples; each resample has samples of the same numbers in both.
     """
     figures["samples"] = samples
     _with_interval(figures, "fid", around(float(fids[0]), fids[1:].tolist()))
@@ -143,17 +143,17 @@ def _generated(figures: dict[str, Any], fids: Tensor, theirs: Tensor | None, sam
 
 
 def _changed(logits: Tensor, theirs: Tensor | None, splits: Splits, plots: Path) -> dict[str, Any]:
-    """Write each test image's answer, and show those that differ from the teacher's."""
+    """Write each test image's answer, draw the images where it differs from the teacher's, and return by how much."""
     test = splits.test
     accuracy.write_confusion(logits, test, splits.classes, plots / "confusion.csv", theirs)
     if theirs is None:
         return {}
     gallery.write_changed(test.images, logits, theirs, plots / "changed.png")
-    found: dict[str, Any] = {"agreement": answers.agreement(logits, theirs)}
+    figures: dict[str, Any] = {"agreement": answers.agreement(logits, theirs)}
     most = answers.lost_most(logits, theirs, test.labels)
     if most.own < most.teacher:
-        found["lost_most"] = {**asdict(most), "label": splits.classes[most.label]}
-    return found
+        figures["lost_most"] = {**asdict(most), "label": splits.classes[most.label]}
+    return figures
 
 
 def _draw_and_detect(
@@ -167,9 +167,9 @@ def _draw_and_detect(
     plots: Path,
     inputs: str,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Samples to test and to choose by, (n, c, h, w), and the energies of each kind of images; with their pictures."""
+    """Draw samples to test and to choose by, (n, c, h, w); return them and each kind's energies, and write pictures."""
     device = fastest()
-    others = min(p.samples, max(FEWEST_OTHERS, len(splits.validation)))  # more say no more than the images they meet
+    others = min(p.samples, max(FEWEST_OTHERS, len(splits.validation)))  # more than real images tell no more
     work = (p.samples + others) * p.chain_steps
     energy = sampling.fastest(model, network.to(device), images=work)
     shape, train, test = splits.input_shape, splits.train.images, handful(splits.test.images)

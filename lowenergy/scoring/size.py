@@ -9,9 +9,9 @@ from lowenergy.storage import artifact
 
 
 def measure(network: nn.Module, path: str | Path, teacher: str | Path) -> dict[str, float | int]:
-    """size_bytes, compression_ratio (against the float32 teacher's file), bits_per_weight; codes_bytes, codebooks_bytes
-    and other_bytes of a product-quantized file; parameters, nonzero_parameters, macs (per image, of the loaded network
-    run once; zeros multiply too)."""
+    """Return size_bytes, compression_ratio (against the float32 teacher's file) and bits_per_weight; codes_bytes,
+    codebooks_bytes and other_bytes of a product-quantized file; parameters, nonzero_parameters and macs (per image, of
+    the loaded network run once; zeros multiply too)."""
     size = Path(path).stat().st_size
     parameters = sum(w.numel() for w in network.parameters())
     shares = artifact.bytes_by_part(path)

@@ -1,4 +1,4 @@
-"""Whether a trial fits a device, before it is trained: what its network and its encoding take, with any weights."""
+"""Check whether a trial fits a device before it is trained: what its network and encoding take, with any weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,10 @@ from lowenergy.base.errors import UserError
 
 
 def too_large(values: Mapping[str, Any], name: str, *, max_flash: int | None, max_ram: int | None) -> str:
-    """Why a branch cannot fit; '' if it may. One whose size cannot be foreseen may.
+    """Why a branch cannot fit; '' if it may, or if its size cannot be foreseen.
 
     Args:
-        values: of params.yaml, with the trial's entries.
+        values: those of params.yaml, with the trial's entries.
     """
     from lowenergy.runtimes.c import forecast
 
@@ -23,9 +23,9 @@ def too_large(values: Mapping[str, Any], name: str, *, max_flash: int | None, ma
     spec, kind = forecast.described(p, p.target_of(name), student)
     coding = forecast.Coding(**links[-1].params.stored())
     try:
-        found = forecast.forecast(forecast.untrained(spec, kind, coding), ram=max_ram)
+        predicted = forecast.forecast(forecast.untrained(spec, kind, coding), ram=max_ram)
     except UserError as error:
         return str(error)
-    if max_flash is not None and found.flash > max_flash:
-        return f"{found.flash:,} bytes of flash, at most {max_flash:,} are wanted"
+    if max_flash is not None and predicted.flash > max_flash:
+        return f"{predicted.flash:,} bytes of flash, at most {max_flash:,} are wanted"
     return ""

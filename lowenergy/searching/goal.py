@@ -1,4 +1,4 @@
-"""What a search is after: the least of something, at no more than so much loss of quality."""
+"""The goal of a search: the lowest cost, such as bytes, at no more than a given loss of quality."""
 
 import math
 from collections.abc import Mapping
@@ -9,18 +9,19 @@ from lowenergy.base.errors import UserError
 
 Minimized = Literal["bytes", "macs", "latency", "flash", "ram"]
 QUALITIES = ("accuracy", "fid")
-UNITS = {"accuracy": 100, "fid": 1}  # accuracy is lost in points
+UNITS = {"accuracy": 100, "fid": 1}  # a loss of accuracy counts in points
 COSTS = {
     "bytes": "size_bytes",
     "macs": "macs",
     "latency": "share_of_time",
     "flash": "flash",
     "ram": "ram",
-}  # of a trial's figures
-HOPELESS = 10.0  # log of the loss that a trial is given which was stopped, or could not be done
-HUGE = 2**30  # bytes of flash or RAM that such a trial is said to take
+}  # where they are in a trial's figures
+HOPELESS = 10.0  # the loss, a logarithm, of a trial that was stopped or could not be done
+HUGE = 2**30  # bytes of flash or RAM that such a trial counts as taking
 
-Figures = Mapping[str, Any]  # of a trial: its card's validation, size_bytes, macs; and if measured share_of_time, flash
+# Of a trial: its card's validation, size_bytes and macs; if measured, share_of_time, flash and ram, too.
+Figures = Mapping[str, Any]
 
 
 class GoalError(UserError):
@@ -36,10 +37,10 @@ class Limit:
 
     @classmethod
     def parse(cls, text: str) -> "Limit":
-        """`5%` of the teacher's figure, or `0.5` in its own unit.
+        """Parse `5%` of the teacher's figure, or `0.5` in the figure's own unit.
 
         Raises:
-            GoalError: neither.
+            GoalError: the text is neither, or below 0.
         """
         try:
             limit = cls(float(text.removesuffix("%")) / (100 if text.endswith("%") else 1), text.endswith("%"))
@@ -50,7 +51,7 @@ class Limit:
         return limit
 
     def excess(self, name: str, lost: float, teacher: float) -> float:
-        """How far a loss is beyond the limit; at most 0 if it is within.
+        """How far a loss exceeds the limit; at most 0 if it does not.
 
         Args:
             lost: how much worse the figure is than the teacher's.
@@ -71,29 +72,29 @@ class Goal:
 
     @property
     def of_device(self) -> bool:
-        """Whether it asks what a model takes as C on a device."""
+        """True if the goal concerns what a model takes as C on a device."""
         return self.minimize in ("flash", "ram") or self.max_flash is not None or self.max_ram is not None
 
     def loss(self, figures: Figures, teacher: Figures) -> float:
-        """Logarithm of how many times worse the quality is than the teacher's: of several figures, the worst."""
-        found = []
+        """The logarithm of how many times worse the quality is than the teacher's, by the worst of several figures."""
+        losses = []
         for name in qualities(figures):
             mine, theirs = (max(1e-9, float(f["validation"][name])) for f in (figures, teacher))
-            found.append(math.log(mine / theirs) if name == "fid" else math.log(theirs / mine))
-        return max(found)
+            losses.append(math.log(mine / theirs) if name == "fid" else math.log(theirs / mine))
+        return max(losses)
 
     def cost(self, figures: Figures) -> float:
-        """Of which the least is wanted."""
+        """The figure to minimise."""
         return float(figures[COSTS[self.minimize]])
 
     def violations(self, figures: Figures, teacher: Figures) -> list[float]:
-        """How far each limit is exceeded, at most 0 where it is kept; one of each limit that there is.
+        """How far each limit is exceeded, at most 0 where it is kept; max_loss counts once per quality.
 
-        A loss counts by the upper end of its interval: of many trials the best is a lucky one.
+        A loss counts by the upper end of its interval, because the best of many trials is a lucky one.
         """
-        found = []
+        excesses = []
         if self.max_loss is not None:
-            found += [
+            excesses += [
                 self.max_loss.excess(name, bound_of(figures, name), float(teacher["validation"][name]))
                 for name in qualities(figures)
             ]
@@ -105,17 +106,18 @@ class Goal:
         ]
         for limit, name in limits:
             if limit is not None:
-                found.append(math.log(figures[name] / limit))
-        return found
+                excesses.append(math.log(figures[name] / limit))
+        return excesses
 
 
 def bound_of(figures: Figures, name: str) -> float:
-    """The most that a model may have lost, against its teacher, of this figure of validation."""
+    """The most that a model may have lost of this validation figure against its teacher: the interval's upper end."""
     return float(figures["validation"]["lost"][f"{name}_interval"][1])
 
 
 def too_few(goal: "Goal", teacher: Figures) -> list[str]:
-    """Where the validation images cannot show that a branch keeps the limit, even if each answer is its teacher's."""
+    """A warning if the validation images cannot show that a branch keeps the limit even where it answers all of them as
+    its teacher does; else an empty list."""
     if goal.max_loss is None or "accuracy" not in qualities(teacher):
         return []
     from torch import ones

@@ -15,12 +15,12 @@ from lowenergy.reporting.tables import ALIKE, FORMATS, HEADS, LEGEND, alike, bet
 from lowenergy.searching.goal import QUALITIES, Figures, Limit, qualities, too_few
 from lowenergy.searching.study import Result, Search
 
-SHARE = "share_of_time"  # of the teacher's, where it is what is minimised
-TEACHER = "teacher"  # beside the experiments
+SHARE = "share_of_time"  # of the teacher's, if latency is minimised
+TEACHER = "teacher"  # its name among those of experiments
 
 
 def table_of(results: list[Result]) -> pd.DataFrame:
-    """A row per trial: its experiment, chain and parameters, validation figures, what it takes."""
+    """A table with a row per trial: its experiment, chain, validation figures, what it takes, and its parameters."""
     rows = [
         {
             "experiment": result.name,
@@ -38,7 +38,7 @@ def table_of(results: list[Result]) -> pd.DataFrame:
 
 
 def _validation(figures: Figures) -> dict[str, Any]:
-    """Those that one chooses by, with their intervals and with what was lost, as tables call them."""
+    """The figures that one chooses by, their intervals and those of what was lost, under the names that tables use."""
     flat = {}
     for name in qualities(figures):
         for place in (name, f"{name}_interval", f"lost.{name}_interval"):
@@ -48,7 +48,7 @@ def _validation(figures: Figures) -> dict[str, Any]:
 
 
 def show_front(search: Search, most: int = 12) -> None:
-    """Print the front: what is better than all that is cheaper."""
+    """Print the front, or its most expensive trials if it has more than `most`; see Search.front."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -70,7 +70,10 @@ def show_front(search: Search, most: int = 12) -> None:
 
 
 def _text(rows: pd.DataFrame) -> pd.DataFrame:
-    """What a reader wants of them: what it is, its figures in their units, marked where no worse than the teacher's."""
+    """The rows as a reader wants them: experiment, chain, and figures in their units.
+
+    Figures that cannot be told from the teacher's are marked.
+    """
     text = shown(rows)
     if SHARE in rows:
         text[SHARE] = rows[SHARE].map("{:.2f}×".format)
@@ -80,7 +83,7 @@ def _text(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def progress(search: Search, done: int, left: float) -> None:
-    """The front so far, and the time left."""
+    """Print the front so far, the best trial and the time left."""
     show_front(search)
     best = search.winner()
     so_far = f"best {best.name}, {_cost(search, best)}" if best else "none within the limits yet"
@@ -88,7 +91,7 @@ def progress(search: Search, done: int, left: float) -> None:
 
 
 def write(search: Search) -> list[Path]:
-    """searches/NAME.csv with all trials, searches/NAME.html with the front to point at; their paths."""
+    """Write searches/NAME.csv with all trials and searches/NAME.html with a front to point at; return their paths."""
     rows = table_of(search.results())
     paths = [search.path.with_suffix(".csv"), search.path.with_suffix(".html")]
     plain = rows.copy()
@@ -105,9 +108,9 @@ def _page(search: Search, rows: pd.DataFrame) -> str:
     drawn = pd.concat([pd.DataFrame([teacher]), rows]).set_index("experiment")
     sheet = pd.DataFrame()
     if not rows.empty:
-        found = table_of(search.front())
-        values = found[[name for name in found if name in search.space.parameters]]
-        sheet = _text(found).join(values.map(_plain)).set_index("experiment")
+        on_front = table_of(search.front())
+        values = on_front[[name for name in on_front if name in search.space.parameters]]
+        sheet = _text(on_front).join(values.map(_plain)).set_index("experiment")
     body = (
         f"<h1>{html.escape(search.name)}: {len(rows)} trials</h1><p>{html.escape(limits(search))}. All figures are of "
         f'validation images.</p><section class="card">{front.drawing(drawn, target=TEACHER, names=False)}'
@@ -156,11 +159,13 @@ def _cost(search: Search, result: Result) -> str:
 
 
 def end(search: Search, experiment: str, card: Mapping[str, Any] | None) -> None:
-    """Print the front, the winner with the command that applies it, and its test figures.
+    """Write and print the outcome: the front, up to five failures, the winner, its test figures, how to apply it.
+
+    If nothing met the limits, the nearest trials take the winner's place.
 
     Args:
-        experiment: that has all of the winner.
-        card: of the winner, with its test figures, which nobody has looked at before; None: nothing met the limits.
+        experiment: the one that has all of the winner's outputs.
+        card: the winner's, with test figures that nobody has looked at before; None: nothing met the limits.
     """
     show_front(search)
     for path in write(search):
@@ -181,11 +186,11 @@ def end(search: Search, experiment: str, card: Mapping[str, Any] | None) -> None
 
 
 def _figures(card: Mapping[str, Any]) -> str:
-    """Qualities of one split, each with its interval, and marked where it cannot be told from the teacher's."""
-    found = dict(leaves(card))
+    """The qualities of one split as text, each with its interval, marked if it cannot be told from the teacher's."""
+    figures = dict(leaves(card))
     told = []
-    for name in (name for name in QUALITIES if name in found):
-        interval = f" ({ends})" if (ends := between(found, name)) else ""
-        mark = f"{ALIKE} " if alike(found, name) else ""
-        told.append(f"{HEADS.get(name, name)} {mark}{FORMATS[name].format(found[name])}{interval}")
+    for name in (name for name in QUALITIES if name in figures):
+        interval = f" ({ends})" if (ends := between(figures, name)) else ""
+        mark = f"{ALIKE} " if alike(figures, name) else ""
+        told.append(f"{HEADS.get(name, name)} {mark}{FORMATS[name].format(figures[name])}{interval}")
     return ", ".join(told)

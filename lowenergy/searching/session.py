@@ -34,10 +34,11 @@ def search(
     address: str | None = None,
     apply: bool = False,
 ) -> None:
-    """Search, or go on with a search; see `lowenergy search --help`.
+    """Begin or continue a search; see `lowenergy search --help`.
 
     Raises:
-        UserError: something about goal, space, workspace or an earlier search is wrong; one line, before any compute.
+        UserError: something about the goal, the space, the workspace or an earlier search is wrong, before any compute;
+            or running the trials, or measuring the winner, has failed.
     """
     p = params.load()
     if target not in p.teachers:
@@ -58,33 +59,33 @@ def search(
     repo = pipeline.opened()
     experiments.check_images(repo, values)
     images = _images(repo, p.data.folder)
-    found = Search(name, target, goal, tried, values, teacher, seed=seed, sampler=sampler, images=images)
+    study = Search(name, target, goal, tried, values, teacher, seed=seed, sampler=sampler, images=images)
     if others := [n for n in map(experiments.name_of, experiments.waiting(repo)) if not n.startswith(f"{name}-")]:
         raise SearchError(
             f"{len(others)} experiments are queued that are not this search's ({others[0]}); run them first: "
             "`lowenergy run --queue`, or `dvc queue remove --queued`"
         )
-    if not found.begun and (old := trials.begun_with(repo, f"{name}-")):
+    if not study.begun and (old := trials.begun_with(repo, f"{name}-")):
         raise SearchError(
             f"{old[0]} is of an earlier search: its figures would be taken for this one's; give another --name, or "
             "remove it: `dvc exp remove`, `dvc queue remove`"
         )
     print(
-        f"{outcome.limits(found)}; {count} trials, kept in {found.path}", *too_few(goal, teacher), sep="\n", flush=True
+        f"{outcome.limits(study)}; {count} trials, kept in {study.path}", *too_few(goal, teacher), sep="\n", flush=True
     )
     side_by_side = 1 if address else crew.jobs_and_threads(jobs)[0]
     trust = tuple(p.trusted)
-    found.run(repo, count, jobs=jobs, side_by_side=side_by_side, address=address, trust=trust, report=outcome.progress)
-    best = found.winner()
+    study.run(repo, count, jobs=jobs, side_by_side=side_by_side, address=address, trust=trust, report=outcome.progress)
+    best = study.winner()
     if best is None:
-        outcome.end(found, "", None)
+        outcome.end(study, "", None)
         return
     experiment = best.name if len(best.entries) == 1 else f"{best.name}-whole"
     wanted = {experiment: best.entries}
     card = trials.run(repo, wanted, target, jobs=jobs, address=address, trust=trust, whole=True)[experiment]
     if isinstance(card, trials.Failed):
         raise SearchError(f"{experiment}: {card.why}")
-    outcome.end(found, experiment, card)
+    outcome.end(study, experiment, card)
     if apply:
         trials.apply(repo, experiment)
 
@@ -118,6 +119,7 @@ def _teacher(target: str) -> Figures:
 
 
 def _images(repo: Any, folder: str) -> str:
-    """DVC's hash of the project's own images, as they are now: figures of others say nothing about these."""
+    """DVC's hash of the project's own images as they are now; '' if there are none. Figures of other images say nothing
+    about these."""
     deps = [dep for stage in repo.index.stages for dep in stage.deps if Path(dep.def_path) == Path(folder)]
     return str(deps[0].get_hash().value) if deps and deps[0].exists else ""

@@ -1,13 +1,14 @@
 """What a search may try: search.yaml, and one trial drawn from it.
 
-chains: [[prune], [prune, quantize]]           methods, from the teacher on; what the last one makes is measured
+chains: [[prune], [prune, quantize]]           methods, starting from the teacher; what the last one makes is measured
 parameters:
-  prune.amount: {low: 0.3, high: 0.95}         a number in between; with `log: true` by its logarithm, with `step`
-  quantize.weight_bits: {low: 2, high: 8}      in steps of it; whole numbers where both ends are
+  prune.amount: {low: 0.3, high: 0.95}         a number in between; with `log: true` on a logarithmic scale, with
+                                               `step` in steps of that size
+  quantize.weight_bits: {low: 2, high: 8}      whole numbers if both ends are
   prune.kind: [unstructured, structured]       one of these
 targets:
-  ebm: {chains: ..., parameters: ...}          laid over the above, for this teacher, or for all of this kind; null
-                                               takes a parameter out
+  ebm: {chains: ..., parameters: ...}          laid over the above for this teacher, or for all of this kind; null
+                                               removes a parameter
 """
 
 import hashlib
@@ -62,37 +63,37 @@ class Space(_Section):
     parameters: dict[str, Range | Choice]
 
     def draw(self, trial: "Trial") -> tuple[list[str], dict[str, Value]]:
-        """A chain, and values of all its methods' parameters."""
+        """Draw a chain, and values for those of its methods' parameters that the space has."""
         chain = trial.suggest_categorical("chain", [ARROW.join(chain) for chain in self.chains]).split(ARROW)
         return chain, {name: _drawn(trial, name, kind) for name, kind in self.parameters.items() if _of(name, chain)}
 
     def first(self, values: Mapping[str, Any]) -> list[dict[str, Value]]:
-        """Trials to begin with: each chain with the values of params.yaml, where they are within the space."""
-        found = []
+        """Trials to begin with: each chain with those values of params.yaml that are within the space."""
+        trials = []
         for chain in self.chains:
             known = {name: value_at(values, name) for name in self.parameters if _of(name, chain)}
             within = {name: value for name, value in known.items() if _within(value, self.parameters[name])}
-            found.append({"chain": ARROW.join(chain), **within})
-        return found
+            trials.append({"chain": ARROW.join(chain), **within})
+        return trials
 
 
 def _of(name: str, chain: list[str]) -> bool:
-    """Whether a parameter is of a method of the chain."""
+    """True if a parameter belongs to a method of the chain."""
     return name.partition(".")[0] in chain
 
 
 def entries(values: Mapping[str, Any], target: str, chain: list[str], drawn: Mapping[str, Value]) -> dict[str, Any]:
-    """The branches that a trial is, by name: each link of its chain, made from the one before.
+    """The branches of a trial, by name: each link of its chain, made from the one before.
 
-    Of two trials that begin alike the links have the same names, so that they are made once; a link that params.yaml
-    has a branch for, as after a search whose winner was applied, is that branch.
+    The links that two trials begin with have the same names if they are the same, so that they are made once. If
+    params.yaml has a branch for a link, as after a search whose winner was applied, the link is that branch.
 
     Args:
-        values: of params.yaml.
-        drawn: values of the methods' parameters, by their names there.
+        values: those of params.yaml.
+        drawn: values of the methods' parameters, by their names in params.yaml.
     """
     known = {json.dumps(_whole(values, entry), sort_keys=True): name for name, entry in values["branches"].items()}
-    found: dict[str, Any] = {}
+    links: dict[str, Any] = {}
     start = target
     for number, method in enumerate(chain, 1):
         own = {name.removeprefix(f"{method}."): value for name, value in drawn.items() if _of(name, [method])}
@@ -100,12 +101,12 @@ def entries(values: Mapping[str, Any], target: str, chain: list[str], drawn: Map
         digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:6]
         there = known.get(json.dumps(_whole(values, entry), sort_keys=True))
         start = there or "-".join(["search", target, *chain[:number], digest])
-        found[start] = values["branches"][there] if there else entry
-    return found
+        links[start] = values["branches"][there] if there else entry
+    return links
 
 
 def _whole(values: Mapping[str, Any], entry: Any) -> Any:
-    """An entry with all values that it has."""
+    """An entry with all its values, including those of its method's section."""
     return laid_over(entry, values.get(entry["by"], {})) if isinstance(entry, Mapping) and "by" in entry else entry
 
 
@@ -131,21 +132,21 @@ def load(path: Path, target: str, values: Mapping[str, Any]) -> Space:
     """Read search.yaml for one target.
 
     Args:
-        values: of params.yaml, in which every parameter of the space must be, and may take the values that it names.
+        values: those of params.yaml, which must have every parameter of the space and allow the values that it names.
     Raises:
-        SpaceError: one line per problem: the file is missing, no YAML, names a parameter that does not exist or a value
-            that it cannot have, or a chain that cannot be.
+        SpaceError: one line per problem: the file is missing, is not YAML, or names a parameter that does not exist, a
+            value that it cannot have, or a chain that cannot be.
     """
     try:
-        found = YAML(typ="safe").load(path)
+        contents = YAML(typ="safe").load(path)
     except FileNotFoundError:
         raise SpaceError(f"{path}: no such file; `git checkout search.yaml`, or name one: --space FILE") from None
     except YAMLError as error:
         raise SpaceError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(found, Mapping):
-        raise SpaceError(f"{path}: expected chains and parameters, found {type(found).__name__}")
-    shared = {key: value for key, value in found.items() if key != "targets"}
-    by_target = found.get("targets") or {}
+    if not isinstance(contents, Mapping):
+        raise SpaceError(f"{path}: expected chains and parameters, found {type(contents).__name__}")
+    shared = {key: value for key, value in contents.items() if key != "targets"}
+    by_target = contents.get("targets") or {}
     own = by_target.get(target) or by_target.get(values["teachers"][target]["kind"]) or {}
     parameters = {**(shared.get("parameters") or {}), **(own.get("parameters") or {})}
     whole = {**shared, **own, "parameters": {name: kind for name, kind in parameters.items() if kind is not None}}
@@ -192,17 +193,17 @@ def _bad_parameters(space: Space, values: Mapping[str, Any]) -> list[str]:
 
 
 def with_entries(values: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Params.yaml's values with these branches, too."""
+    """The values of params.yaml with these branches added."""
     return {**values, "branches": {**values["branches"], **entries}}
 
 
 def refused(values: Mapping[str, Any], entries: Mapping[str, Any]) -> str:
-    """Why a trial's values do not go together; '' if they do."""
+    """Why a trial's values do not go together, on one line; '' if they do."""
     return _refused(with_entries(values, entries)).partition("\n")[0]
 
 
 def _refused(values: Mapping[str, Any]) -> str:
-    """What params.yaml's schema has against these values; '' for nothing."""
+    """The problems that the schema of params.yaml has with these values, a line each; '' if none."""
     try:
         params.check(values)
     except params.ParamsError as error:

@@ -1,7 +1,7 @@
-"""The search itself: trials are asked of Optuna, a handful at a time, run as experiments, and told.
+"""The search itself: ask Optuna for a handful of trials at a time, run them as experiments, tell Optuna the results.
 
-Its memory is one file of lines, so that a search which was killed goes on where it was. Everything is chosen by
-validation figures; those of the test set are not even kept.
+Its memory is one file of lines, so that a killed search continues where it was. Everything is chosen by validation
+figures; test figures are not even kept.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ from lowenergy.searching.trials import Entries, Failed
 
 FOLDER = Path("searches")
 KEPT = ("validation", "size_bytes", "compression_ratio", "macs", "parameters", "share_of_time", "flash", "ram")
-AT_ONCE = 4  # trials asked for together, for each stage that runs at a time
-IN_A_RUT = 10  # draws in a row of what was there before: TPE, which does not learn from them, gives way to chance
-SAME_AGAIN = 100  # after which the space counts as exhausted
-ENOUGH = 3  # trials within the limits that must have been so far before others are stopped by them
+AT_ONCE = 4  # trials asked for together, per stage that runs at a time
+IN_A_RUT = 10  # draws in a row without anything new, after which chance replaces TPE, which does not learn from them
+SAME_AGAIN = 100  # draws in a row without anything new, after which the space counts as exhausted
+ENOUGH = 3  # trials within the limits that must have come as far before others are stopped by their losses
 
 
 class SearchError(UserError):
@@ -52,17 +52,17 @@ class Result:
     figures: Figures
     loss: float  # of goal.loss
     cost: float
-    excess: float  # over the limits, of which none is exceeded up to 0
-    halfway: Mapping[str, float]  # of each curve, the loss in its middle
+    excess: float  # over the limits; none is exceeded if it is at most 0
+    halfway: Mapping[str, float]  # the loss in the middle of each curve
 
     @property
     def within(self) -> bool:
-        """All limits."""
+        """True if all limits are kept."""
         return self.excess <= 0
 
 
 class Search:
-    """One study: what is searched, and what was found."""
+    """One study: what is searched, and the results so far."""
 
     def __init__(
         self,
@@ -80,13 +80,13 @@ class Search:
     ) -> None:
         """
         Args:
-            name: of the study: its file's, and what its experiments begin with.
-            values: of params.yaml.
+            name: the study's, which its file has, too, and which the names of its experiments begin with.
+            values: those of params.yaml.
             teacher: the card of the uncompressed model, with validation figures.
             sampler: tpe, or random to compare with.
-            images: a hash of what all trials train on.
+            images: a hash of the images that all trials train on.
         Raises:
-            SearchError: the file is one of another search.
+            SearchError: the file belongs to another search.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -94,7 +94,7 @@ class Search:
         self.values, self.teacher, self.seed, self.sampler = values, teacher, seed, sampler
         self.path = root / FOLDER / f"{name}.log"
         self.path.parent.mkdir(exist_ok=True)
-        # In full: losses are noted while the run works in the folder of an experiment.
+        # The full path: losses are noted while the run works in the folder of an experiment.
         storage = JournalStorage(JournalFileBackend(str(self.path.resolve())))
         self.study = optuna.create_study(
             storage=storage, study_name=name, directions=["minimize", "minimize"], load_if_exists=True
@@ -137,11 +137,11 @@ class Search:
         trust: tuple[str, ...] = (),
         report: Callable[["Search", int, float], None] = lambda search, done, left: None,
     ) -> None:
-        """Until there are `count` different trials, or the space has no more.
+        """Run trials until there are `count` different ones, or the space has no more.
 
         Args:
-            side_by_side: stages that run at a time.
-            report: called with the number of trials so far, and the seconds that the others will take.
+            side_by_side: how many stages run at a time.
+            report: called with the search, the number of trials so far, and an estimate of the seconds left.
         """
         started, before = time.monotonic(), len(self._told())
         while len(self._told()) < count:
@@ -169,11 +169,11 @@ class Search:
 
     @property
     def begun(self) -> bool:
-        """Whether any trial was asked for."""
+        """True if any trial was asked for."""
         return any(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
 
     def _asked(self, most: int) -> list[FrozenTrial]:
-        """Trials that were asked for and not yet told: those of a search that was killed, or new ones."""
+        """Up to `most` trials that have no results yet: those left by a search that was killed, then new ones."""
         pending = [trial for trial in self.study.get_trials(states=[TrialState.RUNNING]) if _drawn(trial)]
         known = {_key(trial.user_attrs) for trial in [*self._told(), *pending] if _drawn(trial)}
         while len(pending) < most and (again := self._again()) < SAME_AGAIN:
@@ -181,10 +181,10 @@ class Search:
             self.study.sampler = self._sampler(number, by_chance=again >= IN_A_RUT)
             trial = self.study.ask()
             chain, values = self.space.draw(trial)
-            made = entries(self.values, self.target, chain, values)
-            for name, value in {"chain": chain, "values": values, "entries": made}.items():
+            branches = entries(self.values, self.target, chain, values)
+            for name, value in {"chain": chain, "values": values, "entries": branches}.items():
                 trial.set_user_attr(name, value)
-            if why := refused(self.values, made) or self._too_large(made):
+            if why := refused(self.values, branches) or self._too_large(branches):
                 trial.set_user_attr("why", why)
             if why or _key(trial.user_attrs) in known:
                 self.study.tell(trial, state=TrialState.FAIL)
@@ -194,7 +194,7 @@ class Search:
         return pending[:most]
 
     def _too_large(self, made: Mapping[str, Any]) -> str:
-        """Why a trial cannot fit the device, whatever training makes of it; '' if it may."""
+        """Why a trial cannot fit the device, whatever training makes of its weights; '' if it may."""
         limits = {"max_flash": self.goal.max_flash, "max_ram": self.goal.max_ram}
         if set(limits.values()) == {None}:
             return ""
@@ -203,12 +203,12 @@ class Search:
         return too_large(with_entries(self.values, made), list(made)[-1], **limits)
 
     def _again(self) -> int:
-        """Draws up to now, in a row, that brought nothing new."""
+        """How many of the latest draws in a row brought nothing new."""
         states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
         return next((i for i, state in enumerate(reversed(states)) if state != TrialState.FAIL), len(states))
 
     def _sampler(self, number: int, *, by_chance: bool = False) -> optuna.samplers.BaseSampler:
-        """Made anew for each trial, so that what is drawn depends on the trials before it, and not on any kill."""
+        """A sampler, made anew for each trial, so that what it draws depends on earlier trials and not on any kill."""
         seed = (1_000_003 * self.seed + number) % 2**32
         if by_chance or self.sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
@@ -224,9 +224,9 @@ class Search:
         return f"{self.name}-{trial.number:03}"
 
     def _tell(self, trial: FrozenTrial, found: dict[str, Any] | Failed) -> None:
-        self.study.sampler = self._sampler(trial.number)  # which keeps the violations, too
+        self.study.sampler = self._sampler(trial.number)  # it stores the violations, too
         live = optuna.trial.Trial(self.study, trial._trial_id)  # it may have been asked for before a kill
-        if isinstance(found, Failed):  # counts as a model that is as large as its teacher, and useless
+        if isinstance(found, Failed):  # counts as useless, and as costly as the teacher, or HUGE on a device
             live.set_user_attr("why", found.why)
             live.set_user_attr("violations", [HOPELESS])
             cost = self.goal.cost({**self.teacher, "share_of_time": 1.0, "flash": HUGE, "ram": HUGE})
@@ -241,16 +241,16 @@ class Search:
         return self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
 
     def _watch(self, stage: str, point: Point) -> str | None:
-        """Why to stop a trial: half-way through a training, its loss is above all of those that were good enough.
+        """Why to stop a trial: half-way through a training, its loss is above that of every trial within the limits.
 
-        That is the loss at the curve's first point at or past the middle, of a stage that runs as of one that has been
-        run before; so neither how fast a machine is nor a kill decides about a trial.
+        There must be at least ENOUGH of those. The loss is that of the curve's first point at or past the middle, both
+        for a stage that runs now and for one that ran before, so that neither a machine's speed nor a kill decides.
         """
         if 2 * point.step < point.steps:
             return None
         trial, _, name = stage.partition(":")
         model = name.partition("@")[2]
-        part = point.curve.partition(f"/{model}")[2]  # of its training
+        part = point.curve.partition(f"/{model}")[2]  # which curve of the model's training
         curve = f"{_chain_to(model, self.running[trial]) or name}{part}, {point.steps} steps"
         losses = self.halfway.setdefault(trial, {})
         if curve in losses:
@@ -265,7 +265,7 @@ class Search:
         return None
 
     def results(self) -> list[Result]:
-        """All trials that were measured, in the order in which they were drawn."""
+        """All measured trials, in the order in which they were drawn."""
         return [
             Result(
                 self._name_of(trial),
@@ -283,37 +283,37 @@ class Search:
         ]
 
     def failures(self) -> dict[str, str]:
-        """Why trials were stopped, or could not be done."""
+        """Why trials were stopped or could not be done, by name."""
         return {self._name_of(t): t.user_attrs["why"] for t in self._told() if "why" in t.user_attrs}
 
     def front(self) -> list[Result]:
-        """Trials that are better than all cheaper ones by more than chance, cheapest first."""
-        found = self.results()
-        lost = [[r.figures["validation"]["lost"][f"{n}_interval"] for n in qualities(r.figures)] for r in found]
-        costs, losses = [r.cost for r in found], [r.loss for r in found]
-        return [found[i] for i in pareto_front(costs, losses, lambda i, j: any(map(told_apart, lost[i], lost[j])))]
+        """The front, cheapest first: each trial is better than the one before by more than chance."""
+        results = self.results()
+        lost = [[r.figures["validation"]["lost"][f"{n}_interval"] for n in qualities(r.figures)] for r in results]
+        costs, losses = [r.cost for r in results], [r.loss for r in results]
+        return [results[i] for i in pareto_front(costs, losses, lambda i, j: any(map(told_apart, lost[i], lost[j])))]
 
     def winner(self) -> Result | None:
-        """The cheapest within all limits."""
+        """The cheapest trial within all limits; None if there is none."""
         return min((r for r in self.results() if r.within), key=lambda r: (r.cost, r.loss, r.name), default=None)
 
     def nearest(self, count: int = 3) -> list[Result]:
-        """Those that exceed the limits least."""
+        """The trials that exceed the limits least."""
         return sorted(self.results(), key=lambda r: r.excess)[:count]
 
 
 def _fixed(values: Mapping[str, Any], space: Space) -> Any:
-    """What all trials have in common: without what they set, and without branches, among which the winner's are."""
+    """The values that all trials share: without those that they set, and without branches, which may be a winner's."""
     return with_values({**values, "branches": None}, dict.fromkeys(space.parameters))
 
 
 def _key(attributes: Mapping[str, Any]) -> str:
-    """What a trial is."""
+    """What identifies a trial: its chain and its values."""
     return json.dumps([attributes["chain"], attributes["values"]], sort_keys=True)
 
 
 def _chain_to(model: str, entries: Entries) -> str:
-    """The methods that made a branch of a trial: losses compare where they are the same; '' if it is none of these."""
+    """The methods that made a branch of a trial; '' if it has no such branch. The same methods, comparable losses."""
     names = list(entries)
     links = names[: names.index(model) + 1] if model in names else []
     return ARROW.join(str(entries[name]["by"]) for name in links)

@@ -1,4 +1,4 @@
-"""Trials as DVC experiments: queued, run side by side with what they share run once, recorded, measured."""
+"""Trials as DVC experiments: queued, run side by side (stages that they share, once), recorded and measured."""
 
 import json
 import re
@@ -18,9 +18,8 @@ from lowenergy.running.crew import RunError, Watch
 LOCKED = re.compile("acquire lock|is busy")  # in what DVC says
 PATIENCE = 120.0  # seconds
 
-Entries = Mapping[
-    str, Mapping[str, Any]
-]  # branches of params.yaml, each made from the one before; the last is measured
+# Branches of params.yaml, each made from the one before; the last is measured.
+Entries = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,16 @@ def run(
     trust: Collection[str] = (),
     whole: bool = False,
 ) -> dict[str, dict[str, Any] | Failed]:
-    """The card of each trial by its experiment's name, or why there is none.
+    """Run trials; return each one's card by its experiment's name, or why there is none.
 
-    Those that were recorded before, or are queued already, are not queued again: a search that was killed goes on.
+    Trials that are recorded or queued already are not queued again, so that a killed search continues.
 
     Args:
-        watch: stops trials that are hopeless, see Crew.
-        latency: time each model in turn with its teacher, as share_of_time of the card.
-        device: find what each model takes as C, as flash and ram of the card; a number: in at most so much RAM.
+        watch: stops hopeless trials, see Crew.
+        latency: time each model in turn with its teacher, as share_of_time in the card.
+        device: find what each model takes as C, as flash and ram in the card; a number: with at most so much RAM.
         trust: what networks may come from, see artifact.read.
-        whole: measure all branches, so that the experiment can be applied: DVC wants every output to be there.
+        whole: measure all branches, so that the experiment can be applied, for which DVC wants every output.
     """
     recorded = experiments.revisions(repo, wanted.keys())
     queued = {experiments.name_of(entry) for entry in experiments.waiting(repo)}
@@ -71,10 +70,10 @@ def run(
                     cards[name] = Failed("; ".join(map(_last_line, pipeline.failed.values())))
                     _dvc(repo, "queue", "remove", name)
             experiments.record(repo, wanted.keys() - cards.keys())
-        found = experiments.revisions(repo, wanted.keys() - cards.keys())
-        if lost := sorted(wanted.keys() - cards.keys() - found.keys()):
+        commits = experiments.revisions(repo, wanted.keys() - cards.keys())
+        if lost := sorted(wanted.keys() - cards.keys() - commits.keys()):
             raise RunError(experiments.NOT_RECORDED.format(", ".join(lost)))
-        for name, commit in found.items():
+        for name, commit in commits.items():
             model = list(wanted[name])[-1]
             card = card_of(repo, commit, model)
             if latency or device is not False:
@@ -88,19 +87,19 @@ def run(
 
 
 def _last_line(why: str) -> str:
-    """What a stage said last: its error; `why` begins with the command."""
+    """The last line that a stage printed, its error; `why` begins with the command."""
     lines = [line for line in why.splitlines() if line.strip()]
     return lines[-1] if lines else "failed"
 
 
 def _queue(repo: Any, name: str, entries: Entries, measured: list[str]) -> None:
-    """As an experiment that adds branches to params.yaml; those that are there already stay as they are."""
+    """Queue an experiment that adds branches to params.yaml; those already there stay as they are."""
     changes = [part for branch, entry in entries.items() for part in ("-S", f"++branches.{branch}={_in_hydra(entry)}")]
     _dvc(repo, "exp", "run", "--queue", "--name", name, *changes, *(f"evaluate@{each}" for each in measured))
 
 
 def _in_hydra(value: Any) -> str:
-    """A value as Hydra reads it: JSON, but for keys."""
+    """A value as Hydra reads it: JSON, but with unquoted keys."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_in_hydra(part)}" for key, part in value.items()) + "}"
     return json.dumps(value)
@@ -112,10 +111,13 @@ def apply(repo: Any, name: str) -> None:
 
 
 def _dvc(repo: Any, *command: str) -> str:
-    """What DVC says; its own worker, which records experiments, may hold the lock a while longer than we wait for it.
+    """Run a DVC command and return what it prints.
+
+    While another process holds DVC's lock, try again for up to PATIENCE seconds: DVC's own worker, which records
+    experiments, may keep it a while after we stop waiting for that worker.
 
     Raises:
-        RunError: it fails.
+        RunError: the command fails.
     """
     until = time.monotonic() + PATIENCE
     while True:
@@ -134,7 +136,7 @@ def _dvc(repo: Any, *command: str) -> str:
 
 
 def begun_with(repo: Any, prefix: str) -> list[str]:
-    """Names that begin so, of experiments that there are or that wait."""
+    """The names with this prefix of experiments that exist or are queued."""
     from dvc.repo.experiments.utils import exp_refs
 
     names = {ref.name for ref in exp_refs(repo.scm)} | set(map(experiments.name_of, experiments.waiting(repo)))
@@ -145,7 +147,7 @@ def card_of(repo: Any, commit: str, model: str) -> dict[str, Any]:
     """All figures of one model of an experiment.
 
     Raises:
-        RunError: it has none.
+        RunError: the experiment has none.
     """
     card = Revision(commit, repo.root_dir).card(model)
     if card is None:
@@ -154,20 +156,20 @@ def card_of(repo: Any, commit: str, model: str) -> dict[str, Any]:
 
 
 def _models(repo: Any, commit: str) -> Path:
-    """The folder with an experiment's models, until the next one's."""
+    """Unpack an experiment's models; return their folder, which the next experiment's replaces."""
     place = Path(repo.root_dir) / experiments.PLACE / "measured"
     experiments.unpacked(repo, commit, place, place.with_suffix(".checkpoints"))
     return place / "models"
 
 
 def _on_device(model: Path, limit: int | bool, trust: Collection[str]) -> dict[str, int]:
-    """Flash and RAM; where no plan is as small as the limit, those of the least memory."""
+    """Flash and RAM within the limit; those of the least memory if no plan is that small, or if limit is True."""
     from lowenergy.runtimes.c import forecast
     from lowenergy.storage import artifact
 
     read, _ = artifact.read(model, trust=trust)
-    found = forecast.smallest(read) if limit is True else forecast.within(read, int(limit))
-    return {"flash": found.flash, "ram": found.ram}
+    predicted = forecast.smallest(read) if limit is True else forecast.within(read, int(limit))
+    return {"flash": predicted.flash, "ram": predicted.ram}
 
 
 def _share_of_time(model: Path, teacher: Path, trust: Collection[str]) -> float:

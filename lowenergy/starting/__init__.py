@@ -19,12 +19,12 @@ def start(
     Args:
         place: see look.images.
         budget: seconds for the whole pipeline.
-        size: of the images; None to choose one.
-        arguments: of a data set, such as split=letters.
-        force: overwrite values of the user's own in params.yaml.
+        size: side of the images in pixels; None to choose one.
+        arguments: for a data set, such as split=letters.
+        force: overwrite the user's own values in params.yaml.
     Raises:
-        UserError: params.yaml has values of the user's own, the images cannot be used, or the budget is too small;
-            nothing is written.
+        UserError: params.yaml has the user's own values, the size or arguments are wrong, the images cannot be used,
+            or the budget is too small; nothing is written.
     """
     command = f"lowenergy start {place}"
     if size is not None and not 8 <= size <= 512:
@@ -44,10 +44,10 @@ def start(
 
 
 def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
-    """Values as YAML has them.
+    """Parse name=value arguments, whose values are YAML.
 
     Raises:
-        UserError: one is not of the form name=value.
+        UserError: one is not of the form name=value, or not valid YAML.
     """
     pairs = [text.partition("=") for text in arguments]
     if wrong := next((text for text, (name, sign, _) in zip(arguments, pairs, strict=True) if not (name and sign)), ""):

@@ -1,8 +1,9 @@
-"""Values for params.yaml that suit the images and the machine, and the time that each stage will take.
+"""Choose values for params.yaml that suit the images and the machine, and predict how long each stage will take.
 
-Every training is given a number of updates between a least that is worth it and a most that still helps. The largest
-images are taken at whose least the pipeline fits into the budget, if need be fewer of them than there are, then as many
-updates as fill it. What does not fit at all is left out: first the JEM, then the EBM.
+Every training gets a number of updates between the least that is worth it and the most that still helps. The plan takes
+the largest images with which the pipeline fits into the budget at the least number of updates, if need be fewer images
+than there are, and then as many updates as fill the budget. What does not fit at all is left out: first the JEM, then
+the EBM.
 """
 
 import heapq
@@ -17,27 +18,27 @@ from lowenergy.starting.look import Images, Machine
 from lowenergy.starting.measure import BATCH, Cost, precision
 
 SIZES = (224, 128, 96, 64, 48, 32, 28, 16, 8)
-LARGEST = (
-    64  # of its own accord: classes of photographs seldom need more, and energies take four times as long for each
-)
-MARGIN = 1.15  # what machines are slower than they were while a few steps were measured
-STAGE = 10.0  # seconds of a stage beside its work: Python, torch, the files
-# Beside the steps themselves: images on their way, averages of weights, validation, checkpoints, the other stage.
+# Side that is chosen unless the user asks for more: classes of photographs seldom need it, and energies take four times
+# as long at each doubling.
+LARGEST = 64
+MARGIN = 1.15  # how much slower machines are than while a few steps were measured
+STAGE = 10.0  # seconds that a stage takes besides its work: Python, torch, the files
+# Factor for what comes on top of the steps: moving images, averaging weights, validation, checkpoints, other stages.
 STEPS = 1.2
-# Seconds of a method beside its steps, on two cores without AVX-512: graphs are traced and compared, layers scanned.
+# Seconds that a method takes besides its steps, on two cores without AVX-512, to trace and compare graphs, scan layers.
 METHOD = {"distill": 0.0, "prune": 60.0, "quantize": 50.0, "pq": 110.0}
-SMALLEST = 16  # pixels, of photographs: of fewer one sees nothing, and teachers go first
-LIMIT = 48_000  # images, of which one pass is about the least number of updates of an energy
-SAMPLES = 500  # drawn for the test figures, and as many for those of validation
-PROBES, CHAINS = 1400, 300  # real images, and chains, where energies are matched
-STATES = 5  # of each chain, see probe_images
+SMALLEST = 16  # pixels, for photographs: in smaller ones nothing can be seen, so teachers are dropped first
+LIMIT = 48_000  # images: one pass over them is about the least number of updates of an energy
+SAMPLES = 500  # drawn for the test figures, and as many again for those of validation
+PROBES, CHAINS = 1400, 300  # real images, and chains, on which energies are matched
+STATES = 5  # taken from each chain, see probe_images
 
 Overlay = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Updates:
-    """How often weights are updated: the least that is worth it, the most that still helps."""
+    """How often weights are updated: the least that is worth it, and the most that still helps."""
 
     least: int
     most: int
@@ -49,9 +50,9 @@ class Updates:
 TEACHER = {"classifier": Updates(800, 12_000), "ebm": Updates(1_500, 14_000), "jem": Updates(1_500, 14_000)}
 STUDENT, STUDENT_RETRAIN = Updates(600, 4_000), Updates(600, 8_000)
 FINETUNE, RETRAIN = Updates(200, 2_500), Updates(200, 3_000)
-LATE = 0.667  # of an energy's training, before chains join in
-CHAIN_STEPS = 5  # between two updates
-LIFE = 50  # steps of a chain from noise; of twice the usual length, which is as good (docs/energies.md)
+LATE = 0.667  # fraction of an energy's training before chains join in
+CHAIN_STEPS = 5  # of each chain between two updates
+LIFE = 50  # steps of a chain from noise, each twice as long as usual, which is as good (docs/energies.md)
 
 
 @dataclass
@@ -72,11 +73,11 @@ class Plan:
     seconds: float  # from beginning to end, with as many stages at a time as the machine runs
 
     def memory(self, jobs: int) -> int:
-        """Bytes of the largest stages, so many at a time."""
+        """Bytes that the largest stages take, `jobs` of them at a time."""
         return sum(heapq.nlargest(jobs, (stage.memory for stage in self.stages)))
 
     def lines(self, images: Images) -> list[str]:
-        """What was chosen, and why; what each stage will take."""
+        """Say what was chosen and why, and what each stage will take."""
         left = [kind for kind in TEACHER if kind not in self.teachers]
         smaller = self.size < min(images.side, LARGEST)
         limit = self.values["data"].get("limit")
@@ -112,20 +113,20 @@ def specs(images: Images, size: int) -> dict[str, Spec]:
 
     classes = len(images.classes)
     stem = "3x3" if size <= 32 else "3x3-pool" if size <= 64 else "7x7"
-    # Through the plain layers of a cnn a fresh energy of more than 16 pixels has no slope to begin with. Half of the
-    # resolution and twice the width take as long; of 32 pixels that draws no better.
+    # Through the plain layers of a cnn, a fresh energy of images above 16 pixels has no slope to begin with. Half the
+    # resolution at twice the width takes as long; for images of 32 pixels it draws no better.
     name, width, first = "residual", 24, "5x5"
     if size <= 32:
         name, width, first = "cnn" if size <= 16 else "residual", 16, "3x3"
-    found = {
+    networks = {
         "scorer": of("resnet8", 16, "relu", "batch", None, classes, stem),
         "classifier": of("resnet8", 32, "relu", "batch", None, classes, stem),
         "classifier-distill": of("resnet8", 12, "relu", "batch", None, classes, stem),
     }
     for kind, head, outputs in (("ebm", "mean", 10), ("jem", "logsumexp", classes)):
-        found[kind] = of(name, width, "swish", "none", head, outputs, first)
-        found[f"{kind}-distill"] = of(name, width // 2, "swish", "none", head, outputs, first)
-    return found
+        networks[kind] = of(name, width, "swish", "none", head, outputs, first)
+        networks[f"{kind}-distill"] = of(name, width // 2, "swish", "none", head, outputs, first)
+    return networks
 
 
 def plan(
@@ -135,23 +136,23 @@ def plan(
     measured: Callable[[Sequence[Spec]], Mapping[Spec, Cost]],
     size: int | None = None,
 ) -> Plan:
-    """The best that fits.
+    """Choose the best plan that fits the time and the memory.
 
     Args:
         budget: seconds, for `lowenergy run` on this machine.
-        measured: see measure.
-        size: of the images; None to choose one.
+        measured: the costs of networks, see measure.measure.
+        size: side of the images; None to choose one.
     Raises:
         UserError: not even a classifier of the smallest images fits into the time or the memory.
     """
     within = budget / MARGIN
     tried: list[float] = []
-    needed: dict[int, int] = {}  # bytes, by side, where there are not so many
+    needed: dict[int, int] = {}  # bytes, by side, if fewer are free
     for teachers in (["classifier", "ebm", "jem"], ["classifier", "ebm"], ["classifier"]):
-        before: tuple[int, float] | None = None  # side, and the least seconds that it takes
+        before: tuple[int, float] | None = None  # the last side tried, and the least seconds that it takes
         for side in sizes(images, size):
             if before is not None and before[1] * (side / before[0]) ** 2 > HOPELESS * within:
-                continue  # time goes with the pixels, and is known from larger ones well enough to save measuring
+                continue  # time grows with the pixels, and the larger size tells it well enough to save measuring
             networks = specs(images, side)
             networks = {name: spec for name, spec in networks.items() if name.split("-")[0] in ("scorer", *teachers)}
             costs = measured(list(networks.values()))
@@ -182,7 +183,7 @@ HOPELESS = 1.5  # times the budget
 
 
 def _fewer(images: Images) -> list[Images]:
-    """All images, and as few as one pass has time for."""
+    """All images; then, if there are more than LIMIT to train on, only so many."""
     if images.train * (1.0 if images.test is not None else 1 - TEST) <= LIMIT:
         return [images]
     train = LIMIT if images.test is not None else round(LIMIT / (1 - TEST))
@@ -202,7 +203,7 @@ def _fewer(images: Images) -> list[Images]:
 
 @dataclass(frozen=True)
 class _Fit:
-    """Plans of one size of images and one choice of teachers, by how much is trained."""
+    """Plans for one size of images and one choice of teachers, by how much is trained."""
 
     images: Images
     machine: Machine
@@ -215,7 +216,7 @@ class _Fit:
         return _planned(self.images, self.machine, self.size, self.teachers, self.cost, self.networks, effort)
 
     def fullest(self, within: float) -> Plan:
-        """The most training that takes no more than so many seconds; the least does."""
+        """The plan with the most training that takes no more than `within` seconds; the least training must fit."""
         if self.at(1.0).seconds <= within:
             return self.at(1.0)
         low, high = 0.0, 1.0
@@ -247,7 +248,7 @@ def _planned(
         stages.append(Stage(name, STAGE + beside + STEPS * seconds, memory, list(needs)))
 
     def trained(name: str, updates: Updates) -> tuple[int, float]:
-        """Epochs over the training images, and seconds of that many updates by the own loss."""
+        """Epochs over the training images for that many updates, and the seconds that they take with the own loss."""
         count = epochs(updates.at(effort), n)
         return count, count * n / BATCH * cost[name].own
 
@@ -273,7 +274,7 @@ def _planned(
             "scorer",
         )
         matched = probes if energy else n
-        # The teacher's chains are drawn anew by each stage that matches.
+        # Each stage that matches draws the teacher's chains anew.
         drawn = CHAINS * LIFE / BATCH * cost[kind].asked if energy else 0.0
         for branch, (start, by) in BRANCHES[kind].items():
             of = cost[f"{kind}-distill"] if "distill" in branch else cost[kind]
@@ -310,8 +311,8 @@ def _planned(
     return Plan(size, teachers, effort, values, stages, _makespan(stages, machine.jobs))
 
 
-TEST, VALIDATION = 0.2, 0.1  # shares that are split off where there are none, as the defaults of params.yaml have it
-SCANNED, CALIBRATED = 400, 60  # batches that pruning and pq look at, layer by layer; and rounding
+TEST, VALIDATION = 0.2, 0.1  # fractions split off if the source has none, the defaults of params.yaml
+SCANNED, CALIBRATED = 400, 60  # batches that pruning and pq look at, layer by layer; and quantizing
 BRANCHES: dict[str, dict[str, tuple[str, str]]] = {  # name: what it starts from, and the method
     kind: {
         f"{kind}-prune": (kind, "prune"),
@@ -325,7 +326,7 @@ BRANCHES: dict[str, dict[str, tuple[str, str]]] = {  # name: what it starts from
 
 
 def _counts(images: Images) -> tuple[int, list[int]]:
-    """Images to train on, and to test and validate on, as `prepare` splits them: of each class its share."""
+    """Count images to train on, and to test and validate on, as `prepare` splits them: every class in proportion."""
     left, evaluated = [*images.classes.values()], []
     for own, share in ((images.test, TEST), (images.validation, VALIDATION)):
         taken = [0 if own is not None else max(1, round(share * count)) for count in left]

@@ -1,4 +1,4 @@
-"""What there is: a user's images, and the machine that shall train on them."""
+"""Look at what there is: a user's images, and the machine that is to train on them."""
 
 import hashlib
 import os
@@ -18,25 +18,25 @@ from lowenergy.data.images import Files, Part
 from lowenergy.params import Data, check_place
 from lowenergy.params.data import TORCHVISION
 
-COLOURED = 300  # images that are looked at to see whether there are colours
-COMPARED = 20_000  # images among which equal ones are looked for
-GREY = 4  # of 255: what compression adds to a grey photograph
+COLOURED = 300  # images that are looked at to find out whether there are colours
+COMPARED = 20_000  # images of each part among which equal ones are looked for
+GREY = 4  # of 255: as much colour as image compression adds to a grey photograph
 
 
 @dataclass(frozen=True)
 class Images:
     """A source of images as `prepare` will read it."""
 
-    section: dict[str, Any]  # the values of section data that name it
+    section: dict[str, Any]  # the values of section `data` that name it
     train: int
-    test: int | None  # of its own; None: some are split off
+    test: int | None  # images of its own; None: some are split off
     validation: int | None  # the same
     classes: dict[str, int]
     side: int  # median of the shorter sides, in pixels
     smallest: int
     channels: Literal[1, 3]
-    equal: int  # images that are the same as another one
-    reading: float  # seconds for one of them
+    equal: int  # images that are copies of another one
+    reading: float  # seconds that reading one image takes
 
     def lines(self) -> list[str]:
         counts = sorted(self.classes.values())
@@ -63,7 +63,7 @@ class Machine:
 
     @property
     def jobs(self) -> int:
-        """Stages at a time, as `lowenergy run` starts them."""
+        """How many stages `lowenergy run` runs at a time."""
         return 1 if self.gpu else min(max(2, self.cores // 2), self.cores)
 
     @property
@@ -76,22 +76,23 @@ class Machine:
 
 
 def machine() -> Machine:
-    found = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    known = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if f" {name}" in found]
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    known = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if f" {name}" in cpuinfo]
     free = psutil.virtual_memory().available
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return Machine(len(os.sched_getaffinity(0)), free, gpu, ", ".join(known) or "no vector instructions known")
 
 
 def images(place: str, root: str, arguments: Mapping[str, Any]) -> Images:
-    """What a folder or a data set of torchvision holds.
+    """Look at what a folder or a data set of torchvision holds.
 
     Args:
-        place: a folder, or a source of params.yaml: mnist, torchvision.datasets.FashionMNIST.
-        root: where files of data sets are.
-        arguments: of a data set, as `data.arguments`.
+        place: a folder, or a source as in params.yaml, such as mnist or torchvision.datasets.FashionMNIST.
+        root: folder with the files of data sets.
+        arguments: for a data set, as `data.arguments`.
     Raises:
-        UserError: there is neither, or its images cannot be read or split, or would be deleted.
+        UserError: `place` is neither or takes no arguments, or its images cannot be read or split, or the pipeline
+            would delete them.
     """
     named = not Path(place).exists() and (place.startswith(TORCHVISION) or "/" not in place)
     section: dict[str, Any] = {"source": place, "root": root} if named else {"source": "folder", "folder": place}
@@ -101,9 +102,9 @@ def images(place: str, root: str, arguments: Mapping[str, Any]) -> Images:
         if not place.startswith(TORCHVISION):
             raise DataError(f"--arguments are for torchvision.datasets.…; {place} takes none")
         section["arguments"] = dict(arguments)
-    given = {"root": "data/raw", "folder": "data/images", "validation": 0.1, "test": 0.2, "limit": None, "channels": 3}
+    usual = {"root": "data/raw", "folder": "data/images", "validation": 0.1, "test": 0.2, "limit": None, "channels": 3}
     try:
-        p = Data.model_validate({**given, **section, "image_size": None if named else 32})
+        p = Data.model_validate({**usual, **section, "image_size": None if named else 32})
     except ValueError:
         raise DataError(f"{place}: no such folder, and no data set; see `lowenergy params data.source`") from None
     train, test, classes, validation = preparing.checked(p)
@@ -133,7 +134,7 @@ def _sides(part: Part) -> list[int]:
         try:
             with decoding.opened(path) as image:
                 sides.append(min(image.size))
-                image.draft("L", (64, 64))  # of a JPEG an eighth in each direction, which takes a quarter of the time
+                image.draft("L", (64, 64))  # a JPEG at an eighth of its side takes a quarter of the time
                 image.load()
         except DataError as error:
             damaged.append(str(error))
@@ -144,7 +145,7 @@ def _sides(part: Part) -> list[int]:
 
 
 def _in_colour(part: Part) -> tuple[bool, float]:
-    """Whether some of the images have colours, and the seconds that reading one took."""
+    """Return whether more than 1 % of the images have colours, and the seconds that reading one took."""
     some = torch.arange(len(part))[:: max(1, len(part) // COLOURED)]
     taken, started = part.take(some), time.monotonic()
     pixels = taken.read(0, len(taken)) if isinstance(taken, Files) else taken.images

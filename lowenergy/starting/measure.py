@@ -1,4 +1,4 @@
-"""How long a network takes here, by a few real steps of each kind of training, and how much memory."""
+"""Measure how long a network takes here, and how much memory, by a few real steps of each kind of training."""
 
 import multiprocessing
 import resource
@@ -20,28 +20,32 @@ from lowenergy.base.precision import Precision
 from lowenergy.energies import energy_gradient, energy_of, flow_loss
 from lowenergy.networks import Spec
 
-STEPS = 3  # after one that warms up
+STEPS = 3  # timed, after one that warms up
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one network, for a batch of BATCH images; seconds of a process with its threads, beside as many others as
-    run at a time."""
+    """What one network takes for a batch of BATCH images: seconds in a process with its share of the threads, while as
+    many others run as stages run at a time."""
 
     own: float  # a step of its own loss: cross-entropy, or the flow
     matching: float  # a step towards a teacher of the same size
-    asked: float  # logits, or a Langevin step
+    asked: float  # to compute logits, or for a Langevin step
     memory: int  # bytes that the process held at most
 
 
 def precision() -> Precision:
-    """Of training here: bfloat16 where the device has it, which is about twice as fast."""
+    """The precision of training here: bfloat16 if the device has it, which is about twice as fast."""
     return "bf16-mixed" if has_bfloat16(fastest().type) else "32-true"
 
 
 def measure(specs: Sequence[Spec], threads: int, jobs: int) -> dict[Spec, Cost]:
-    """Each in a process of its own, as many at a time as stages will be: they share caches and memory."""
+    """Measure each network in a process of its own, as many at a time as stages will run: they share caches and memory.
+
+    Raises:
+        UserError: the system ended a process, most often for want of memory.
+    """
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
@@ -83,7 +87,7 @@ def _measured(spec: Spec, threads: int) -> Cost:
     else:
         energy = energy_of(network, spec.head, precision())
         own = trained(lambda: flow_loss(energy, images, generator))
-        # Matching and sampling are in float32, wherever training is in less.
+        # Matching and sampling use float32, even if training uses less.
         whole = energy_of(network, spec.head, "32-true")
         matching = own if precision() == "32-true" else trained(lambda: flow_loss(whole, images, generator))
         frozen = energy_of(network, spec.head, "32-true", frozen=True)
@@ -93,7 +97,7 @@ def _measured(spec: Spec, threads: int) -> Cost:
 
 
 def _settle() -> None:
-    """Until a GPU has done what it was given."""
+    """Wait until a GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -1,4 +1,4 @@
-"""What is compressed. One package per kind says how its teacher is trained and what compressed ones must match.
+"""What is compressed: one package per kind, with how its teacher is trained and what compressed models must match.
 
 Each package has
 

@@ -1,10 +1,11 @@
-"""How long a stored model takes, each way of running it: `lowenergy bench`.
+"""How long a stored model takes, for each way of running it: `lowenergy bench`.
 
-One run is a forward pass to the logits or, of an energy and with `steps`, one Langevin step: energy's gradient, clamps,
-noise. Ways: `eager` (channels_last), `compiled` by Inductor, `onnxruntime`; steps also under bfloat16 autocast, as
-profiles sample. int8 models run as Inductor's int8 kernels and in onnxruntime, from what `lowenergy export` writes.
+One run is a forward pass to the logits or, for an energy with `steps`, one Langevin step: the energy's gradient,
+clamps, noise. The ways are `eager` (channels_last), `compiled` by Inductor, and `onnxruntime`; steps are also run under
+bfloat16 autocast, as profiles sample. int8 models run with Inductor's int8 kernels, and in onnxruntime from the file
+that `lowenergy export` writes.
 
-Each way of each model is measured in a process of its own, so that peak memory and thread pools are its alone.
+Each way of each model is measured in a process of its own, so that it does not share peak memory or thread pools.
 """
 
 import multiprocessing
@@ -29,8 +30,8 @@ from lowenergy.params import Sampler
 from lowenergy.runtimes import int8, loading, to_onnx
 from lowenergy.storage import artifact
 
-CONSTANTS = Sampler(step_size=0.05, noise=0.015, gradient_clamp=5.0)  # of a step; they do not change its time
-WARM_UP = 3  # runs that are not counted: the first ones compile, and allocate
+CONSTANTS = Sampler(step_size=0.05, noise=0.015, gradient_clamp=5.0)  # of a Langevin step; they do not change its time
+WARM_UP = 3  # runs that are not counted: the first ones compile and allocate
 
 WAYS = ("eager", "compiled", "onnxruntime", "bf16", "int8 Inductor", "int8 onnxruntime")
 
@@ -39,7 +40,7 @@ Run = Callable[[Tensor], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """One line of the table: a model, a way of running it, on so many threads, so many images at a time."""
+    """One line of the table: a model, a way of running it, a number of threads, and a number of images at a time."""
 
     model: str
     way: str
@@ -49,7 +50,7 @@ class Timing:
     low_ms: float  # and their quartiles
     high_ms: float
     per_second: float  # images, or Langevin steps of one image
-    mib: float  # peak of memory above what the process took before it loaded the model
+    mib: float  # peak memory above what the process took before it loaded the network
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def ways_of(path: Path, *, steps: bool, trust: Collection[str] = ()) -> list[str
     """The ways in which a model can be run.
 
     Raises:
-        FileError: no model, or steps were asked of one without energy.
+        FileError: the file is not a model.
+        UserError: steps were asked for, and the model has no energy.
     """
     model, _ = artifact.read(path, trust=trust)
     if steps and model.spec.head is None:
@@ -74,7 +76,7 @@ def ways_of(path: Path, *, steps: bool, trust: Collection[str] = ()) -> list[str
 
 
 def forward(path: Path, way: str, threads: int, trust: Collection[str] = ()) -> Run:
-    """images (n, c, h, w) -> logits, this way."""
+    """Return the run that takes images (n, c, h, w) to logits in this way, or to energies: an energy in onnxruntime."""
     model, header = artifact.read(path, trust=trust)
     if "onnxruntime" in way:
         return _in_onnxruntime(model, header, threads, "logits" if model.spec.head is None else "energy")
@@ -85,7 +87,7 @@ def forward(path: Path, way: str, threads: int, trust: Collection[str] = ()) -> 
 
 
 def step(path: Path, way: str, threads: int, trust: Collection[str] = ()) -> Run:
-    """images (n, c, h, w) -> images one Langevin step later, this way."""
+    """Return the run that takes images (n, c, h, w) to the images one Langevin step later in this way."""
     model, header = artifact.read(path, trust=trust)
     if "onnxruntime" in way:
         return _in_onnxruntime(model, header, threads, "next")
@@ -140,16 +142,18 @@ def bench(
     ways: Collection[str] = (),
     trust: Collection[str] = (),
 ) -> Iterator[Timing | Failure]:
-    """Time models, every way that they can be run; each result as soon as it is there.
+    """Time models in every way that they can be run; yield each way's results as soon as it has been measured.
 
     Args:
-        batches: images at a time.
-        steps: Langevin steps instead of forward passes.
-        rounds: runs that are counted, of each way and batch.
-        ways: only these; none for all.
+        batches: numbers of images at a time.
+        threads: numbers of threads.
+        steps: time Langevin steps instead of forward passes.
+        rounds: how many runs are counted, for each way and batch.
+        ways: only these; all if empty.
         trust: what networks may come from, see artifact.read.
     Raises:
-        FileError: one of them is no model, or has no energy; before anything is measured.
+        FileError: one of the files is not a model. This and the next are raised before anything is measured.
+        UserError: steps were asked for, and one of the models has no energy.
     """
     todo = [(path, way) for path in paths for way in ways_of(path, steps=steps, trust=trust) if not ways or way in ways]
     for count in threads:
@@ -157,7 +161,7 @@ def bench(
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
                 try:
                     yield from alone.submit(_measured, path, way, count, batches, steps, rounds, trust).result()
-                except Exception as error:  # of a compiler or runtime that is not there, or cannot do it
+                except Exception as error:  # from a compiler or runtime that is missing, or cannot do it
                     yield Failure(str(path), way, str(error).splitlines()[0] if str(error) else repr(error))
 
 
@@ -168,14 +172,14 @@ def _measured(
     shape = artifact.read(path, trust=trust)[0].spec.input_shape
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run = (step if steps else forward)(path, way, threads, trust)
-    found = []
+    timings = []
     for batch in batches:
         images = torch.rand(batch, *shape) * 2 - 1
         times = torch.tensor([_milliseconds(run, images) for _ in range(WARM_UP + rounds)][WARM_UP:])
         low, median, high = times.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        found.append(Timing(str(path), way, threads, batch, median, low, high, 1000 * batch / median, peak))
-    return found
+        timings.append(Timing(str(path), way, threads, batch, median, low, high, 1000 * batch / median, peak))
+    return timings
 
 
 def _milliseconds(run: Run, images: Tensor) -> float:
@@ -194,9 +198,9 @@ def share_of_time(
     rounds: int = 30,
     trust: Collection[str] = (),
 ) -> float:
-    """The time that onnxruntime takes for a model, as a share of what it takes for its teacher.
+    """The time that onnxruntime takes for a model, as a fraction of what it takes for its teacher.
 
-    The two take turns, so that what else the machine does slows both; the median of the rounds' shares.
+    The two take turns, so that whatever else the machine does slows both. The result is the median over the rounds.
     """
     runs = []
     for each in (path, teacher):

@@ -1,4 +1,4 @@
-"""What `lowenergy bench` has measured, as a table."""
+"""The table of what `lowenergy bench` has measured."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def show(rows: Sequence[Mapping[str, Any]], what: str) -> None:
-    """Print a line per timing; ratios are to the fastest way of the first model, of the same threads and batch.
+    """Print a line per timing; ratios are relative to the first model's fastest way with the same threads and batch.
 
     Args:
-        rows: fields of bench.Timing.
-        what: one run is: forward pass, or Langevin step.
+        rows: the fields of each bench.Timing.
+        what: what one run is, a forward pass or a Langevin step.
     """
     from rich import box
     from rich.console import Console

@@ -12,7 +12,7 @@ from lowenergy.energies import HEADS, auroc_of, energy_gradient, energy_of, tran
 from lowenergy.networks import spec_of
 from lowenergy.training.run import Run
 
-IMAGES = 300  # of the validation split: 3 % of accuracy, or of an AUROC
+IMAGES = 300  # of the validation split: they tell accuracy, or an AUROC, to 3 %
 SURE = 2.0  # standard errors
 
 
@@ -21,14 +21,15 @@ def check(
 ) -> None:
     """Refuse a result that answers like chance where its source did not.
 
-    A classifier guesses if its accuracy cannot be told from the share of the largest class; an energy, if it tells
-    real images from others (noise, turned ones, small ones) no better than a coin, or has no gradient to follow.
+    A classifier guesses if its accuracy cannot be told from the share of the largest class. An energy guesses if it
+    tells real images from others (noise, turned ones, small ones) no better than a coin, or has no gradient to follow.
 
     Args:
-        accepted: say so, and go on.
-        accept: what to set for that; in params.yaml if it is not given.
+        accepted: only warn, and go on.
+        accept: the setting that accepts it, for the message; by default the one in params.yaml.
     Raises:
-        UserError: it does; or its outputs are not finite, which nobody can accept.
+        UserError: the result answers like chance and this is not accepted, or its outputs are not finite, which nobody
+            can accept.
     """
     spec = spec_of(source)
     index = torch.arange(0, len(validation), max(1, len(validation) // IMAGES))[:IMAGES]
@@ -41,7 +42,7 @@ def check(
     if not all(part.isfinite().all() for part in of_result.values()):
         raise UserError(f"{run.name}: the outputs of the result are not finite; nothing is written")
     problems = []
-    if spec.head in (None, "logsumexp"):  # of an energy with this head the logits are those of classes
+    if spec.head in (None, "logsumexp"):  # with this head, an energy's logits are those of classes
         problems.append(_guesses(of_result["real"], of_source["real"], some.labels.cpu()))
     if spec.head is not None:
         head = HEADS[spec.head]
@@ -68,12 +69,12 @@ def _outputs(network: nn.Module, images: Tensor) -> Tensor:
 def _guesses(result: Tensor, source: Tensor, labels: Tensor) -> str | None:
     n = len(labels)
     chance = int(labels.bincount().max()) / n
-    found, wanted = (wilson(int((logits.argmax(1) == labels).sum()), n, SURE) for logits in (result, source))
-    # The source cannot be told from chance, or from the result.
-    if found.low > chance or wanted.low <= max(chance, found.high):
+    reached, wanted = (wilson(int((logits.argmax(1) == labels).sum()), n, SURE) for logits in (result, source))
+    # The result is better than chance, or the source cannot be told from chance, or from the result.
+    if reached.low > chance or wanted.low <= max(chance, reached.high):
         return None
     return (
-        f"{found.value:.1%} of {n} validation images right, of which {chance:.1%} are of one class; "
+        f"{reached.value:.1%} of {n} validation images right, of which {chance:.1%} are of one class; "
         f"the source {wanted.value:.1%}"
     )
 
@@ -86,16 +87,16 @@ def _tells_nothing(result: dict[str, Tensor], source: dict[str, Tensor]) -> str 
     if not told:
         return None
     wanted = sum(told.values()) / len(told)
-    found = sum(auroc_of(result["real"], result[kind]) for kind in told) / len(told)
-    if found > 0.5 + error or found > wanted - error:
+    auroc = sum(auroc_of(result["real"], result[kind]) for kind in told) / len(told)
+    if auroc > 0.5 + error or auroc > wanted - error:
         return None
-    return f"its energy tells real images from {', '.join(told)} with an AUROC of {found:.2f}; the source {wanted:.2f}"
+    return f"its energy tells real images from {', '.join(told)} with an AUROC of {auroc:.2f}; the source {wanted:.2f}"
 
 
 def _is_flat(result: nn.Module, source: nn.Module, images: Tensor) -> str | None:
     head = spec_of(source).head
     assert head is not None
-    (_, found), (_, wanted) = (
+    (_, slope), (_, wanted) = (
         energy_gradient(energy_of(of, head), images.to(next(of.parameters()).device)) for of in (result, source)
     )
-    return "its energy has no gradient" if wanted.any() and not found.any() else None
+    return "its energy has no gradient" if wanted.any() and not slope.any() else None

@@ -1,4 +1,4 @@
-"""Training of energies: the teacher by flow and chains, compressed ones towards it, and those again by themselves."""
+"""Train energies: the teacher by flow and chains, compressed ones towards it, and these again by their own loss."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -35,13 +35,13 @@ from lowenergy.training.graphs import RecordedEnergy
 from lowenergy.training.loop import DivergedError, Logs, fit
 from lowenergy.training.run import Run
 
-OWN = 128  # images by whose own loss weights are judged
+OWN = 128  # images on which a network's own loss judges its weights
 # When training counts as diverged, see guard below. Healthy energies stay in the hundreds, healthy chains above half of
 # the data's spread; both bounds are far from that, because going back costs time.
 LARGEST_ENERGY = 1e5
 SMALLEST_SPREAD = 0.05
-FROM_NOISE = 64  # chains that are started anew now and then: those of the buffer may live on where none would get to
-LOOKED_AFTER = 12  # points of the curves
+FROM_NOISE = 64  # chains started anew now and then: those in the buffer may live on where no new one would get to
+LOOKED_AFTER = 12  # every so many points of the curves
 RECOVERIES = 5
 
 Also = Callable[
@@ -51,27 +51,28 @@ Also = Callable[
 
 @dataclass(frozen=True)
 class _Course:
-    """What tells one training of an energy from another."""
+    """How one training of an energy differs from another."""
 
     part: str  # of the run
     epochs: int
     rate: Callable[[int, int], float]  # (step, steps) -> factor of the learning rate
-    chains_from: float  # share of the steps that are trained on the flow alone
+    chains_from: float  # fraction of the steps that train on the flow alone
     precision: Precision
-    fresh: bool  # begins knowing little
+    fresh: bool  # the network knows little at the start
 
 
 def fit_energy(network: Network, data: Split, p: EnergyTraining, run: Run, also: Also | None = None) -> None:
     """Train a new energy in place by flow regression, persistent contrastive divergence, or both.
 
-    Where chains take part, each step advances some from the replay buffer by p.chain_steps Langevin steps, then lowers
-    the energy of real images against theirs. How chains look shows in .checkpoints/<name>.chains.png.
+    When chains take part, each step advances some from the replay buffer by p.chain_steps Langevin steps, then lowers
+    the energy of real images against theirs. The file .checkpoints/<name>.chains.png shows what chains look like.
 
     Args:
-        also: (logits of the real images, their labels, the share of the training that is done, 1 of a network that
-            is only mended) -> a further loss on the same forward pass (JEM's).
+        also: (logits of the real images, their labels, the fraction of the training that is done, 1 for a network that
+            is only mended) -> a further loss on the same forward pass (JEM's), and what to plot.
     Raises:
-        DivergedError: RECOVERIES did not help; the last healthy network is saved beside the checkpoints.
+        DivergedError: RECOVERIES did not help; if the run is watched, the last healthy network is saved beside the
+            checkpoints.
     """
 
     def each_epoch(step: int, steps: int) -> float:
@@ -83,14 +84,14 @@ def fit_energy(network: Network, data: Split, p: EnergyTraining, run: Run, also:
 def mend_energy(
     network: Network, data: Split, p: EnergyTraining, run: Run, retrain: Retrain, also: Also | None = None
 ) -> None:
-    """The same of a trained energy that was changed: chains join in at once, the rate falls to 0. See fit_energy."""
+    """Train as fit_energy does, but a trained energy that was changed: chains join in at once, the rate falls to 0."""
     _fit(network, data, p, run, also, _Course("retrain", retrain.epochs, _falling(retrain), 0.0, p.precision, False))
 
 
 def fit_student_energy(
     network: Network, data: Split, p: EnergyTraining, run: Run, retrain: StudentRetrain, also: Also | None = None
 ) -> None:
-    """The same of an energy that was trained towards another, and may know little yet. See fit_energy."""
+    """Train as fit_energy does, but an energy trained towards another, which may know little; the rate falls to 0."""
     late, precision = retrain.contrastive_from, retrain.precision
     _fit(network, data, p, run, also, _Course("retrain", retrain.epochs, _falling(retrain), late, precision, True))
 
@@ -111,7 +112,7 @@ def _fit(network: Network, data: Split, p: EnergyTraining, run: Run, also: Also 
     optimizer = torch.optim.Adam(network.parameters(), lr=p.lr, betas=(p.beta1, 0.999))
     schedule = LambdaLR(optimizer, lambda step: course.rate(step, steps))
     of_constants = energy_of(network, head, course.precision, frozen=True)
-    if course.fresh and run.device.type == "cuda" and run.team.size == 1:  # rounded networks look at their values
+    if course.fresh and run.device.type == "cuda" and run.team.size == 1:  # rounded ones look at their values
         of_constants = RecordedEnergy(of_constants)
     some = to_float(data.take(torch.arange(min(1000, len(data)))).images)
     pixel_spread = some.std(0).mean()
@@ -126,7 +127,7 @@ def _fit(network: Network, data: Split, p: EnergyTraining, run: Run, also: Also 
             *_, own = langevin_chain(of_constants, chains, p.chain_steps, p.sampler, run.generator, run.team)
             chains = run.team.gather(own, len(chains))
             sampled = buffer.put(places, chains, p.chain_steps) >= p.burn_in
-        # Before chains join in, an EBM's energies are only looked at.
+        # Before chains join in, an EBM's energies are only watched.
         with run.autocast(course.precision), torch.set_grad_enabled(also is not None or len(chains) > 0):
             logits = network(run.team.own_rows(torch.cat([images, chains]))).float()
         logits = run.team.gather(logits, len(images) + len(chains))
@@ -134,7 +135,7 @@ def _fit(network: Network, data: Split, p: EnergyTraining, run: Run, also: Also 
         real, fake = energies[: len(batch)], energies[len(batch) :][sampled]
         value = torch.zeros((), device=run.device)
         logs: dict[str, Tensor | float] = {"energy_real": real.mean()}
-        if len(fake) > len(batch) / 4:  # fewer, at the start, say nothing
+        if len(fake) > len(batch) / 4:  # fewer chains, at the start, say nothing
             value = p.contrastive_weight * contrastive_loss(real, fake, p.regularization)
             logs |= {"energy_chains": fake.mean(), "spread": chains[sampled].std(0).mean() / pixel_spread}
         if p.flow_weight:
@@ -164,7 +165,7 @@ def _fit(network: Network, data: Split, p: EnergyTraining, run: Run, also: Also 
     points_with_chains = itertools.count(1)
 
     def anew() -> float:
-        """Spread of chains as long as those that are measured, against the data's."""
+        """The spread of new chains, as long as those that the model's samples take, relative to the data's."""
         apart = torch.Generator(run.device).manual_seed(run.seed)  # the training's random numbers stay as they are
         start = uniform_noise((FROM_NOISE, *network.spec.input_shape), apart)
         *_, ends = langevin_chain(of_constants, start, p.life, p.sampler, apart)
@@ -188,7 +189,7 @@ def _fit(network: Network, data: Split, p: EnergyTraining, run: Run, also: Also 
             silent={"flow": silent_flow(some, p.flow_rest)} if p.flow_weight else {},
         )
     except DivergedError as error:
-        # Coded or rounded, its file is not yet made; unwatched, none would be found.
+        # A coded or rounded network cannot be saved yet, and nobody would find the file of an unwatched run.
         if not run.watched or any(map(parametrize.is_parametrized, network.modules())):
             raise
         path = run.checkpoint("last-healthy").with_suffix(".safetensors")
@@ -199,9 +200,9 @@ def _fit(network: Network, data: Split, p: EnergyTraining, run: Run, also: Also 
 
 
 class EnergyObjective:
-    """Energies and scores as the teacher's, on data, around it, along the teacher's chains and the network's own."""
+    """Match the teacher's energies and scores on data, around it, along the teacher's chains and the network's own."""
 
-    # An energy of hundreds matters to fractions, and its slopes even more.
+    # Energies of hundreds must be right to fractions, and their slopes even more so.
     precision: Precision = "32-true"
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: EnergyKind, run: Run, also: Also | None = None) -> None:
@@ -214,12 +215,12 @@ class EnergyObjective:
 
     @property
     def silent(self) -> dict[str, float]:
-        # Both errors are relative to the teacher's spread: without an answer they are 1.
+        # Both errors are relative to the teacher's spread, so a network without an answer has 1.
         return {"score_error": 1.0} if self.p.matching.score_weight else {"energy_error": 1.0}
 
     @cached_property
-    def inputs(self) -> Tensor:  # on demand: the chains take longer than much that needs none
-        from lowenergy.runtimes import sampling  # here, for the teacher's training must not depend on it
+    def inputs(self) -> Tensor:  # on demand: the chains take longer than much that does not need them
+        from lowenergy.runtimes import sampling  # imported here: the teacher's training must not depend on it
 
         p = self.p.matching
         of_chains = sampling.fastest(
@@ -233,11 +234,11 @@ class EnergyObjective:
         return EnergyMatch(self.energy, self.inputs, self.p.matching)
 
     def matched(self, network: nn.Module, index: Tensor) -> tuple[Tensor, Tensor, Logs]:
-        """Logits at the inputs with these indices; how far energies and scores are from the teacher's."""
+        """The logits at the inputs with these indices, and how far energies and scores are from the teacher's."""
         own, team = self.own.images, self.team
         images = torch.cat([self.inputs[index], own])
-        found = logits_and_gradient(network, self.head, team.own_rows(images))
-        logits, gradients = (team.gather(part, len(images)) for part in found)
+        own_results = logits_and_gradient(network, self.head, team.own_rows(images))
+        logits, gradients = (team.gather(part, len(images)) for part in own_results)
         loss, logs = self.match.loss(HEADS[self.head](logits), gradients, index, own)
         self.own.step(gradients)
         return logits[: len(index)], loss, logs
@@ -247,9 +248,9 @@ class EnergyObjective:
         return loss, logs
 
     def own_loss(self, network: Network, run: Run) -> Tensor:
-        """The flow's, also of an energy trained without flow: it says which weights the slopes need."""
+        """The flow loss (and JEM's), even for an energy trained without flow: it says which weights the slopes need."""
         split = self.splits.train
-        some = at_a_time(split.images, 4 * OWN) // 4  # a second derivative takes about that much more
+        some = at_a_time(split.images, 4 * OWN) // 4  # a second derivative takes about four times as much
         index = torch.randint(len(split), (some,), generator=run.generator, device=run.device)
         batch = split.take(index).to(run.device)
         images = to_float(batch.images)

@@ -1,4 +1,4 @@
-"""Pulling a compressed network to its teacher."""
+"""Pull a compressed network towards its teacher."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -15,7 +15,7 @@ from lowenergy.params import Finetune, Retrain
 from lowenergy.training.loop import NOTHING_LEARNT, Logs, Stateful, fit
 from lowenergy.training.run import Run
 
-LOOKED_AT = 250  # inputs by which a training is found to have helped
+LOOKED_AT = 250  # inputs whose loss shows whether a training has helped
 HARM = "ends worse than it began"
 POSSIBLE_WARNINGS = [
     f"fit: {HARM}",
@@ -31,10 +31,10 @@ class Objective(Protocol):
     def inputs(self) -> Tensor | Floats:
         """(n, c, h, w) float32 in [-1, 1]: where the network must behave like its teacher."""
 
-    teacher: nn.Module  # the source of what is compressed
-    state: Mapping[str, Stateful]  # what of it changes while a network is pulled
-    precision: Precision  # of the passes through that network
-    silent: Mapping[str, float]  # of the logs, what a network has that answers alike everywhere; see fit
+    teacher: nn.Module  # the network that is compressed, as it was
+    state: Mapping[str, Stateful]  # the parts of the objective that change while a network is pulled
+    precision: Precision  # of the passes through the compressed network
+    silent: Mapping[str, float]  # the logs of a network that gives every input the same answer; see fit
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         """How far `network` is from the teacher at the inputs with these indices."""
@@ -54,11 +54,11 @@ def finetune(
     part: str = "fit",
     fraction: float = 1.0,
 ) -> None:
-    """Pull the parameters of `network` to the teacher behind `objective`: Adam, one-cycle learning rate.
+    """Pull the parameters of `network` towards the teacher of `objective`, by Adam with a one-cycle learning rate.
 
     Args:
         part: see fit.
-        fraction: of the epochs, where they are spent in parts.
+        fraction: how much of the epochs to spend, if they are spent in parts.
     """
     learning = [w for w in network.parameters() if w.requires_grad]
     if not p.epochs or not learning:  # or all is frozen
@@ -93,12 +93,12 @@ def finetune(
     network.cpu()
     if after > before:
         run.warn(part, HARM, f"a loss of {after:.4g}, {before:.4g} before; lower its lr")
-    first = torch.arange(len(objective.inputs), device=run.device)  # which are in random order
+    first = torch.arange(len(objective.inputs), device=run.device)  # they start with random real images
     settle_norms(network, steps, lambda count: objective.inputs[first[:count]].cpu())
 
 
 def mean_loss(network: nn.Module, objective: Objective, index: Tensor, run: Run) -> float:
-    """The objective's loss at the inputs with these indices; the run's random numbers are left as they were."""
+    """The objective's mean loss at the inputs with these indices; the run's random numbers stay as they were."""
     state = run.generator.get_state()
     run.generator.manual_seed(run.seed)  # the same augmentation for every network that is compared
     some = at_a_time(objective.inputs[:1], 250)
@@ -109,8 +109,8 @@ def mean_loss(network: nn.Module, objective: Objective, index: Tensor, run: Run)
 
 
 def hold_zeros(network: nn.Module) -> list[RemovableHandle]:
-    """Let no gradient reach the weights that pruning removed: what is zero stays zero in all training to come, until
-    these handles are removed."""
+    """Let no gradient reach the weights that pruning removed, so that zeros stay zero in any further training, until
+    the returned handles are removed."""
     handles = []
     for parameter in network.parameters():
         kept = parameter.detach() != 0

@@ -1,6 +1,6 @@
-"""CUDA graphs: what a GPU has to do for a Langevin step, recorded once and then asked for in one go.
+"""CUDA graphs: the work of a GPU for a Langevin step, recorded once and then launched in one go.
 
-A step of a small network is hundreds of operations, which a GPU carries out faster than a processor can name them.
+A step of a small network is hundreds of operations, which a GPU carries out faster than a processor can launch them.
 """
 
 import torch
@@ -10,10 +10,10 @@ from lowenergy.energies import Energy, ExplicitEnergy, energy_gradient
 
 
 class RecordedEnergy(ExplicitEnergy):
-    """An energy whose input gradient is recorded at the first call with images of a shape, and replayed from then on.
+    """An energy that records its input gradient at the first call with images of a shape, and replays it from then on.
 
     Args:
-        energy: of weights that take part as constants and stay where they are in memory; their values may change.
+        energy: its weights take part as constants and stay where they are in memory; their values may change.
     """
 
     def __init__(self, energy: Energy) -> None:
@@ -24,22 +24,22 @@ class RecordedEnergy(ExplicitEnergy):
         return self.energy(images)
 
     def gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies and their input gradients, which the next call overwrites."""
+        """The energies and their input gradients; the next call overwrites both."""
         if images.shape not in self.recorded:
             self.recorded[images.shape] = self._record(images.clone())
-        graph, given, found = self.recorded[images.shape]
+        graph, given, results = self.recorded[images.shape]
         given.copy_(images)
         graph.replay()
-        return found
+        return results
 
     def _record(self, given: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, Tensor]]:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            for _ in range(3):  # libraries choose algorithms and take memory at first
+            for _ in range(3):  # in the first calls, libraries choose algorithms and take memory
                 energy_gradient(self.energy, given)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = energy_gradient(self.energy, given)
-        return graph, given, found
+            results = energy_gradient(self.energy, given)
+        return graph, given, results

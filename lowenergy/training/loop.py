@@ -1,4 +1,4 @@
-"""The training loop every stage shares: checkpoints, recovery, curves. What is minimised comes from outside.
+"""The training loop that all stages share: checkpoints, recovery, curves. The caller says what to minimise.
 
 with running("ebm", seed=0, inputs=[section, splits]) as run:
     fit(network, loss, steps=1000, optimizer=..., run=run)
@@ -25,13 +25,12 @@ from lowenergy.training.run import Run, keep, kept
 
 PRINT_SECONDS = 5.0
 CAUTION = 0.3  # factor of the learning rate after training diverged, or learnt nothing
-RETRIES = 2  # of a training that learns nothing
-# A value so close to what a network that says nothing would have, after so many steps, is taken for the same; fewer
-# steps say too little.
+RETRIES = 2  # how often to try a training again that learns nothing
+# A value no smaller than this fraction of what a network without any answer would have shows that nothing is learnt.
 NOTHING = 0.98
 NOTHING_LEARNT = "learns nothing"
-FALLING = 0.1  # share of the loss by which it falls from point to point where it is on its way somewhere
-FEWEST_STEPS = 100
+FALLING = 0.1  # fraction of the loss by which it falls from point to point while it is on its way somewhere
+FEWEST_STEPS = 100  # fewer say too little of whether anything is learnt
 
 Logs = Mapping[str, Tensor | float]
 Loss = Callable[[nn.Module, int], tuple[Tensor, Logs]]  # (network, step) -> what to minimise, what to plot
@@ -65,30 +64,32 @@ def fit(
     recoveries: int = 0,
     silent: Mapping[str, float] | None = None,
 ) -> None:
-    """Minimise `loss` over the weights of `network` in place; leaves it in evaluation mode on the CPU.
+    """Minimise `loss` over the weights of `network` in place; leave it in evaluation mode on the CPU.
 
-    At each of the curve's points the run is found healthy, or has diverged: a value is not finite, or `guard` objects.
-    Then it goes back to the last point that was followed by a healthy one, and on from there at CAUTION times the
-    learning rate.
+    At each of the curve's points the run is either healthy or has diverged: a value is not finite, or `guard` objects.
+    A diverged run goes back to the last point that was followed by a healthy one, and on from there at CAUTION times
+    the learning rate.
 
-    From a tenth of the steps on, where the loss does not fall fast, it is also seen whether anything is learnt, see
-    `silent`. If not, it goes back in the same way, to its start if nothing was ever learnt, up to RETRIES times. What
-    is still so at the end is said in one line and kept in the model's provenance.
+    From a tenth of the steps on, and from FEWEST_STEPS on, each point at which the loss does not fall fast also tells
+    whether anything is learnt, see `silent`. If not, the run goes back in the same way, or to its start if nothing was
+    ever learnt, up to RETRIES times. If nothing is learnt at the end, it says so in one line and in the model's
+    provenance.
 
     Args:
         schedule: advanced after every step.
-        part: of the run, where it fits more than once: each has its own checkpoint, and curves if not the first.
+        part: names this training in a run that has several: each has its own checkpoint, and a folder of curves unless
+            it is `fit`.
         gradient_norm: clip the weights' gradient to this norm.
         weight_average: decay of an exponential moving average of the weights, which becomes the result; 0 for none.
         state: what must survive a kill besides weights, optimizer and generator, such as a replay buffer.
         measure: further values to plot, computed at each of the curve's points.
-        points: of the curves; each is the mean since the point before.
-        guard: what is wrong with the values of a point; None for nothing.
-        recoveries: go back at most so many times.
-        silent: of logged values that fall while something is learnt, what a network would have that answers alike for
-            every image.
+        points: how many the curves have; each is the mean since the point before.
+        guard: says what is wrong with the values of a point; None if nothing is.
+        recoveries: how often a diverged run goes back.
+        silent: logged values that fall while something is learnt, as a network would have them that gives every image
+            the same answer.
     Raises:
-        DivergedError: once more than that; `network` is then as it was at the last healthy point.
+        DivergedError: it diverged more often than that; `network` is then as it was at the last healthy point.
     """
     team = run.team
     if not any(weight.requires_grad for weight in network.parameters()):
@@ -96,7 +97,7 @@ def fit(
         network.eval()
         network.cpu()
         return
-    outside = torch.get_rng_state()  # that of dropout, which takes no generator
+    outside = torch.get_rng_state()  # the state of torch's own generator: dropout takes no other
     torch.manual_seed(run.seed)
     network.to(run.device)
     team.agree([*network.parameters(), *network.buffers()])
@@ -120,7 +121,7 @@ def fit(
     step = first = _restore(run, healthy, parts, history)
     _show(run, folder, steps, healthy)
     latest = healthy  # not yet known to be healthy: its last update shows in the next point
-    decided = max(steps / 10, FEWEST_STEPS)  # whether it learns
+    decided = max(steps / 10, FEWEST_STEPS)  # from this step on, whether anything is learnt
     saved = printed = started = time.monotonic()
     while step < steps:
         network.train()
@@ -174,14 +175,14 @@ def fit(
         _plot(folder, history)
     if average is not None:
         network.load_state_dict(average.module.state_dict())
-    network.eval()  # an exported graph's returns nothing
+    network.eval()  # not chained: that of an exported graph returns nothing
     network.cpu()
     torch.set_rng_state(outside)
 
 
 @contextmanager
 def _explained(run: Run) -> Iterator[None]:
-    """Within it, what a network's own code cannot do in training is a message to its author.
+    """Within the `with`, turn what a network's own code cannot do in training into a message to its author.
 
     Raises:
         UserError: a norm meets a batch of one, or an operation has no second derivative, which energies need.
@@ -216,7 +217,7 @@ def _not_finite(point: Mapping[str, float], network: nn.Module) -> str | None:
 def _learns_nothing(
     point: Mapping[str, float], silent: Mapping[str, float], history: list[tuple[int, dict[str, float]]]
 ) -> str | None:
-    """What has not been learnt: values no better than those of a network that says nothing, nor on their way there."""
+    """Name a value that is no better than without any answer, nor a tenth below its first point; None if none is."""
     for key, value in silent.items():
         if key in point and point[key] >= NOTHING * value:
             first = history[0][1].get(key, point[key]) if history else point[key]
@@ -226,7 +227,7 @@ def _learns_nothing(
 
 
 def _falls(point: Mapping[str, float], history: list[tuple[int, dict[str, float]]]) -> bool:
-    """Whether the loss falls fast: a student whose rate still rises learns energies first, then their slopes."""
+    """True if the loss falls fast: a student whose learning rate still rises learns energies first, then slopes."""
     if not history:
         return False
     before = history[-1][1]["loss"]
@@ -234,14 +235,14 @@ def _falls(point: Mapping[str, float], history: list[tuple[int, dict[str, float]
 
 
 def _dropout_generator(run: Run) -> torch.Generator:
-    """Torch's own, of the device."""
+    """Torch's own generator for the run's device, which dropout takes."""
     if run.device.type == "cuda":
         return torch.cuda.default_generators[run.device.index or 0]
     return torch.default_generator
 
 
 def _snapshot(run: Run, step: int, parts: Mapping[str, Any], history: list[Any]) -> dict[str, Any]:
-    """All it takes to go on from here, independent of what happens next."""
+    """Copy all it takes to go on from here, independent of what happens next."""
     content = {
         "step": step,
         "recoveries": run.recoveries,
@@ -255,12 +256,12 @@ def _snapshot(run: Run, step: int, parts: Mapping[str, Any], history: list[Any])
 
 
 def _restore(run: Run, content: Mapping[str, Any], parts: Mapping[str, Any], history: list[Any]) -> int:
-    """Go back to a snapshot; its step."""
+    """Go back to a snapshot, and return its step."""
     for name, part in parts.items():
         part.load_state_dict(copy.deepcopy(content["parts"][name]))
     run.generator.set_state(content["generator"].cpu())
     _dropout_generator(run).set_state(content["dropout"].cpu())
-    if run.team.rank:  # other rows, other units dropped
+    if run.team.rank:  # each process has other rows, and drops other units
         _dropout_generator(run).manual_seed(run.seed + 7919 * run.team.rank + int(content["step"]))
     run.recoveries, run.retries = content["recoveries"], content["retries"]
     history[:] = [(step, point) for step, point in content["history"]]
@@ -276,7 +277,11 @@ def _recover(
     history: list[Any],
     allowed: int,
 ) -> None:
-    """Go back to the last healthy snapshot at a lower learning rate, which that snapshot keeps from now on."""
+    """Go back to the last healthy snapshot at a lower learning rate, which that snapshot keeps from now on.
+
+    Raises:
+        DivergedError: the run has already gone back as often as is allowed.
+    """
     _restore(run, healthy, parts, history)
     if run.recoveries == allowed:
         raise DivergedError(
@@ -300,7 +305,7 @@ def _try_again(
     parts: Mapping[str, Any],
     history: list[Any],
 ) -> dict[str, Any]:
-    """Go back to a snapshot from before nothing was learnt any more; the same at a lower learning rate."""
+    """Go back to a snapshot from before learning stopped, and return it with a lower learning rate."""
     retries, recoveries = run.retries + 1, run.recoveries
     _restore(run, state, parts, history)
     run.retries, run.recoveries = retries, recoveries
@@ -313,23 +318,23 @@ def _try_again(
 
 
 def _slow_down(parts: Mapping[str, Any]) -> None:
-    """CAUTION times the learning rate, whatever the schedule remembers it by."""
+    """Multiply the learning rate by CAUTION, wherever the schedule keeps it."""
     schedule, optimizer = parts["schedule"], parts["optimizer"]
     schedule.base_lrs = [CAUTION * lr for lr in schedule.base_lrs]
     for group in optimizer.param_groups:
-        for rate in ("lr", "initial_lr", "max_lr", "min_lr"):  # of OneCycleLR all four
+        for rate in ("lr", "initial_lr", "max_lr", "min_lr"):  # OneCycleLR has all four
             if rate in group:
                 group[rate] = CAUTION * group[rate]
 
 
 def _show(run: Run, folder: Path, steps: int, healthy: Mapping[str, Any]) -> None:
-    """Who watches the run learns of points that nothing will take back, whenever it looks."""
+    """Show whoever watches the run, at any time, the points that no divergence will take back."""
     if not run.team.rank and run.watched:
         curves.grow(folder, steps, [(step, point["loss"]) for step, point in healthy["history"]])
 
 
 def _plot(directory: Path, history: list[tuple[int, dict[str, float]]]) -> None:
-    from dvclive import Live  # a call of the library draws no curves
+    from dvclive import Live  # imported here: a call of the library draws no curves
 
     # Written in one go, not while training: rows after the last checkpoint of a killed run would stay in the file.
     with Live(str(directory), save_dvc_exp=False, dvcyaml=None, report=None) as live:

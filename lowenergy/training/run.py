@@ -17,23 +17,23 @@ from lowenergy.base.errors import UserError
 from lowenergy.base.precision import Precision
 from lowenergy.base.team import ALONE, Team
 
-CODE = ("base", "params", "data", "networks", "energies", "storage", "training")  # of lowenergy, in every training
+CODE = ("base", "params", "data", "networks", "energies", "storage", "training")  # of lowenergy, part of every training
 
 
 class Run:
     """One training: where it happens, its random numbers, what it has to say, and where its checkpoints are.
 
     Args:
-        name: of the model that it makes; curves go to plots/curves/<name>.
+        name: the name of the model that it makes; curves go to plots/curves/<name>.
         inputs: all that the stage reads, since it decides the outcome: sections of the params, digest of the
             images, files and folders (as Path), its own code among them. A checkpoint that a killed run left is only
-            taken up again if these and lowenergy's code for it are the same.
-        kind: of that model, as its file says it; its name where none is given.
+            resumed if these and lowenergy's code for the training are the same.
+        kind: the kind of that model, as its file says it; by default its name.
         code: files and folders of lowenergy that the stage imports, besides those of every training.
-        root: of plots/ and of the checkpoints.
-        watched: whether anybody looks there, or goes on from there; if not, there are neither curves nor checkpoints.
-        at: where it happens; without it, on the fastest device, or the one that was asked for.
-        team: the processes that share it.
+        root: the folder of plots/ and of the checkpoints.
+        watched: whether anybody looks there, or resumes from there; if not, neither curves nor checkpoints are written.
+        at: the device; by default the one that was asked for, or else the fastest.
+        team: the processes that share the training.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class Run:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.recoveries = 0  # how often training diverged and went back
         self.retries = 0  # how often it learnt nothing and was tried again
-        self.provenance: dict[str, Any] = {}  # what the file will say of how it was made; methods add what they did
+        self.provenance: dict[str, Any] = {}  # what the file will say of how the model was made; methods add to it
 
     def say(self, text: str) -> None:
-        """To who watches; of a team, the others' standard output leads nowhere."""
+        """Print for whoever watches; of a team, only the first process has a standard output that leads anywhere."""
         print(f"{self.name}: {text}", flush=True)
 
     def warn(self, part: str, problem: str, details: str) -> None:
-        """Say what is wrong with the result: now, and in few words, since they take bytes, in the model's file."""
+        """Say what is wrong with the result: now, and in the model's file in few words, since they take bytes."""
         self.provenance.setdefault("warnings", []).append(f"{part}: {problem}")
         self.say(f"{part}: {problem}: {details}")
 
     def autocast(self, precision: Precision) -> torch.autocast:
-        """Matching and retraining each have their own precision."""
+        """Compute in this precision within the `with`; matching and retraining each have their own."""
         return device.autocast(self.device.type, precision)
 
     def checkpoint(self, part: str) -> Path:
@@ -78,13 +78,13 @@ class Run:
 
 @contextmanager
 def running(name: str, seed: int, inputs: Sequence[Any], **more: Any) -> Iterator[Run]:
-    """Within it there is a training, see Run: processes are launched, torch computes the same each time.
+    """Yield a training, see Run, for which processes are launched, and torch computes the same each time.
 
-    All processes but the first print and write nothing. Where it ends without an error, what was to be written is on
-    disk, and the checkpoints are deleted.
+    Only the first process prints and writes. If the `with` ends without an error, what was to be written is on disk,
+    and the checkpoints are deleted.
 
     Raises:
-        UserError: LOWENERGY_PROCESSES is no number, or more than there are GPUs.
+        UserError: LOWENERGY_PROCESSES is not a number from 1, or more than there are GPUs.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -101,12 +101,12 @@ def running(name: str, seed: int, inputs: Sequence[Any], **more: Any) -> Iterato
 
 
 def _launched() -> tuple[torch.device, Team]:
-    """With as many processes as LOWENERGY_PROCESSES says (`all`: one for each GPU), or those of torchrun.
+    """Launch as many processes as LOWENERGY_PROCESSES says (`all`: one for each GPU), or join those of torchrun.
 
-    On a device that was asked for there is this process alone.
+    If a device was asked for, this process works on it alone.
 
     Raises:
-        UserError: no such number, or more than there are GPUs.
+        UserError: LOWENERGY_PROCESSES is not a number from 1, or there are more processes than GPUs.
     """
     if device.asked() is not None:
         return device.fastest(), ALONE
@@ -121,7 +121,7 @@ def _launched() -> tuple[torch.device, Team]:
         raise UserError(f"{here} processes, but {gpus} GPUs; give as many or fewer, or CUDA_VISIBLE_DEVICES= for none")
     if here == all_of_them == 1:
         return device.fastest(), ALONE
-    from lightning_fabric import Fabric  # brings torch's compiler: a second, which most trainings can do without
+    from lightning_fabric import Fabric  # imports torch's compiler, a second that most trainings can do without
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(accelerator="auto", devices=here, num_nodes=all_of_them // here, strategy="ddp")
@@ -140,7 +140,7 @@ def kept(run: Run, part: str) -> dict[str, Any] | None:
 
 
 def disband(run: Run) -> None:
-    """The training is over: of several processes only the first goes on, to write what has come of it."""
+    """End the training: of several processes only the first goes on, to write the result."""
     if run.team.size > 1:
         distributed.destroy_process_group()
     if run.team.rank:

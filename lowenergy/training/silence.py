@@ -1,4 +1,4 @@
-"""What a network scores that answers alike for every image: no training may end there without saying so."""
+"""The losses of a network that gives every image the same answer: no training may end there without saying so."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ LEAST_SAID = 1e-3  # nats
 
 
 def silent_cross_entropy(labels: Tensor, smoothing: float = 0.0) -> float:
-    """The least cross-entropy of one answer for all images: the entropy of the smoothed classes.
+    """The least cross-entropy that one answer for all images can have: the entropy of the smoothed classes.
 
     >>> import torch
     >>> round(silent_cross_entropy(torch.tensor([0, 1, 2, 3])), 4)  # log 4
@@ -18,13 +18,13 @@ def silent_cross_entropy(labels: Tensor, smoothing: float = 0.0) -> float:
 
 
 def silent_answers(logits: Tensor, temperature: float) -> dict[str, float]:
-    """silent_divergence by its name; nothing of a teacher that answers alike for every image itself."""
+    """Return silent_divergence as `divergence`; nothing if the teacher itself gives every image the same answer."""
     divergence = silent_divergence(logits, temperature)
     return {"divergence": divergence} if divergence > LEAST_SAID else {}
 
 
 def silent_divergence(logits: Tensor, temperature: float) -> float:
-    """T² times the least mean divergence from the teacher of one answer for all images: that of the teacher's mean.
+    """T² times the least mean divergence of one answer for all images from the teacher's: that of its mean answer.
 
     Args:
         logits: the teacher's, (n, classes).

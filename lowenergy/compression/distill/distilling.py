@@ -22,13 +22,13 @@ def compress(
     student: networks.Given | None = None,
 ) -> Model:
     """Train the student of the params, with the teacher's head and outputs: first towards `objective`, then by the
-    target's own loss, since an energy that only agrees with another where that one was asked has minima of its own.
+    target's own loss, because an energy that agrees with the teacher's only where that was asked has minima of its own.
 
     Args:
-        student: the module that p.student names, with the weights that it has.
+        student: the module that p.student names, with its present weights.
     """
     teacher = network.spec
-    # Where only an energy is asked of the outputs, a student from elsewhere may have as many as it has.
+    # If the outputs only make an energy, a student from elsewhere may have any number of them.
     outputs = 0 if teacher.head in ("mean", "scalar") and is_import_path(p.student.name) else teacher.outputs
     spec = networks.Spec.of(p.student, teacher.input_shape, outputs, teacher.head, teacher.normalisation, student)
     small = networks.of_params(
@@ -54,9 +54,10 @@ def merge_outputs(network: networks.Backbone) -> networks.Network:
 
 
 def inherit(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """Start the student's layers from the leading channels of the teacher's of the same name, where those are as large.
+    """Start the student's layers from the leading channels of the teacher's layers of the same name, where those are at
+    least as large.
 
-    Fewer inputs are made up for by larger weights, so that activations keep their scale; BatchNorms take over their
+    Layers with fewer inputs get larger weights, so that activations keep their scale; BatchNorms also take over the
     statistics.
 
     Returns:
@@ -74,7 +75,7 @@ def inherit(student: nn.Module, teacher: nn.Module) -> list[str]:
             continue
         pairs = [(getattr(layer, key), getattr(other, key)) for key in names if getattr(layer, key) is not None]
         if "weight" not in layer._parameters:
-            continue  # computed before each use
+            continue  # it is computed before each use
         if any(old is None or not _contains(old.shape, new.shape) for new, old in pairs):
             continue
         with torch.no_grad():
@@ -87,7 +88,7 @@ def inherit(student: nn.Module, teacher: nn.Module) -> list[str]:
 
 
 def _contains(larger: torch.Size, smaller: torch.Size) -> bool:
-    """In channels; kernels must be equal."""
+    """True if `larger` has at least as many channels as `smaller`, and equal kernels."""
     return (
         len(larger) == len(smaller)
         and larger[2:] == smaller[2:]

@@ -1,4 +1,4 @@
-"""Method `pq`: product quantization, codewords in the place of blocks of weights."""
+"""Method `pq`: product quantization, which puts codewords in the place of blocks of weights."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ from lowenergy.params import Count, Finetune, Method, Positive, Retrain, Section
 
 
 class LayerFinetune(Section):
-    """Codewords of one layer, right after it is coded (SGD, momentum 0.9, mean gradient of a codeword's blocks)."""
+    """Training of a layer's codewords right after coding (SGD, momentum 0.9, mean gradient of a codeword's blocks)."""
 
     steps: Times
     """steps per layer, of finetune.batch_size images; 0 for none"""

@@ -1,4 +1,4 @@
-"""What layers see, and what their outputs do to the network's: it decides which errors matter."""
+"""What layers see, and how their outputs affect the network's: both decide which errors matter."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from lowenergy.base.precision import Precision
 from lowenergy.compression.pq.codebooks import Moments, any_moments, input_moments
 from lowenergy.compression.pq.layers import owners_of
 
-SAME = 1e-3  # of the norm of a layer's outputs
+SAME = 1e-3  # relative to the norm of a layer's outputs
 
 
 class _LayerReachedError(Exception):
@@ -25,27 +25,27 @@ class _LayerReachedError(Exception):
 def moments_of(
     network: nn.Module, wanted: dict[str, int], images: Tensor, precision: Precision, *, only: bool = False
 ) -> dict[str, Moments]:
-    """Input moments of the layers named, with the layers below them as they are now; of those whose products cannot be
-    watched, any_moments.
+    """Measure the input moments of the named layers, with the layers below them as they are now. Layers whose products
+    cannot be watched get any_moments.
 
     Args:
         wanted: block length by layer.
-        only: nothing above these layers is computed.
+        only: compute nothing above these layers.
     Raises:
         UserError: what a layer sees is not finite, or its square is not.
     """
     layers: dict[str, Any] = {name: network.get_submodule(name) for name in wanted}
-    found: dict[str, Moments] = {}
+    sums: dict[str, Moments] = {}
     uses = _uses(network, layers, images[:1]) if only else Counter()
     left = 0
 
     def look(name: str, layer: networks.Layer, given: Tensor, _: Tensor) -> None:
         nonlocal left
-        with torch.autocast("cpu", enabled=False):  # sums of squares need all their bits
+        with torch.autocast("cpu", enabled=False):  # sums of squares need full precision
             seen = input_moments(layer, given.float(), wanted[name])
         if not seen.squares.isfinite().all():
             raise UserError(f"pq: {name} sees numbers that are not finite, or too large to be squared; train again")
-        found[name] = found[name] + seen if name in found else seen
+        sums[name] = sums[name] + seen if name in sums else seen
         left -= 1
         if only and not left:
             raise _LayerReachedError
@@ -55,27 +55,27 @@ def moments_of(
             left = uses.total()
             with suppress(_LayerReachedError):
                 network(batch)
-    return {name: found[name] if name in found else any_moments(layer, wanted[name]) for name, layer in layers.items()}
+    return {name: sums[name] if name in sums else any_moments(layer, wanted[name]) for name, layer in layers.items()}
 
 
 def plain_products(network: nn.Module, layers: Iterable[str], images: Tensor) -> set[str]:
-    """Those layers whose outputs are the product of their inputs and their weight, and the bias: others scale or mask
-    the weight in code of their own, as equalized learning rates do, and what it loses is not what their outputs lose.
+    """Find the layers whose outputs are the product of their inputs and their weight, plus the bias. Others scale or
+    mask the weight in code of their own, as equalized learning rates do, so its error does not give the outputs' error.
 
     Args:
-        images: a few.
+        images: a few are enough.
     """
-    found: dict[str, bool] = {}
+    is_plain: dict[str, bool] = {}
 
     def look(name: str, layer: networks.Layer, given: Tensor, output: Tensor) -> None:
         again = networks.product(layer, given)
         close = again.shape == output.shape and bool((again - output).norm() <= SAME * again.norm())
-        found[name] = found.get(name, True) and close
+        is_plain[name] = is_plain.get(name, True) and close
 
     named: dict[str, Any] = {name: network.get_submodule(name) for name in layers}
     with torch.no_grad(), networks.watched(named, look):
         network(images)
-    return {name for name, plain in found.items() if plain}
+    return {name for name, plain in is_plain.items() if plain}
 
 
 def _uses(network: nn.Module, layers: dict[str, Any], image: Tensor) -> Counter[str]:
@@ -87,11 +87,11 @@ def _uses(network: nn.Module, layers: dict[str, Any], image: Tensor) -> Counter[
 
 
 def output_weights(network: networks.Network, images: Tensor, generator: Generator) -> dict[str, Tensor]:
-    """What an error of each layer's output channels does to the logits: E Σ (∂(rᵀ logits) / ∂y)² over the pixels of an
-    image, r ~ N(0, I), the diagonal of the Gauss-Newton matrix. (o,) by layer.
+    """How much an error of each layer's output channels changes the logits: E Σ (∂(rᵀ logits) / ∂y)² over the pixels of
+    an image, with r ~ N(0, I), which is the diagonal of the Gauss-Newton matrix. (o,) by layer.
 
-    Layers that the network calls without gradients, or whose products cannot be watched, weigh what others do on
-    average.
+    Layers that the network calls without gradients, or whose products cannot be watched, get the average weight of the
+    others.
     """
     layers = networks.coded_layers(network)
     sums = {name: torch.zeros(layer.weight.shape[0]) for name, layer in layers.items()}
@@ -126,7 +126,7 @@ def output_weights(network: networks.Network, images: Tensor, generator: Generat
 
     named: dict[str, Any] = {owner: network.get_submodule(owner) for owner in owners}
     with networks.watched(named, watch):
-        # Only the input's gradient is asked for: the weights collect none. But not all layers need lie on its way.
+        # Asking for the input's gradient alone spares those of the weights, but does not reach every layer.
         step(images[:1], by_images=True, random=False)
         by_images = reached == sums.keys()
         for total in sums.values():

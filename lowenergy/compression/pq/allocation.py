@@ -1,4 +1,4 @@
-"""Allocation: longer or shorter blocks, more or fewer codewords, where they lower the loss most in as many bits."""
+"""Allocation: choose longer or shorter blocks, more or fewer codewords, where they lower the loss most per bit."""
 
 import math
 
@@ -23,8 +23,8 @@ from lowenergy.compression.pq.layers import (
 from lowenergy.storage.coded import CodedWeight
 from lowenergy.training import Objective, Run
 
-SCALES = 0.5, 1.0, 2.0  # of the params' block lengths, that allocation tries
-TRIED_ON = 200  # inputs
+SCALES = 0.5, 1.0, 2.0  # factors of the params' block lengths that allocation tries
+TRIED_ON = 200  # inputs, roughly
 
 
 def shapes_of(
@@ -35,11 +35,11 @@ def shapes_of(
     p: Params,
     run: Run,
 ) -> dict[str, Shape]:
-    """Block length and codewords of each layer: the params', or with allocation `sensitivity` those that lower the
-    objective's loss most and take no more bits, codes and codebooks, than the params' would.
+    """Choose block length and number of codewords for each layer: the params', or with allocation `sensitivity` those
+    that lower the objective's loss most without taking more bits (codes and codebooks) than the params' would.
 
-    Each layer alone is coded in each of the ways; the losses are kept on disk, so that a killed run goes on there. For
-    an energy, the loss includes the error of the score.
+    To see what they cost, each layer alone is coded in each of the ways. The losses are kept on disk, so that a killed
+    run resumes there. For an energy, the loss includes the error of the score.
     """
     layers = layers_to_code(network, p)
     plain = {name: (d := block_length(layer, p), codewords_for(layer, d, p)) for name, layer in layers.items()}
@@ -76,7 +76,7 @@ def shapes_of(
 
 
 def _ways(layer: Layer, p: Params) -> dict[float, tuple[int, list[int]]]:
-    """Block lengths about as long as the params', half and twice; of each, numbers of codewords."""
+    """For each of SCALES, a block length about that many times the params', and numbers of codewords to try with it."""
     ways = {}
     for scale in SCALES:
         scaled = {
@@ -95,5 +95,5 @@ def _ways(layer: Layer, p: Params) -> dict[float, tuple[int, list[int]]]:
 
 
 def _bits(layer: Layer, d: int, k: int) -> int:
-    """Of codes and codebook."""
+    """Bits of a layer's codes and codebook, with `k` codewords for blocks of `d` weights."""
     return layer.weight.numel() // d * math.ceil(math.log2(k)) + 16 * k * d

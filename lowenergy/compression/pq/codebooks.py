@@ -1,14 +1,14 @@
-"""Codebooks for the blocks of a weight, by the error they cause in the layer's output and the bits they take.
+"""Learn codebooks for the blocks of a weight, by the error they cause in the layer's output and the bits they take.
 
-A layer's weight is cut into blocks v of d, one for every output channel o and position p, the place among the inputs
-that the block is multiplied with. Each becomes one of k codewords c, so that
+A layer's weight is cut into blocks v of length d, one for every output channel o and position p, the place among the
+inputs that the block is multiplied with. Each block becomes one of k codewords c, chosen to minimise
 
     Σ_{o,p}  w_o (v - c)ᵀ G_p (v - c)  +  rate · bits(c)
 
-is least. G_p = E[x xᵀ], of the input blocks x at p, makes the first term the error of the output: ‖X̃(v - c)‖² of
-Stock et al. 2019 (arXiv 1907.05686, eq. 2) depends on the activations X̃ through X̃ᵀX̃ only. With G_p = L Lᵀ it is the
-ordinary squared distance of Lᵀv and Lᵀc: exact, without keeping or sampling activations. Their covariance in place of
-E[x xᵀ] leaves out the error of each output's mean, which BatchNorm or a bias puts right for nothing. The second term,
+With G_p = E[x xᵀ] over the input blocks x at p, the first term is the error of the output: ‖X̃(v - c)‖² of Stock et al.
+2019 (arXiv 1907.05686, eq. 2) depends on the activations X̃ only through X̃ᵀX̃. With G_p = L Lᵀ it is the ordinary
+squared distance between Lᵀv and Lᵀc: exact, without keeping or sampling activations. Their covariance in place of
+E[x xᵀ] leaves out the error of each output's mean, which BatchNorm or a bias corrects at no cost. The second term,
 entropy-constrained vector quantization (Chou, Lookabaugh & Gray 1989), prefers codewords that are common and so cost
 few bits.
 """
@@ -23,17 +23,17 @@ CHUNK = 2**24  # distances held at once, 64 MiB
 
 
 def blocks_of(weight: Tensor, d: int, groups: int = 1) -> Tensor:
-    """(o, ...) -> (p, o, d): row-major blocks, which never cross an output channel.
+    """Cut a weight into row-major blocks, which never cross an output channel: (o, ...) -> (p, o, d).
 
-    Of a grouped convolution, whose outputs meet the inputs of their own group only, (groups * p, o / groups, d): every
-    group has positions of its own.
+    For a grouped convolution the result is (groups * p, o / groups, d): its outputs meet only the inputs of their own
+    group, so every group has positions of its own.
     """
     blocks = weight.flatten(1).unflatten(1, (-1, d)).unflatten(0, (groups, -1))  # (groups, o / groups, p, d)
     return blocks.transpose(1, 2).flatten(0, 1)
 
 
 def row_major(codes: Tensor, groups: int = 1) -> Tensor:
-    """Codes by position and output, (groups * p, o / groups), in the order of the blocks in the weight, (o * p,)."""
+    """Put codes by position and output, (groups * p, o / groups), in the order of the weight's blocks, (o * p,)."""
     return codes.unflatten(0, (groups, -1)).transpose(1, 2).flatten()
 
 
@@ -43,7 +43,7 @@ def by_position(codes: Tensor, outputs: int, groups: int = 1) -> Tensor:
 
 
 def outputs_by_position(values: Tensor, positions: int, groups: int = 1) -> Tensor:
-    """Of each output, (o,), at every place of blocks_of: (groups * p, o / groups)."""
+    """Spread one value per output, (o,), over the places of blocks_of: (groups * p, o / groups); (o,) if groups = 1."""
     if groups == 1:
         return values
     return values.view(groups, 1, -1).expand(groups, positions // groups, -1).flatten(0, 1)
@@ -51,21 +51,21 @@ def outputs_by_position(values: Tensor, positions: int, groups: int = 1) -> Tens
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the input blocks x that a layer's weight blocks are multiplied with, summed over images and pixels."""
+    """Moments of the input blocks x that a layer's weight blocks are multiplied with, summed over images and pixels."""
 
     squares: Tensor  # Σ x xᵀ, (p, d, d) float64
     sums: Tensor  # Σ x, (p, d) float64
-    count: int  # of the x at each position
+    count: int  # number of x at each position
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.squares + other.squares, self.sums + other.sums, self.count + other.count)
 
     def gram(self) -> Tensor:
-        """E[x xᵀ], (p, d, d): the error of the outputs."""
+        """E[x xᵀ], (p, d, d): weighs the error of the outputs."""
         return (self.squares / self.count).float()
 
     def covariance(self) -> Tensor:
-        """E[x xᵀ] - E[x] E[x]ᵀ, (p, d, d): the error that is left when the mean of each output is put right."""
+        """E[x xᵀ] - E[x] E[x]ᵀ, (p, d, d): weighs the error that is left once the mean of each output is corrected."""
         mean = self.mean().double()
         return (self.squares / self.count - mean[:, :, None] * mean[:, None]).float()
 
@@ -75,7 +75,7 @@ class Moments:
 
 
 def any_moments(layer: nn.Conv2d | nn.Linear, d: int) -> Moments:
-    """Where nothing is known of the inputs: all alike, and independent."""
+    """Moments for inputs of which nothing is known: all alike, and independent."""
     positions = layer.weight[0].numel() * getattr(layer, "groups", 1) // d
     return Moments(torch.eye(d, dtype=torch.double).repeat(positions, 1, 1), torch.zeros(positions, d).double(), 1)
 
@@ -101,10 +101,10 @@ class Metric:
     """How much an error of a layer's blocks matters."""
 
     grams: Tensor  # (p, d, d) float32, symmetric positive semidefinite
-    weights: Tensor  # (o,) or, of a grouped convolution, (p, o) float32 > 0
+    weights: Tensor  # (o,), or (p, o) for a grouped convolution, float32 > 0
 
     def factors(self) -> Tensor:
-        """L of G_p = L Lᵀ, (p, d, d); small eigenvalues are raised so that dead inputs leave G_p definite."""
+        """L, (p, d, d), with G_p = L Lᵀ; small eigenvalues are raised so that dead inputs leave G_p definite."""
         values, vectors = torch.linalg.eigh(self.grams.double())
         least = 1e-4 * values.mean(1, keepdim=True) + 1e-6 * values.mean() + 1e-12
         return (vectors * torch.maximum(values, least).sqrt()[:, None]).float()
@@ -115,18 +115,18 @@ class Codebook:
     codewords: Tensor  # (k, d) float32
     codes: Tensor  # (p, o) int64
     before: float  # the relative output error, Σ w (v - c)ᵀG(v - c) / Σ w vᵀGv, at the k-means++ start
-    after: float  # and in the end
+    after: float  # and at the end
 
 
 def learn(blocks: Tensor, metric: Metric, k: int, *, steps: int, generator: Generator, rate: float = 0.0) -> Codebook:
-    """k-means++ start, Lloyd steps; the bits are priced in the second half of them.
+    """Learn a codebook: a k-means++ start, then Lloyd steps, with bits priced in the second half of them.
 
-    At rate 0, a codeword left without blocks moves to the block that is worst off. Otherwise it is dropped: rare
-    codewords cost more bits than they save error.
+    While bits are free, a codeword left without blocks moves to the block that is worst off. Once they have a price, it
+    is dropped: rare codewords cost more bits than they save error.
 
     Args:
         blocks: (p, o, d) float32.
-        k: codewords; fewer come back where the price of bits dropped some.
+        k: number of codewords; fewer come back if the price of bits dropped some.
         rate: price of one bit, in units of the error.
     Raises:
         ValueError: more codewords than blocks.
@@ -143,11 +143,11 @@ def learn(blocks: Tensor, metric: Metric, k: int, *, steps: int, generator: Gene
     for step in range(steps + 1):
         price = rate if step >= steps // 2 else 0.0
         penalty = price * bits(codes, len(codewords)) if price and codes is not None else None
-        found, errors = assign(white, factors, weights, codewords, penalty)
+        assigned, errors = assign(white, factors, weights, codewords, penalty)
         if codes is None:
             before = float(errors.sum().double()) / energy
-        unchanged = codes is not None and torch.equal(found, codes)
-        codes = found
+        unchanged = codes is not None and torch.equal(assigned, codes)
+        codes = assigned
         if step == steps or (unchanged and step > steps // 2):
             break
         codewords = _centroids(codes, codewords, grams, weights, pull)
@@ -164,7 +164,7 @@ def learn(blocks: Tensor, metric: Metric, k: int, *, steps: int, generator: Gene
 
 
 def bits(codes: Tensor, k: int) -> Tensor:
-    """-log2 of each codeword's frequency, (k,): what an entropy coder spends on it. Unused ones count as one use."""
+    """-log2 of each codeword's frequency, (k,): what an entropy coder spends on it. Unused ones count as used once."""
     counts = torch.bincount(codes.flatten(), minlength=k).clamp_min(1)
     return -torch.log2(counts / codes.numel())
 
@@ -197,7 +197,7 @@ def assign(
 
 
 def _centroids(codes: Tensor, codewords: Tensor, grams: Tensor, weights: Tensor, pull: Tensor) -> Tensor:
-    """Each codeword at the minimum of its blocks' errors: (Σ w G) c = Σ w G v. Unused ones stay where they are."""
+    """Move each codeword to the minimum of its blocks' errors: (Σ w G) c = Σ w G v. Unused ones stay where they are."""
     (k, d), (positions, out) = codewords.shape, codes.shape
     place = codes * positions + torch.arange(positions)[:, None]
     mass = torch.zeros(k * positions).index_add_(0, place.flatten(), weights.expand(positions, out).flatten())
@@ -215,7 +215,7 @@ def _without_unused(codewords: Tensor, codes: Tensor, counts: Tensor) -> tuple[T
 
 
 def _plus_plus(white: Tensor, blocks: Tensor, factors: Tensor, weights: Tensor, k: int, generator: Generator) -> Tensor:
-    """Spread-out blocks: each drawn proportionally to the error it has so far (Arthur & Vassilvitskii 2007)."""
+    """Draw spread-out blocks, each in proportion to the error it has so far (Arthur & Vassilvitskii 2007)."""
     flat = blocks.flatten(0, 1)
     chosen = torch.empty(k, flat.shape[1])
     chosen[0] = flat[int(torch.randint(len(flat), (1,), generator=generator))]

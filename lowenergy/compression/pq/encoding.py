@@ -1,4 +1,4 @@
-"""A coded network as it is stored."""
+"""Encode a coded network for its file."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from lowenergy.storage.artifact import Model
 from lowenergy.storage.coded import coded_weights
 from lowenergy.storage.encodings import Coded, Constant, Dense, Encoding
 
-FAITHFUL = 1e-3  # relative error of float16; what is beyond its range stays float32
-OF_ONE = 1e-2  # of one number by which a whole channel is multiplied or moved, so that a small one counts as much
+FAITHFUL = 1e-3  # relative error that float16 may make; what is beyond its range stays float32
+OF_ONE = 1e-2  # the same for each number that scales or shifts a whole channel, so that small ones count as much
 
 
 def encoded(network: networks.Network, target: str) -> Model:
-    """The network as it is stored: indices and codewords, everything else float16, BatchNorm as scale and shift."""
+    """The network as it is stored: indices and codewords, BatchNorm as scale and shift, float16 where it is enough."""
     tensors: dict[str, Encoding] = {}
     for name, _, codebook, code in coded_weights(network):
         used, codes = code.codes.cpu().long().unique(return_inverse=True)
@@ -27,7 +27,7 @@ def encoded(network: networks.Network, target: str) -> Model:
     shared = {*network.tied, *network.tied.values()}
     for name, norm in network.named_modules():
         if type(norm) not in FOLDED or {f"{name}.weight", f"{name}.bias"} & shared:
-            continue  # a class of one's own may do something else with them
+            continue  # a subclass, or another owner of a shared tensor, may do something else with them
         if norm.weight is not None and norm.bias is not None and norm.running_mean is not None:
             scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().cpu()
             shift = (norm.bias - norm.running_mean * scale.to(norm.bias.device)).detach().cpu()
@@ -38,7 +38,7 @@ def encoded(network: networks.Network, target: str) -> Model:
 
 
 def _narrow(value: Tensor) -> Tensor:
-    """As float16, or as it is: integers, and numbers that float16 is too coarse for, or has no room."""
+    """Convert to float16; leave integers as they are, and numbers for which float16 is too coarse or too narrow."""
     if value.dtype != torch.float32:
         return value
     half, exact = value.half(), value.double()

@@ -1,4 +1,4 @@
-"""The code of a layer: which layers have one, its blocks, how much their errors matter, codes chosen by their price."""
+"""Codes of layers: which layers get one, their blocks, how much errors matter, and codes chosen by their price."""
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,14 @@ from lowenergy.storage.coded import CodedWeight, coded_weights
 
 Layer = nn.Conv2d | nn.Linear
 Shape = tuple[int, int]  # block length and codewords
-SETTLING = 3  # times that codes are chosen by the bits that the choice before gave them
+SETTLING = 3  # rounds of choosing codes by the bits that they got in the round before
 
 
 def layers_to_code(network: networks.Network, p: Params) -> dict[str, Layer]:
-    """The layers whose weights become codewords; of those that share theirs, the first.
+    """The layers whose weights become codewords; of layers that share a weight, only the first.
 
     Raises:
-        UserError: there is none.
+        UserError: no layer is left.
     """
     layers = networks.coded_layers(network)
     first = next(iter(layers.values()))
@@ -46,7 +46,7 @@ def groups_of(layer: Layer) -> int:
 
 
 def owners_of(network: nn.Module, layer: Layer) -> dict[str, Layer]:
-    """The layers that have this one's weight, by name: it alone as a rule."""
+    """The layers that use this one's weight in the same groups, by name: as a rule, it alone."""
     alike = [module for module, _ in networks.sharing(network, layer)]
     return {
         name: module
@@ -56,8 +56,8 @@ def owners_of(network: nn.Module, layer: Layer) -> dict[str, Layer]:
 
 
 def block_length(layer: Layer, p: Params) -> int:
-    """Weights per block: `block_conv` (`block_small` in small layers) of a k x k convolution, `block_1x1` or `block_fc`
-    inputs; at most what divides an output channel's weights."""
+    """Weights per block: `block_conv` for a k x k convolution (`block_small` for a small one), `block_1x1` for a 1x1
+    convolution, `block_fc` for a fully connected layer, lowered until it divides an output channel's weights."""
     if isinstance(layer, nn.Linear):
         wanted = p.block_fc
     elif layer.kernel_size == (1, 1):
@@ -69,8 +69,8 @@ def block_length(layer: Layer, p: Params) -> int:
 
 
 def codewords_for(layer: Layer, d: int, p: Params) -> int:
-    """As many as asked for, clamped to a power of two of at most blocks / `vectors_per_codeword`, but at least 2 where
-    there are as many blocks."""
+    """Number of codewords: as many as asked for, but at most the largest power of two up to blocks /
+    `vectors_per_codeword`; this bound is never below 2, unless there are fewer blocks."""
     wanted = p.codewords_fc if isinstance(layer, nn.Linear) else p.codewords
     blocks = layer.weight.numel() // d
     return min(wanted, blocks, 2 ** max(1, (blocks // p.vectors_per_codeword).bit_length() - 1))
@@ -79,7 +79,7 @@ def codewords_for(layer: Layer, d: int, p: Params) -> int:
 def blocks_and_metric(
     name: str, layer: Layer, d: int, moments: Moments, weights: dict[str, Tensor] | None, p: Params
 ) -> tuple[Tensor, Metric]:
-    """What is to be coded of a layer, (p, o, d), and how much its errors matter.
+    """The blocks of a layer's weight that are to be coded, (p, o, d), and how much their errors matter.
 
     Args:
         weights: by layer, how much an error of each output channel matters; None for all alike.
@@ -91,7 +91,7 @@ def blocks_and_metric(
 
 
 def grams_for(moments: Moments, p: Params) -> Tensor:
-    """What weighs the errors of blocks, (p, d, d), by `pq.gram`."""
+    """The matrices that weigh the errors of blocks, (p, d, d), as `pq.gram` says."""
     if p.gram == "none":
         return torch.eye(moments.sums.shape[1]).expand_as(moments.squares)
     if p.gram == "covariance":
@@ -101,7 +101,7 @@ def grams_for(moments: Moments, p: Params) -> Tensor:
 
 
 class PricedCode(CodedWeight):
-    """A coded weight with what choosing its codes anew, at another price of bits, takes."""
+    """A coded weight that keeps what it takes to choose its codes again at another price of bits."""
 
     def __init__(self, learnt: Codebook, weight: Tensor, metric: Metric, rate: float, groups: int = 1) -> None:
         super().__init__(row_major(learnt.codes, groups), len(learnt.codewords), tuple(weight.shape))
@@ -109,9 +109,9 @@ class PricedCode(CodedWeight):
         self.first = self.codes.clone()
 
     def assign(self, codebook: Tensor, dearer: float) -> None:
-        """Choose the codeword of each block anew, as if a bit had cost this many times as much.
+        """Choose the codeword of each block again, as if a bit had cost this many times as much.
 
-        From the first codes on: choosing again from dear ones would not bring back a codeword that they left unused.
+        It starts from the first codes: codes chosen at a high price would not bring back a codeword they left unused.
         """
         factors = self.metric.factors()
         white = blocks_of(self.weight, codebook.shape[1], self.groups) @ factors
@@ -122,12 +122,12 @@ class PricedCode(CodedWeight):
         self.codes.copy_(row_major(chosen, self.groups))
 
     def settle(self, codebook: Tensor) -> None:
-        """Take the weight as it now is for the one to come near to, and its codes for the first ones."""
+        """Make the weight as it now is the one to approximate, and its codes the first ones."""
         self.weight = self(codebook).detach()
         self.first = self.codes.clone()
 
 
 def priced_codes(network: networks.Network) -> list[tuple[Tensor, PricedCode]]:
-    """Codebook and codes, once of layers that share them."""
+    """Codebook and codes of all priced layers; those that layers share appear once."""
     codes = {id(code): (codebook, code) for _, _, codebook, code in coded_weights(network)}
     return [(codebook, code) for codebook, code in codes.values() if isinstance(code, PricedCode)]

@@ -4,9 +4,9 @@
         learn its codebook on activations that come through the coded layers below it
         finetune its codewords towards the teacher
     finetune all codewords, norms and biases towards the teacher
-    train them on by the target's own loss
+    train them further by the target's own loss
 
-Beyond the paper: errors are weighed by what the layer's outputs do to the network's, and bits have a price, one for all
+Beyond the paper: errors are weighted by how the layer's outputs affect the network's, and bits have one price for all
 layers, so that the bytes of a budget go where they save most error.
 """
 
@@ -38,16 +38,16 @@ from lowenergy.storage.coded import attach, coded_weights
 from lowenergy.storage.encodings import entropy
 from lowenergy.training import Objective, Run
 
-NORMS = 500  # images that statistics of norms are averaged over, at least
+NORMS = 500  # images, at least, over which the norms' statistics are averaged
 
 
 def compress(network: networks.Network, target: str, objective: Objective, p: Params, run: Run) -> Model:
     """Code every layer, finetune, encode.
 
-    The file of the model that comes back, with run.provenance, has at most pq.budget_bytes.
+    The file of the returned model, with run.provenance, has at most pq.budget_bytes.
 
     Raises:
-        UserError: it cannot; or a weight, or what a layer sees, is not finite.
+        UserError: no file is that small; or a weight, or what a layer sees, is not finite.
     """
     network = network.cpu().eval()
     check(network, target, p, run)
@@ -69,7 +69,7 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pa
 
 
 def some(objective: Objective, count: int) -> Tensor:
-    """About so many of the objective's inputs, on the CPU."""
+    """About `count` of the objective's inputs, from all over, on the CPU."""
     return objective.inputs[:: max(1, len(objective.inputs) // count)].cpu()
 
 
@@ -85,7 +85,7 @@ def code_layers(
 ) -> None:
     """Replace the weights of `network` by codewords, layer after layer from the input side.
 
-    Each layer reached is kept on disk, so that a killed run goes on there.
+    Progress is kept on disk after each layer, so that a killed run resumes there.
 
     Args:
         images: (n, c, h, w) whose activations weigh the errors; those of each layer come through the coded layers
@@ -125,7 +125,7 @@ def code_layers(
 
 
 def correct_bias(layer: Layer, error: Tensor, moments: Moments) -> None:
-    """Put the mean of each output right after its blocks lost `error`, (p, o, d); BatchNorm does without."""
+    """Correct the mean of each output after its blocks lost `error`, (p, o, d). Without a bias, BatchNorm does it."""
     if layer.bias is not None:
         groups = groups_of(layer)
         lost = torch.einsum("pod,pd->po", error, moments.mean())
@@ -171,7 +171,7 @@ def _keep(network: networks.Network, done: int, generator: Generator, run: Run) 
 
 
 def _resume(network: networks.Network, layers: dict[str, Layer], generator: Generator, rate: float, run: Run) -> int:
-    """Take up the layers that a killed run has coded; how many."""
+    """Restore the layers that a killed run has coded; return their number."""
     content = training.kept(run, "layers")
     if content is None:
         return 0

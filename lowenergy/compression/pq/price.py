@@ -1,7 +1,7 @@
-"""The price of bits: one for all layers, at which the file takes the bytes of the budget.
+"""Find the price of bits, one for all layers, at which the file takes the bytes of the budget.
 
-First an estimate on a sample, before anything is coded; then the price that brings the whole file below the budget;
-after training, codes chosen again where it made the file larger.
+It is first estimated on a sample, before anything is coded, then adjusted until the whole file is below the budget. If
+training has made the file larger, some codes are chosen again.
 """
 
 import math
@@ -31,15 +31,15 @@ from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Coded, Dense, entropy
 from lowenergy.training import Run
 
-SAMPLE = 2**13  # blocks a layer that are enough to find the price of a bit
-FILL = 0.99, 0.997  # of the budget, before training, which may cost a few bytes
+SAMPLE = 2**13  # blocks per layer that are enough to find the price of a bit
+FILL = 0.99, 0.997  # least and largest share of the budget to use before training, which may cost a few bytes
 
 
 def check(network: networks.Network, target: str, p: Params, run: Run) -> None:
-    """See that the weights can be coded, and that there is a file of at most p.budget_bytes.
+    """Check that the weights can be coded, and that a file of at most p.budget_bytes is possible.
 
     Raises:
-        UserError: a weight is not finite, or the budget is less than the file takes with one codeword a layer.
+        UserError: a weight is not finite, or the file exceeds the budget even with one codeword per layer.
     """
     layers = layers_to_code(network, p)
     for name, layer in layers.items():
@@ -61,7 +61,7 @@ def check(network: networks.Network, target: str, p: Params, run: Run) -> None:
 
 
 def _incompressible(shape: torch.Size) -> Tensor:
-    """Numbers like those that training may make."""
+    """Numbers as hard to compress as those that training may make."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
 
 
@@ -81,9 +81,9 @@ def price_of_bits(
     precision: Precision,
     seed: int,
 ) -> float:
-    """The price of a bit at which the codes of all layers together take about `budget_bytes`.
+    """Estimate the price of a bit at which the codes of all layers, and the rest as float16, take about `budget_bytes`.
 
-    A first estimate on a sample of each layer's output channels, on the uncoded network; fit_budget mends it.
+    The estimate comes from a sample of each layer's output channels in the uncoded network; fit_budget corrects it.
     """
     assert p.budget_bytes is not None
     layers = layers_to_code(network, p)
@@ -108,14 +108,14 @@ def price_of_bits(
         total = 0.0
         for scale, white, factors, weight, learnt in sampled:
             codes = learnt.codes
-            for _ in range(6):  # bits and choices settle on each other
+            for _ in range(6):  # enough for bits and choices to agree
                 penalty = rate * bits(codes, len(learnt.codewords))
                 codes, _ = assign(white, factors, weight, learnt.codewords, penalty)
             used = len(codes.unique())  # codewords that nothing uses are not stored
             total += scale * codes.numel() * entropy(codes) + 16 * used * learnt.codewords.shape[1]
         return total
 
-    low, high = -30.0, 10.0  # of log rate
+    low, high = -30.0, 10.0  # bounds of log(rate)
     for _ in range(10):
         middle = (low + high) / 2
         low, high = (middle, high) if taken(math.exp(middle)) > wanted else (low, middle)
@@ -123,19 +123,19 @@ def price_of_bits(
 
 
 def fit_budget(network: networks.Network, target: str, p: Params, run: Run) -> None:
-    """Choose all codes anew at the price of a bit that brings the file just below the budget: bracket it, then bisect.
+    """Choose all codes again, at the price of bits that brings the file just below the budget: bracket, then bisect.
 
-    Bytes need not fall with every step of the price: of the files that fit the largest is kept. Where one fits whose
-    bits cost nothing, there is nothing to look for.
+    A higher price need not mean fewer bytes, so the largest file that fits is kept. If one fits even with free bits,
+    the search ends.
 
     Raises:
-        UserError: no price does.
+        UserError: no price brings the file below the budget.
     """
     if p.budget_bytes is None:
         return
     low, high = FILL[0] * p.budget_bytes, FILL[1] * p.budget_bytes
     smallest = sys.maxsize
-    dear = cheap = None  # the price, as a factor of the first one, of a file that fits, and of one that does not
+    dear = cheap = None  # prices, as factors of the first: of a file that fits, and of one that does not
     price, stride = 1.0, 1.1
     coded = priced_codes(network)
     best, kept = 0, [code.codes.clone() for _, code in coded]
@@ -149,11 +149,11 @@ def fit_budget(network: networks.Network, target: str, p: Params, run: Run) -> N
             break
         if price:
             dear, cheap = (price, cheap) if size <= high else (dear, price)
-        elif size <= high:  # even with bits for nothing
+        elif size <= high:  # even with free bits
             break
         if dear and cheap:
             new = math.sqrt(dear * cheap)
-        elif dear == price == 1:  # the first file fits: so does, perhaps, one whose bits cost nothing
+        elif dear == price == 1:  # the first file fits; perhaps one with free bits does, too
             new = 0.0
         else:
             last = cheap or dear or price
@@ -168,8 +168,8 @@ def fit_budget(network: networks.Network, target: str, p: Params, run: Run) -> N
 
 
 def keep_budget(network: networks.Network, target: str, p: Params, run: Run) -> None:
-    """Where training has made the file larger than the budget, give blocks that hardly mind another codeword, one of
-    those that cost few bits.
+    """If training has made the file larger than the budget, give blocks that hardly mind another codeword one that
+    costs fewer bits.
 
     Raises:
         UserError: that is not enough.
@@ -201,10 +201,10 @@ def _priced(
 
 
 def _size(network: networks.Network, target: str, run: Run, *, reserved: bool = False) -> int:
-    """Bytes of the file, header and all; with room for what training may yet have to say there."""
+    """Bytes of the file, header included; `reserved`: with room for the warnings that training may still add."""
     return len(artifact.to_bytes(encoded(network, target), _with_room(run) if reserved else run.provenance))
 
 
 def _with_room(run: Run) -> dict[str, Any]:
-    """The provenance, with whatever training may yet have to say there."""
+    """The provenance, with all warnings that training may still add."""
     return {**run.provenance, "warnings": training.POSSIBLE_WARNINGS}

@@ -1,9 +1,9 @@
-"""Channels that only go together, which of them can go, and taking them away.
+"""Find the channels that only go together and which of them can go, and remove them.
 
-Which weights belong to a channel is Torch-Pruning's dependency graph (Fang et al. 2023, arXiv 2301.12900). It takes an
-operation that it does not know for one that leaves channels where they are. So before anything is removed from a
-network from elsewhere, its channels are removed from a copy in which each of them is there twice or more: without its
-twins, that copy must answer as before. Where it does not, or does not run, the channels stay.
+Torch-Pruning's dependency graph (Fang et al. 2023, arXiv 2301.12900) says which weights belong to a channel. It assumes
+that an operation it does not know leaves channels where they are. So before anything is removed from a network from
+elsewhere, removal is tried on a copy in which channels are there twice or more: without the twins, that copy must
+answer as before. If it does not, or does not run, the channels stay.
 """
 
 import math
@@ -28,11 +28,11 @@ from lowenergy.storage.artifact import weights
 
 Layer = nn.modules.conv._ConvNd | nn.Linear
 Holder = tuple[str, str]  # a layer's name, and which of its channels: "out" or "in"
-Chosen = dict[str, list[int]]  # by root, which of a group's sets
+Chosen = dict[str, list[int]]  # by root, the indices of a group's sets
 
-THINNEST = 0.9  # of a layer's channels no more than this is removed: none may vanish
+THINNEST = 0.9  # no layer loses more than this share of its channels: none may vanish
 UNKNOWN = "Torch-Pruning does not know what goes with them"
-PLACES = 16  # of channels, for each operation, on average: more, and they go round in circles
+PLACES = 16  # of channels per operation, on average; a group with more goes round in circles
 MAPPINGS: dict[Any, Callable[[Any, Any], None]] = {
     tp.ops.OPTYPE.CONCAT: index_mapping.update_concat_index_mapping,
     tp.ops.OPTYPE.SPLIT: index_mapping.update_split_index_mapping,
@@ -51,15 +51,15 @@ IMPORTANCE: dict[str, Callable[[], Any]] = {
 
 
 class CannotGoError(UserError):
-    """Why the channels of a group have to stay."""
+    """Says why the channels of a group have to stay."""
 
 
 @dataclass(frozen=True)
 class Group:
     """Channels that several layers share: what one of them loses, all lose.
 
-    They go in sets: of one channel each, or of several where a grouped convolution or norm must lose as many in every
-    one of its groups.
+    They go in sets: of one channel each, or of several where a grouped convolution or norm must lose equally many in
+    each of its groups.
     """
 
     root: str  # the first layer that makes them
@@ -70,16 +70,16 @@ class Group:
 
     @cached_property
     def costs(self) -> tuple[int, ...]:
-        """Outputs of layers that go with each of the sets."""
+        """How many outputs of layers go with each of the sets."""
         return tuple(map(sum, zip(*(self.held[name, "out"] for name in self.makers), strict=True)))
 
     def can_lose(self, left: Mapping[Holder, int], fewest: Mapping[Holder, int], i: int = 0, sets: int = 1) -> bool:
-        """Whether so many sets like this one can go."""
+        """True if `sets` sets like set `i` can go from layers with `left` channels that must keep `fewest`."""
         return all(left[holder] - sets * held[i] >= fewest[holder] for holder, held in self.held.items() if held[i])
 
 
 class ChannelGraph:
-    """A network, and which of its channels go together. It stays true while channels are removed by `remove`.
+    """A network, and which of its channels go together. It stays valid while `remove` takes channels away.
 
     Raises:
         UserError: the network cannot be traced.
@@ -95,7 +95,7 @@ class ChannelGraph:
             warnings.simplefilter("ignore")
             try:
                 self.graph.build_dependency(network, example_inputs=(images,))
-            except Exception as error:  # of the network's own code; or of a mapping, which comes last, see below
+            except Exception as error:  # in the network's own code; or in a mapping, which comes last, see _together
                 if not hasattr(self.graph, "module2node"):
                     raise UserError(
                         f"params.yaml: prune.kind = structured: {network.spec.name} cannot be traced "
@@ -116,11 +116,11 @@ class ChannelGraph:
 
     @cached_property
     def sized(self) -> dict[str, Layer]:
-        """These, and what is called without gradients."""
+        """These layers, and the coded ones that are called without gradients."""
         return {**networks.coded_layers(self.network), **self.layers}
 
     def groups(self, importance: str = "group", stay: Collection[str] = ()) -> tuple[list[Group], dict[str, str]]:
-        """The groups that can go as far as can be seen; by layer, why others cannot.
+        """The groups that can go, as far as can be seen, and by layer, why others cannot.
 
         Args:
             stay: layers that keep their outputs.
@@ -157,7 +157,7 @@ class ChannelGraph:
         if not self.up_to_date:
             for node in self.graph.module2node.values():
                 if update := MAPPINGS.get(node.type):
-                    with suppress(Exception):  # sums of parts it cannot size; what then goes wrong, the copy shows
+                    with suppress(Exception):  # sums of parts it cannot size; the trial copy shows if that does harm
                         update(self.graph, node)
             self.up_to_date = True
         layer = self.modules[root]
@@ -166,7 +166,7 @@ class ChannelGraph:
             return self.graph.get_pruning_group(layer, remove, channels)
 
     def _held(self, together: Any) -> Iterator[tuple[Any, str, list[int], list[int]]]:
-        """Module, "out" or "in", its channels and the root's channel that each of them belongs to."""
+        """Yield each module, "out" or "in", its channels, and the root's channel that each of them belongs to."""
         for item in together:
             side = "out" if self.graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
             yield item.dep.target.module, side, item.idxs, item.root_idxs
@@ -175,14 +175,14 @@ class ChannelGraph:
         """The channels that this layer makes, and what goes with them.
 
         Raises:
-            CannotGoError: that is not known, or is more than a number of equal sets.
+            CannotGoError: that is not known, or does not come in equal sets.
         """
         count = self.graph.get_out_channels(self.modules[root])
         together = self._together(root, range(count))
         steps = [self._step(module, side) for module, side, _, _ in self._held(together)]
         parts = math.lcm(*(max(1, count // step) for step in steps if step))
         sets = _in_step(count, parts)
-        # Channels of the root may need each other, as the halves of a layer that are multiplied with each other.
+        # Channels of the root may need each other, as where a layer's halves are multiplied with each other.
         also = [
             c
             for m, side, c, _ in self._held(self._together(root, sets[-1]))
@@ -209,9 +209,9 @@ class ChannelGraph:
         return Group(root, tuple(makers), sets, held, tuple(means))
 
     def _step(self, module: Any, side: str) -> int:
-        """Of a layer that keeps groups of channels apart: how many there are in each; else 0.
+        """How many channels each group has in a layer that keeps groups of channels apart; 0 for other layers.
 
-        All groups must lose as many. A depthwise convolution rather loses groups.
+        All groups must lose equally many. A depthwise convolution loses whole groups instead, so it gives 0.
         """
         groups = getattr(module, "num_groups", 1)
         if isinstance(module, nn.modules.conv._ConvNd) and module.groups != module.out_channels:
@@ -238,21 +238,21 @@ class ChannelGraph:
         """How many channels each layer keeps in any case.
 
         Args:
-            whole: its channels before any were removed, of which its outputs keep a tenth.
+            whole: each layer's channels before any were removed; a tenth of its outputs is kept.
         """
-        found = {}
+        least = {}
         for (name, side), count in (whole or self.sizes()).items():
             layer, tenth = self.modules[name], math.floor((1 - THINNEST) * count + 1e-9)
-            # A grouped convolution of one output a group is a depthwise one to Torch-Pruning.
+            # Torch-Pruning takes a grouped convolution with one output per group for a depthwise one.
             floor = 2 * layer.groups if side == "out" and self._step(layer, side) else 1
-            found[name, side] = max(floor, tenth) if side == "out" and whole else floor
-        return found
+            least[name, side] = max(floor, tenth) if side == "out" and whole else floor
+        return least
 
     def remove(self, group: Group, chosen: Collection[int]) -> None:
-        """Take these of the group's sets away.
+        """Remove the chosen ones of the group's sets.
 
         Raises:
-            CannotGoError: others would have to go with them.
+            CannotGoError: another number of channels than expected would go with them.
         """
         together = self._together(group.root, sorted(c for i in chosen for c in group.sets[i]))
         for module, side, channels, _ in self._held(together):
@@ -265,15 +265,15 @@ class ChannelGraph:
         for node in self.graph.module2node.values():
             sizes = (
                 node.module.split_sizes if node.type == tp.ops.OPTYPE.SPLIT else None
-            )  # which alone it keeps up to date
-            if sizes and None not in sizes:  # of some it has not found out how they split
+            )  # the only thing it keeps up to date
+            if sizes and None not in sizes:  # None where it has not found out how they split
                 node.module.offsets = [0, *accumulate(sizes)]
         self.up_to_date = False
 
     def twin(self, group: Group, generator: torch.Generator) -> list[int]:
-        """Make all channels of the group copies of a few, which alone are read from now on; the sets of the others."""
+        """Make all channels of the group copies of a few, which alone are read from now on; return the copies' sets."""
         count, sizes, fewest = len(group.sets), self.sizes(), self.fewest()
-        # As often each, so that what is normalised over all channels stays the same.
+        # Each equally often, so that what is normalised over all channels stays the same.
         evenly = (count // d for d in range(2, count + 1) if count % d == 0)
         few = next((few for few in evenly if group.can_lose(sizes, fewest, sets=count - few)), count - 1)
         order = torch.randperm(count, generator=generator).tolist()
@@ -295,11 +295,11 @@ class ChannelGraph:
 
 @contextmanager
 def _as_it_is(operations: int) -> Iterator[None]:
-    """Within it Torch-Pruning does not look at all operations again for each group; of DenseNets it has hundreds. Nor
-    does it compare each operation that it meets with all that the group holds: attention in cascades took hours so.
+    """Within this context, Torch-Pruning does not look at all operations, hundreds in a DenseNet, again for each group.
+    Nor does it compare each operation that it meets with all that the group holds: cascaded attention took hours so.
 
-    And it gives up a group whose channels come back to the same operations in ever new places: as where a network adds
-    a part of its channels to another part, in place. It would go on for ever.
+    It also gives up on a group whose channels come back to the same operations in ever new places, as where a network
+    adds one part of its channels to another in place: that would go on for ever.
     """
 
     class Bounded(tp.dependency.Group):
@@ -325,11 +325,11 @@ def _as_it_is(operations: int) -> Iterator[None]:
 
 
 def _flattens(node: Any) -> bool:
-    """Whether a reshape is the one between convolutions and fully connected layers. Torch-Pruning takes others for it,
-    such as those of channel shuffles."""
+    """True if a reshape is the one between convolutions and fully connected layers. Torch-Pruning mistakes others for
+    it, such as those of channel shuffles."""
 
     def nearest(node: Any, side: str) -> set[Any]:
-        found, seen, todo = set(), set(), list(getattr(node, side))
+        kinds, seen, todo = set(), set(), list(getattr(node, side))
         while todo:
             other = todo.pop()
             if other in seen:
@@ -338,14 +338,14 @@ def _flattens(node: Any) -> bool:
             if other.type == tp.ops.OPTYPE.ELEMENTWISE:
                 todo += getattr(other, side)
             else:
-                found.add(other.type)
-        return found
+                kinds.add(other.type)
+        return kinds
 
     return tp.ops.OPTYPE.LINEAR in nearest(node, "outputs") | nearest(node, "inputs")
 
 
 def _in_step(count: int, parts: int) -> tuple[tuple[int, ...], ...]:
-    """One channel of each of so many equal parts."""
+    """Split the channels into sets, each with one channel from each of `parts` equal parts."""
     if count % parts:
         raise CannotGoError(f"{count} channels are not {parts} equal parts")
     return tuple(tuple(range(i, count, count // parts)) for i in range(count // parts))
@@ -359,7 +359,7 @@ def _size(graph: Any, module: Any, side: str) -> int:
 
 @torch.no_grad()
 def _copy_channels(graph: Any, module: Any, side: str, old: list[int], new: list[int]) -> None:
-    """Put the values of channels `new` in those of `old`; or read the latter no more."""
+    """Copy the values of channels `new` into `old`; where a layer reads them, stop reading `old` instead."""
     if isinstance(module, nn.Parameter):
         dim = graph.module2node[module].pruning_dim
         module.index_copy_(
@@ -382,8 +382,8 @@ def _copy_channels(graph: Any, module: Any, side: str, old: list[int], new: list
 
 @contextmanager
 def all_learning(network: nn.Module) -> Iterator[None]:
-    """Within it every weight wants a gradient, by which Torch-Pruning finds its way; then those that did not want one
-    before want none again, also where pruning has put new ones in their place."""
+    """Within this context, every weight requires a gradient, by which Torch-Pruning finds its way. Afterwards, weights
+    that did not require one before do not again, even where pruning has put new ones in their place."""
     frozen = {name for name, w in network.named_parameters() if not w.requires_grad}
     for _, w in network.named_parameters():
         w.requires_grad_(w.is_floating_point())
@@ -412,22 +412,22 @@ def _first_line(error: Exception) -> str:
 
 
 def stuck(network: networks.Network) -> dict[str, str]:
-    """Groups of a network from elsewhere whose channels all have to stay: by root, why."""
+    """Find the layers of a network from elsewhere whose channels all have to stay: by layer, why."""
     original = networks.duplicate(network).cpu().eval()
-    groups, found = ChannelGraph(networks.duplicate(original)).groups(stay={networks.output_layer(network)})
+    groups, reasons = ChannelGraph(networks.duplicate(original)).groups(stay={networks.output_layer(network)})
     makers = {group.root: group.makers for group in groups}
 
     def settle(roots: list[str], good: list[str], why: str | None = None) -> list[str]:
-        """Those of the roots that can go, together with those that are known to.
+        """Those of `roots` whose groups can go together with those of `good`, which are known to.
 
         Args:
-            why: not all of them can, where that is known.
+            why: the reason why not all of them can, where it is known.
         """
         why = why or _wrong_without(original, good + roots)
         if why is None:
             return roots
         if len(roots) == 1:
-            found.update(dict.fromkeys(makers[roots[0]], why))
+            reasons.update(dict.fromkeys(makers[roots[0]], why))
             return []
         half = len(roots) // 2
         first = settle(roots[:half], good)
@@ -435,11 +435,11 @@ def stuck(network: networks.Network) -> dict[str, str]:
 
     if makers:
         settle(list(makers), [])
-    return {name: found[name] for name, _ in network.named_modules() if name in found}
+    return {name: reasons[name] for name, _ in network.named_modules() if name in reasons}
 
 
 def _wrong_without(original: networks.Network, roots: Sequence[str]) -> str | None:
-    """What goes wrong where channels of these groups go that nothing needs; None for nothing."""
+    """What goes wrong if channels of these groups that nothing needs are removed; None if nothing does."""
     generator = torch.Generator().manual_seed(0)
     network = networks.duplicate(original)
     images = torch.rand(2, *network.spec.input_shape, generator=generator) * 2 - 1
@@ -447,7 +447,7 @@ def _wrong_without(original: networks.Network, roots: Sequence[str]) -> str | No
         for w in network.parameters():
             if (
                 w.is_floating_point() and w.numel() and (w == w.flatten()[0]).all()
-            ):  # fresh scales say nothing, or would at 0
+            ):  # fresh scales are all alike and show nothing, at 0 even hide all
                 w.copy_(0.5 + torch.rand(w.shape, generator=generator))
     try:
         graph = ChannelGraph(network)
@@ -465,12 +465,12 @@ def _wrong_without(original: networks.Network, roots: Sequence[str]) -> str | No
         with torch.no_grad():
             if not same(network(images), wanted):
                 return "it would answer differently"
-            for group in map(graph.group, roots):  # and with a number of channels that is no part of what there was
+            for group in map(graph.group, roots):  # and with a number of channels that does not divide the old one
                 if group.can_lose(graph.sizes(), graph.fewest()):
                     graph.remove(group, [0])
             wanted = network(images)
             with torch.random.fork_rng(devices=[]):
-                networks.duplicate(network).train().outputs(images)  # which may take another way
+                networks.duplicate(network).train().outputs(images)  # which may take another path
             again = networks.build_with(replace(network.spec, given=networks.Given(original)), weights(network))
             return None if same(again(images), wanted) else "it cannot be made again with fewer"
     except CannotGoError as error:
@@ -487,11 +487,11 @@ def same(found: Tensor, wanted: Tensor) -> bool:
 
 
 def lowest(groups: Sequence[Group], left: Mapping[Holder, int], fewest: Mapping[Holder, int], outputs: float) -> Chosen:
-    """The sets of least importance that together are about so many outputs of layers. Where a layer would be left with
-    too few, others lose more instead.
+    """Choose the least important sets that together make up about so many outputs of layers. Where a layer would be
+    left with too few, others lose more instead.
 
     Args:
-        left: channels of each layer as they are, and
+        left: how many channels each layer has.
         fewest: how many it keeps in any case.
     """
     order = sorted((score, i, j) for i, group in enumerate(groups) for j, score in enumerate(group.scores))

@@ -3,7 +3,7 @@
     for each round:
         rank weights or channels, drop the least important
         pull the network back to its source
-    train it by the target's own loss
+    train it further by the target's own loss
 
 What is dropped stays dropped: the zeros hold through all training, and the file is as sparse as was asked for.
 """
@@ -35,18 +35,19 @@ Added = dict[str, list[float]]  # by layer, the loss that each of SCANNED adds
 SCANNED = tuple(i / 10 for i in range(1, 10))  # fractions of a layer whose loss the scan measures
 MACS_STEPS = 400  # how finely an amount of multiply-accumulates is met
 SLOPE_BATCHES = 16
-SHORT = 0.9  # of the amount asked for: what reaches less is explained
+SHORT = 0.9  # of the amount asked for: a result below this is explained
 WORDS = {"weights": "weights", "channels": "channels", "macs": "multiply-accumulates"}
 
 
 def compress(network: networks.Network, target: str, objective: Objective, p: Params, run: Run) -> Model:
-    """Params, pull to the source behind `objective`, train on, encode.
+    """Prune, pull the network to the source behind `objective`, train it further, encode.
 
-    Where p.scan_images is set, how much pruning each layer alone adds to the objective's loss is written to
-    plots/curves/<run>/sensitivity.csv. The amount asked for and what was reached go into the file's provenance.
+    If p.scan_images is set (not for kind 2of4), how much pruning each layer alone adds to the objective's loss is
+    written to plots/curves/<run>/sensitivity.csv. The amounts asked for and reached go into the file's provenance.
 
     Raises:
-        UserError: nothing can be pruned, or not as much as was asked for of the multiply-accumulates.
+        UserError: nothing can be pruned, or fewer multiply-accumulates than asked for; the network cannot be made again
+            from the shapes of its weights; or it did not keep its zeros in training.
     """
     network = network.to(run.device).eval()
     check(network, p)
@@ -67,7 +68,7 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pa
             leave_slopes(network, objective, run)
         cut(network, share, p, source, done)
         if p.kind == "structured":
-            loads_again(network, target)  # or else say so before the training
+            loads_again(network, target)  # raises before the training, if it must
         else:
             training.hold_zeros(nn.ModuleList(layers(network, p).values()))
             nonzero = {name: int(layer.weight.count_nonzero()) for name, layer in layers(network, p).items()}
@@ -97,10 +98,10 @@ def _sparse(value: Tensor) -> Sparse | Dense:
 
 
 def check(network: networks.Network, p: Params) -> None:
-    """See that there is something to prune.
+    """Check that there is something to prune.
 
     Raises:
-        UserError: there is not.
+        UserError: there is not, or fewer multiply-accumulates can go than asked for.
     """
     name, first = network.spec.name, f"params.yaml: prune.kind = {p.kind}"
     if p.kind == "structured":
@@ -125,11 +126,12 @@ def check(network: networks.Network, p: Params) -> None:
 
 
 def cut(network: networks.Network, share: float | Shares, p: Params, source: "Sizes", done: int = 1) -> None:
-    """Params to where round `done` of p.rounds should end; what is left shrinks by the same factor in every round.
+    """Prune to where round `done` of p.rounds should end; what is left shrinks by the same factor in every round.
 
     Args:
-        share: fraction to remove in all rounds; one number ranks all layers together, a mapping names each layer's.
-        source: the network before the first round.
+        share: fraction to remove in all rounds together; one number ranks all layers together, a mapping names each
+            layer's.
+        source: sizes of the network before the first round.
     """
     so_far = _share(share, done / p.rounds)
     if p.kind == "2of4":
@@ -149,17 +151,17 @@ def _share(share: float | Shares, progress: float) -> float | Shares:
 
 
 def layers(network: networks.Network, p: Params) -> Layers:
-    """The layers that lose single weights; of those that share theirs, the first."""
-    found = {id(layer.weight): name for name, layer in reversed(networks.coded_layers(network).items())}
+    """The layers that lose single weights; of layers that share a weight, only the first."""
+    first = {id(layer.weight): name for name, layer in reversed(networks.coded_layers(network).items())}
     return {
         name: layer
         for name, layer in networks.coded_layers(network).items()
-        if found[id(layer.weight)] == name and (isinstance(layer, nn.Conv2d) or p.scope == "global")
+        if first[id(layer.weight)] == name and (isinstance(layer, nn.Conv2d) or p.scope == "global")
     }
 
 
 def prunable(network: networks.Network, p: Params) -> dict[str, int]:
-    """How many weights the layers have that lose some; or outputs of layers, by the first of those that go together."""
+    """How many weights each layer has that can lose some; for kind structured, outputs of each group, by its root."""
     if p.kind == "structured":
         return {group.root: sum(group.costs) for group in can_go(ChannelGraph(network), p)[0]}
     return {name: layer.weight.numel() for name, layer in layers(network, p).items()}
@@ -167,8 +169,8 @@ def prunable(network: networks.Network, p: Params) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What pruning lessens: weights by tensor, of kind structured all there are, otherwise those of the layers asked
-    for; outputs of layers that need not stay; multiply-accumulates of an image. The last two of kind structured only.
+    """What pruning reduces: weights by tensor, all there are for kind structured, otherwise those in scope; channels
+    that each layer makes and reads; multiply-accumulates for one image. The last two are for kind structured only.
     """
 
     weights: Mapping[str, int]
@@ -192,12 +194,12 @@ class Sizes:
 
 
 def asked_of(p: Params) -> str:
-    """What the amount is a fraction of, by name of a field of Sizes."""
+    """The field of Sizes that the amount is a fraction of."""
     return "weights" if p.kind != "structured" else "macs" if p.amount_of == "macs" else "channels"
 
 
 def tell(network: networks.Network, source: Sizes, left: Sizes, p: Params, run: Run) -> None:
-    """Print what was asked for and what was reached, and where that is short, why; the file says it as well."""
+    """Print what was asked for, what was reached, and why if that is short; the first two go into the file, too."""
     spared = _spared(network, p)
 
     def outputs(sizes: Sizes) -> int:
@@ -219,7 +221,7 @@ def tell(network: networks.Network, source: Sizes, left: Sizes, p: Params, run: 
 
 
 def _short(network: networks.Network, source: Sizes, left: Sizes, p: Params) -> dict[str, str]:
-    """By layer, why less than was asked for has gone."""
+    """By layer, why less has gone than was asked for."""
     if p.kind != "structured":
         why = dict.fromkeys(networks.left_out(network), "of no layer that is called by itself")
         if p.kind == "2of4":
@@ -244,7 +246,7 @@ def zero_weights(layers: Layers, share: float | Shares, *, by_slope: bool = Fals
     """Zero the weights of these layers that are smallest in magnitude, or with `by_slope` in |w · .grad|.
 
     Args:
-        share: fraction to zero; one number ranks all layers' weights together, a mapping each layer's by themselves.
+        share: fraction to zero; one number ranks all layers' weights together, a mapping ranks each layer's alone.
     """
     scores = {}
     for name, layer in layers.items():
@@ -264,16 +266,16 @@ def zero_weights(layers: Layers, share: float | Shares, *, by_slope: bool = Fals
 
 
 def _smallest(scores: Tensor, share: float) -> Tensor:
-    """Marks the `share` of scores that are smallest, exactly so many; of equal ones those that come first."""
+    """Mark the smallest `share` of the scores, exactly that many; among equal ones, those that come first."""
     order = scores.argsort(stable=True)[: round(share * len(scores))]
     return torch.zeros(len(scores), dtype=torch.bool, device=scores.device).index_fill(0, order, True)
 
 
 def keep_two_of_four(layers: Layers) -> None:
-    """Of each four consecutive input channels of a weight, zero the two that are smallest in magnitude.
+    """Zero the two weights smallest in magnitude of each four consecutive input channels.
 
-    The layout is that of sparse tensor cores: input channels run fastest. Layers whose input channels are no multiple
-    of four, such as the first, stay as they are.
+    The layout is that of sparse tensor cores: input channels run fastest. Layers whose number of input channels is no
+    multiple of four, such as the first, stay as they are.
     """
     for layer in layers.values():
         if _inputs(layer) % 4:
@@ -285,14 +287,15 @@ def keep_two_of_four(layers: Layers) -> None:
 
 
 def _inputs(layer: nn.Conv2d | nn.Linear) -> int:
-    """Of each output."""
+    """How many input channels each output has."""
     return layer.weight.shape[1]
 
 
 def can_go(graph: ChannelGraph, p: Params, importance: str = "group") -> tuple[list[Group], dict[str, str]]:
-    """Groups of channels of which some can go; by layer, why all of its channels stay.
+    """Groups of channels of which some can go, and by layer, why all of its channels stay.
 
-    The outputs stay, and of scope conv those of fully connected layers: they are not asked for.
+    The network's outputs stay, and with scope conv those of fully connected layers. They are not listed, because they
+    were not asked for.
     """
     network = graph.network
     spared = _spared(network, p)
@@ -313,8 +316,8 @@ def _spared(network: networks.Network, p: Params) -> set[str]:
 
 
 def unbearable(network: networks.Network) -> dict[str, str]:
-    """Layers of a network from elsewhere whose channels all stay, because it would not answer, or not the same, without
-    one of them: those that attention splits into heads, or whose number its code takes for granted. By layer, why."""
+    """Layers of a network from elsewhere whose channels all stay: by layer, why. Without one of them, it would not
+    answer, or not the same, as where attention splits them into heads or its code takes their number for granted."""
     if network.unbearable is None:
         network.unbearable = channels.stuck(network)
         if network.unbearable:
@@ -323,18 +326,18 @@ def unbearable(network: networks.Network) -> dict[str, str]:
 
 
 def _by_reason(of: Mapping[str, str]) -> str:
-    """`a, b: why; c: why`."""
+    """Layers grouped by reason: `a, b: why; c: why`."""
     names = defaultdict(list)
     for name, why in of.items():
         names[why].append(name)
-    return "; ".join(f"{', '.join(found)}: {why}" for why, found in names.items())
+    return "; ".join(f"{', '.join(alike)}: {why}" for why, alike in names.items())
 
 
 def loads_again(network: networks.Network, target: str) -> tuple[Model, networks.Network]:
-    """The network as it is stored, and as it is made again from its shapes alone.
+    """The network as it is stored, and as it is made again from the shapes of its weights alone.
 
     Raises:
-        UserError: it cannot be, or answers differently.
+        UserError: it cannot be made again, or then answers differently.
     """
     model, copied = dense(network, target), networks.duplicate(network).cpu()
     images = torch.rand(4, *network.spec.input_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -353,17 +356,17 @@ def loads_again(network: networks.Network, target: str) -> tuple[Model, networks
 
 
 def remove_channels(network: networks.Network, share: float | Shares, p: Params, whole: Mapping[Holder, int]) -> None:
-    """Remove channels, those of least importance, and all weights that go with them, until this share has gone.
+    """Remove the least important channels, and all weights that go with them, until this share has gone.
 
     Args:
-        share: of all channels that can go, or of each group's.
-        whole: how many each layer had before any were removed.
+        share: of all channels in groups that can go, or of each group's, by its root.
+        whole: how many channels each layer had before any were removed.
     """
     graph = ChannelGraph(network)
     groups, _ = can_go(graph, p, p.importance)
 
     def left_over(of: list[Group], share: float) -> float:
-        """How many outputs of layers must go until no more than the rest of this share is left."""
+        """How many outputs of layers must still go, until this share of them has gone."""
         wanted = (1 - share) * sum(whole[name, "out"] for group in of for name in group.makers)
         return sum(sum(group.costs) for group in of) - wanted
 
@@ -375,7 +378,7 @@ def remove_channels(network: networks.Network, share: float | Shares, p: Params,
 
 
 def _take(graph: ChannelGraph, groups: list[Group], whole: Mapping[Holder, int], outputs: float) -> int:
-    """Remove about so many outputs of layers; how many went."""
+    """Remove about so many outputs of layers; return how many went."""
     chosen = channels.lowest(groups, graph.sizes(), graph.fewest(whole), outputs)
     for group in groups:
         if chosen[group.root]:
@@ -415,7 +418,7 @@ def leave_slopes(network: networks.Network, objective: Objective, run: Run) -> N
 
 
 def scan(network: networks.Network, objective: Objective, p: Params, run: Run) -> Added:
-    """What pruning each layer alone, by each of SCANNED, adds to the matching loss; written to sensitivity.csv."""
+    """Measure what pruning each layer alone, by each of SCANNED, adds to the matching loss; write sensitivity.csv."""
     every = max(1, len(objective.inputs) // p.scan_images)
     index = torch.arange(0, len(objective.inputs), every, device=run.device)
     exact = training.mean_loss(network, objective, index, run)
@@ -438,10 +441,10 @@ def scan(network: networks.Network, objective: Objective, p: Params, run: Run) -
 
 
 def allot(added: Added, sizes: Mapping[str, int], amount: float) -> dict[str, float]:
-    """Each layer's share, such that all add the same loss, and together they give `amount`.
+    """Choose each layer's share so that all add the same loss and together they give `amount`.
 
     Args:
-        added: by layer, the loss that each of SCANNED adds; between them it is interpolated.
+        added: by layer, the loss that each of SCANNED adds; it is interpolated between them.
         sizes: by layer, its weights or channels.
     """
     curves = {name: np.maximum.accumulate([0.0, *losses]) for name, losses in added.items()}

@@ -1,8 +1,8 @@
-"""How many bits each layer's weights and inputs get, where rounding costs more of the objective's loss.
+"""Choose how many bits each layer's weights and inputs get: more where rounding costs more of the objective's loss.
 
-From the fewest bits on, the layer that gains most for each further bit gets it, as long as the budget lasts. Weights
-have a budget of bytes; inputs one of operations, for these are what their bits cost: a value that many weights meet is
-worth more of them.
+All start with the fewest bits. Then more go to the layer that gains most for each further bit, as long as the budget
+lasts. Weights have a budget of storage. Inputs have one of operations, because that is what their bits cost: a value
+that many weights meet takes more of it.
 """
 
 import math
@@ -27,10 +27,10 @@ FEWEST, MOST = 2, 8  # bits of a weight, or of an input
 def weight_bits(
     network: networks.Network, names: Collection[str], objective: Objective, index: Tensor, mean: int, run: Run
 ) -> dict[str, int]:
-    """By layer, at most `mean` of them on average over the weights.
+    """Choose the bits of each layer's weights, at most `mean` on average over all weights.
 
-    Each layer's weights alone are rounded to each number of bits; for an energy, the loss includes the error of the
-    score.
+    To see what they cost, each layer's weights alone are rounded to each number of bits. For an energy, the loss
+    includes the error of the score.
     """
     network = networks.duplicate(network).to(run.device)
     layers = {name: layer for name, layer in networks.coded_layers(network).items() if name in names}
@@ -62,13 +62,14 @@ def input_bits(
     mean: int,
     run: Run,
 ) -> dict[str, int]:
-    """By input, such as fc:in, at most `mean` of them on average over the multiplications that they take part in.
+    """Choose the bits of each input, such as fc:in, at most `mean` on average over the multiplications of all inputs.
 
-    Each input alone is rounded to each number of bits; what several layers take in has one.
+    To see what they cost, each input alone is rounded to each number of bits. Layers that take in the same numbers
+    share one choice.
 
     Args:
-        scales, bits: of the weights of the layers whose inputs are rounded, see int8.prepare.
-        images: on which ranges are found; index: of the objective's inputs that are looked at.
+        scales, bits: of the weights of the layers whose inputs are rounded; see int8.prepare.
+        images: set the ranges; index: the objective's inputs on which the loss is measured.
     """
     prepared = observed(network, scales, bits, MOST - 1, images)
     first = int8.shared(prepared)
@@ -86,10 +87,10 @@ def input_bits(
     costs: dict[str, dict[int, float]] = {}
     for name, rounding in roundings.items():
         rounding.enable_fake_quant()
-        for found in ranges[name]:
-            rounding.hold_range(found)
+        for candidate in ranges[name]:
+            rounding.hold_range(candidate)
             loss = training.mean_loss(prepared, objective, index.to(run.device), run)
-            costs.setdefault(name, {})[found.bits] = loss - exact
+            costs.setdefault(name, {})[candidate.bits] = loss - exact
             progress(1)
         rounding.disable_fake_quant()
     chosen = _divided("inputs", sizes, costs, mean, run)
@@ -103,7 +104,7 @@ def observed(
     activation_bits: int,
     images: Tensor,
 ) -> GraphModule:
-    """A prepared graph whose activations have seen these images."""
+    """Return a prepared graph whose activations have seen these images."""
     gradient = network.spec.head is not None
     prepared = int8.prepare(network, scales, bits, activation_bits=activation_bits, gradient=gradient, outputs=True)
     with torch.no_grad():
@@ -113,13 +114,13 @@ def observed(
 
 
 def _ranges(rounding: int8.Rounding) -> list[Range]:
-    """By each number of bits."""
-    found = []
+    """The range of these activations for each number of bits."""
+    ranges = []
     for bits in range(FEWEST, MOST + 1):
         rounding.limit(bits)
         scale, zero = rounding.calculate_qparams()
-        found.append(Range(scale.item(), int(zero.item()), bits))
-    return found
+        ranges.append(Range(scale.item(), int(zero.item()), bits))
+    return ranges
 
 
 def _divided(
@@ -127,10 +128,10 @@ def _divided(
 ) -> dict[str, int]:
     choices: dict[str, dict[int, tuple[int, float]]] = {}
     for name, by_bits in costs.items():
-        lowest = math.inf  # more bits never cost more: what says so is chance
+        lowest = math.inf  # more bits never cost more; where they seem to, it is chance
         for bits, cost in by_bits.items():
-            lowest = min(lowest, abs(cost))  # and a loss that rounding lowers has changed no less
+            lowest = min(lowest, abs(cost))  # a loss that rounding lowers has changed just as much
             choices.setdefault(name, {})[bits] = (sizes[name] * bits, lowest)
-    found = divide_bits(choices, mean * sum(sizes.values()))
-    run.say(f"bits of {what}: {', '.join(f'{name} {bits}' for name, bits in found.items())}")
-    return found
+    chosen = divide_bits(choices, mean * sum(sizes.values()))
+    run.say(f"bits of {what}: {', '.join(f'{name} {bits}' for name, bits in chosen.items())}")
+    return chosen

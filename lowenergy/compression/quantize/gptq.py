@@ -1,23 +1,24 @@
-"""Weights rounded one input after the other, where those to come make up for the errors of those before (GPTQ, Frantar
-et al. 2023, arXiv 2210.17323).
+"""Round weights one input after the other, letting the weights still to come make up for the errors made so far (GPTQ,
+Frantar et al. 2023, arXiv 2210.17323).
 
-For a layer whose inputs are X, (n, k), the errors of the weights of one output count as eᵀ H e, H = XᵀX. After the
-weight of input j is rounded, the others are best moved by its error times what H⁻¹ says of the two.
+For a layer whose inputs are X, (n, k), the errors e of the weights of one output cost eᵀ H e, with H = XᵀX. Once the
+weight of input j is rounded, each weight i still to come is best moved by j's error times [H⁻¹]ᵢⱼ / [H⁻¹]ⱼⱼ, where H
+covers only the inputs not rounded before j.
 """
 
 import torch
 from torch import Tensor
 
-DAMPING = 0.01  # of the mean of H's diagonal: inputs that a few images lack are not taken for those that none has
-BLOCK = 128  # inputs after which the rest is brought up to date
+DAMPING = 0.01  # share of the mean of H's diagonal, added to it: what these few images lack, others may have
+BLOCK = 128  # inputs rounded before the weights of all later ones are updated
 
 
 def compensated(weights: Tensor, scale: Tensor, bits: int, inputs: Tensor, outputs: Tensor) -> Tensor:
-    """Integers for which inputs @ (scale * integers).T is close to `outputs`; weights of zero stay zero.
+    """Find integers for which inputs @ (scale * integers).T is close to `outputs`; weights of zero stay zero.
 
     Args:
         weights: (o, k); scale: (o, 1).
-        inputs: (n, k); outputs: (n, o), wanted.
+        inputs: (n, k); outputs: (n, o), the wanted ones.
     Returns:
         (o, k), float32.
 
@@ -32,22 +33,22 @@ def compensated(weights: Tensor, scale: Tensor, bits: int, inputs: Tensor, outpu
     unseen = h.diagonal() == 0
     h.diagonal().add_(DAMPING * h.diagonal().mean() + unseen)
     lower = torch.linalg.cholesky(h)
-    # The inputs are those of a network that is rounded up to here: first the weights are fitted to them.
+    # The inputs come from a network whose earlier layers are rounded, so first fit the weights to them.
     missing = (outputs - inputs @ weights.T).T @ inputs
     fitted = weights + torch.cholesky_solve(missing.T, lower).T
-    order = h.diagonal().argsort(descending=True)  # while many can still make up for it, what counts most
+    order = h.diagonal().argsort(descending=True)  # what counts most goes first, while many can still make up for it
     inverse = torch.cholesky_inverse(lower)[order][:, order]
     upper = torch.linalg.cholesky(inverse, upper=True)
     left, zero = fitted[:, order], (weights == 0)[:, order]
-    found = torch.empty_like(left)
+    rounded = torch.empty_like(left)
     for first in range(0, left.shape[1], BLOCK):
         last = min(first + BLOCK, left.shape[1])
         errors = torch.empty_like(left[:, first:last])
         for j in range(first, last):
             integers = (left[:, j : j + 1] / scale).round().clamp(-levels, levels - 1)
-            found[:, j : j + 1] = integers.masked_fill(zero[:, j : j + 1], 0)
-            error = (left[:, j : j + 1] - found[:, j : j + 1] * scale) / upper[j, j]
+            rounded[:, j : j + 1] = integers.masked_fill(zero[:, j : j + 1], 0)
+            error = (left[:, j : j + 1] - rounded[:, j : j + 1] * scale) / upper[j, j]
             left[:, j:last] -= error * upper[j, j:last]
             errors[:, j - first : j - first + 1] = error
         left[:, last:] -= errors @ upper[first:last, last:]
-    return found[:, order.argsort()]
+    return rounded[:, order.argsort()]

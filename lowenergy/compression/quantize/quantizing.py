@@ -1,10 +1,11 @@
 """Static quantization: integer weights per output channel, activations with calibrated ranges; then QAT.
 
-Rounded networks are trained towards the teacher, then by the target's own loss. Those with BatchNorm are trained with
-their norms at work and activations of 8 bits float, then folded; others are folded, and the int8 graph is trained.
-Activations of fewer bits are rounded in all training, by steps that are learned.
+Rounded networks are trained towards the teacher, then by the target's own loss. A network with BatchNorm is trained
+with its norms active and 8-bit activations float, then folded. Any other is folded first: its int8 graph is trained
+towards the teacher, then its layers by the own loss, again with 8-bit activations float. Activations of fewer bits are
+rounded in all training, by steps that are learned.
 
-Of energies both directions are rounded, logits and input gradient, so that the int8 network samples by itself.
+For an energy, both directions are rounded, logits and input gradient, so that the int8 network can sample by itself.
 """
 
 import csv
@@ -33,7 +34,7 @@ from lowenergy.storage.artifact import Model, weights
 from lowenergy.storage.encodings import Dense, Encoding, Int8, Range
 from lowenergy.training import Objective, Run
 
-MOST = 8  # bits of an activation, which are rounded only once all is trained
+MOST = 8  # bits of an activation; with fewer, its steps are learned in training
 CHECKED = 8  # images on which folded networks and graphs are compared with what they were made from
 
 
@@ -41,10 +42,10 @@ CHECKED = 8  # images on which folded networks and graphs are compared with what
 class _Rounded:
     """A network that is ready to be stored."""
 
-    network: networks.Network  # whose norms are folded
-    scales: dict[str, Tensor]  # (out,) by layer: of those that are rounded
+    network: networks.Network  # with its norms folded
+    scales: dict[str, Tensor]  # (out,) by layer, of the layers that are rounded
     bits: Mapping[str, int]  # by layer
-    input_bits: int | Mapping[str, int]  # by input, or of all
+    input_bits: int | Mapping[str, int]  # by input, or one number for all
     graph: GraphModule  # its int8 form, with the ranges of activations
 
 
@@ -63,12 +64,13 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pa
 
 
 def _every_nth(objective: Objective, count: int) -> Tensor:
-    """Of so many inputs: those of an energy come in groups (real, noisy, chains), and each must be among them."""
+    """Indices of about `count` inputs, from all over: an energy's come in groups (real, noisy, chains), and each must
+    be represented."""
     return torch.arange(0, len(objective.inputs), max(1, len(objective.inputs) // count))
 
 
 def _kept_float(network: networks.Network, target: str, p: Params) -> set[str]:
-    """The layers that the params name for this target.
+    """The layers of this target that the params keep float.
 
     Raises:
         UserError: it has no such layer.
@@ -93,11 +95,11 @@ def _without_training(
     p: Params,
     run: Run,
 ) -> _Rounded:
-    """Post-training quantization.
+    """Quantize without training (post-training quantization).
 
     Args:
-        index: of the objective's inputs that are looked at; images: these.
-        keep_float: layers that are not to be rounded, among those that cannot be or cost too much.
+        index: which of the objective's inputs are looked at; images: those inputs.
+        keep_float: layers that are not to be rounded, besides those that cannot be or would cost too much.
     Raises:
         UserError: no layer is left to round.
     """
@@ -111,14 +113,14 @@ def _without_training(
     input_bits: int | Mapping[str, int] = p.activation_bits
     scales = {name: int8.best_scale(layer.weight, p.weight_bits) for name, layer in layers.items()}
     if p.allocation == "sensitivity":
-        fit = {place.layer for place in int8.places(int8.prepare(folded, scales, bits))}  # others take none of the bits
+        fit = {place.layer for place in int8.places(int8.prepare(folded, scales, bits))}  # others take no bits
         fit -= keep_float
         bits |= allocation.weight_bits(folded, fit, objective, index, p.weight_bits, run)
         scales = {name: int8.best_scale(layer.weight, bits[name]) for name, layer in layers.items()}
         if p.activation_bits < MOST:
-            own = {name: scales[name] for name in fit}
-            input_bits = allocation.input_bits(folded, own, bits, images, objective, index, p.activation_bits, run)
-    trained = bool(p.finetune.epochs) and not networks.batchnorms(network)  # the graph itself
+            fitting = {name: scales[name] for name in fit}
+            input_bits = allocation.input_bits(folded, fitting, bits, images, objective, index, p.activation_bits, run)
+    trained = bool(p.finetune.epochs) and not networks.batchnorms(network)  # whether the graph itself will be
     graph = _calibrated(folded, scales, images, bits, input_bits, trained)
     if unfit := scales.keys() - {place.layer for place in int8.places(graph)}:
         run.say(f"without an int8 form, and float: {', '.join(sorted(unfit))}")
@@ -148,7 +150,7 @@ def _without_training(
 def _train_with_norms(
     network: networks.Network, rounded: _Rounded, images: Tensor, objective: Objective, p: Params, run: Run
 ) -> _Rounded:
-    """Train weights and steps with the norms at work and activations float, unless they have few bits, then fold."""
+    """Train weights and steps with the norms active and activations float, unless they have few bits, then fold."""
     if not (p.finetune.epochs or p.retrain.epochs):
         return rounded
     layers, bits = networks.coded_layers(network), rounded.bits
@@ -165,29 +167,29 @@ def _train_with_norms(
 
 
 def _negated(network: networks.Network, folded: networks.Network, names: Collection[str]) -> dict[str, Tensor]:
-    """Of each layer the output channels, (out,) bool, whose norm has a negative factor: folding it turns their integers
-    round, of which there is one more below 0 than above."""
+    """Find each layer's output channels, (out,) bool, whose norm has a negative factor: folding it flips the signs of
+    their integers, of which there is one more below 0 than above."""
     layers = [networks.coded_layers(of) for of in (network, folded)]
     return {name: reduce(mul, (of[name].weight.detach().flatten(1) for of in layers)).sum(1) < 0 for name in names}
 
 
 def _few_levels(graph: GraphModule) -> dict[str, Range]:
-    """Ranges of the inputs that are rounded in training, too: of eight bits they need not be."""
-    return {name: found for name, found in of_inputs(int8.ranges(graph)).items() if found.bits < MOST}
+    """Ranges of the inputs that layers round in training, too: those of fewer than eight bits."""
+    return {name: of_input for name, of_input in of_inputs(int8.ranges(graph)).items() if of_input.bits < MOST}
 
 
 def _train_folded(
     network: networks.Network, rounded: _Rounded, images: Tensor, objective: Objective, p: Params, run: Run
 ) -> _Rounded:
-    """Train the int8 graph towards the teacher; then weights and steps by the target's own loss, activations float
-    unless they have few bits."""
+    """Train the int8 graph towards the teacher; then weights and steps by the target's own loss, with
+    activations float unless they have few bits."""
     folded, scales, bits, graph = rounded.network, rounded.scales, rounded.bits, rounded.graph
     if p.finetune.epochs:
         training.hold_zeros(graph)
         with int8.steps_learned(graph):
             training.finetune(graph, objective, p.finetune, run)
         state, new = folded.state_dict(), _trained(graph)
-        state.update({name: new[name] for name in state.keys() & new.keys()})  # it keeps the versions of its modules
+        state.update({name: new[name] for name in state.keys() & new.keys()})  # in place, to keep its modules' versions
         folded.load_state_dict(state)
     inputs = _few_levels(graph)
     if p.retrain.epochs:
@@ -195,7 +197,7 @@ def _train_folded(
             objective.retrain(folded, p.retrain, run)
     if p.finetune.epochs or p.retrain.epochs:
         learned = {
-            name: found for name, found in int8.ranges(graph).items() if name.endswith(":in") and found.bits < MOST
+            name: range_ for name, range_ in int8.ranges(graph).items() if name.endswith(":in") and range_.bits < MOST
         }
         graph = _calibrated(folded, scales, images, bits, rounded.input_bits)
         int8.hold_ranges(graph, inputs if p.retrain.epochs else learned)
@@ -217,7 +219,7 @@ def _encoded(rounded: _Rounded, target: str) -> Model:
 
 
 def _few(images: Tensor) -> Tensor:
-    """Some of them, from all over."""
+    """At most CHECKED of the images, from all over."""
     return images[:: max(1, len(images) // CHECKED)][:CHECKED]
 
 
@@ -226,10 +228,10 @@ def _trained(prepared: GraphModule) -> dict[str, Tensor]:
 
 
 class RoundedWeight(nn.Module):
-    """A weight on the steps of its integers, as a parametrization; weights and steps are trained as if nothing were
-    rounded (learned step size, Esser et al. 2020, arXiv 1902.08153).
+    """A parametrization that rounds a weight to the steps of its integers and trains both, with the gradients of
+    learned step size (Esser et al. 2020, arXiv 1902.08153): the weight learns as if nothing were rounded.
 
-    Unlike an int8 graph it leaves the network as fast as it is, which the chains of an energy's own loss need.
+    Unlike an int8 graph, it does not slow the network down, which the chains of an energy's own loss need.
     """
 
     holds_steps = True
@@ -237,7 +239,7 @@ class RoundedWeight(nn.Module):
     def __init__(self, scale: Tensor, bits: int, shape: torch.Size, negative: Tensor | None = None) -> None:
         """
         Args:
-            negative: (out,) bool, the channels whose integers will be turned round.
+            negative: (out,) bool, the channels whose integers will change sign.
         """
         super().__init__()
         self.scale = nn.Parameter(scale.view(-1, *[1] * (len(shape) - 1)).clone())
@@ -261,8 +263,8 @@ def rounded_weights(
     bits: Mapping[str, int],
     negative: Mapping[str, Tensor] | None = None,
 ) -> Iterator[None]:
-    """Within it, the weights of these layers are rounded and can be trained; then `scales`, (out,) by layer, are those
-    to round them with."""
+    """Round the weights of these layers, within the context, and let them be trained; when it ends, `scales`, (out,) by
+    layer, holds the trained steps to round them with."""
     coded = networks.coded_layers(network)
     layers = {name: networks.sharing(network, coded[name]) for name in scales}
     for name, same in layers.items():
@@ -271,7 +273,7 @@ def rounded_weights(
             parametrize.register_parametrization(owner, key, rounding)
     held = training.hold_zeros(network)
     yield
-    for handle in held:  # or graphs that are compared with the network later would have other gradients
+    for handle in held:  # else graphs compared with the network later would have other gradients
         handle.remove()
     for name, same in layers.items():
         of_weight: Any = coded[name].parametrizations.weight  # type: ignore[union-attr]
@@ -283,8 +285,8 @@ def rounded_weights(
 def _folded(
     network: networks.Network, scales: Mapping[str, Tensor], images: Tensor
 ) -> tuple[networks.Network, dict[str, Tensor]]:
-    """Without norms, and the scales by which its weights round to the integers that they were: a norm's factor is one
-    of each output channel, like a scale's."""
+    """Fold the norms, and find the scales at which the weights round to the same integers as before, or to their
+    negatives: a norm has one factor for each output channel, as a scale does."""
     folded = networks.fold_batchnorm(network.cpu().eval(), images)
     adjusted = {}
     for name, scale in scales.items():
@@ -302,10 +304,10 @@ def _calibrated(
     input_bits: int | Mapping[str, int],
     trained: bool = False,
 ) -> GraphModule:
-    """The int8 form, with the ranges that these images have.
+    """The int8 form of a network, with ranges measured on these images.
 
     Args:
-        trained: the graph is to be.
+        trained: the graph will be trained, so its gradients are checked as well.
     """
     same = input_bits if isinstance(input_bits, int) else MOST - 1
     prepared = allocation.observed(network, scales, bits, same, images)

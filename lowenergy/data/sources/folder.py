@@ -1,6 +1,6 @@
-"""Your own images: one sub-directory per class, below train/ and test/ where there is an official split.
+"""Your own images: one sub-directory per class, below train/ and test/ if there is an official split.
 
-Files are read when they are written to the splits, so that memory holds few.
+Files are read when the splits are written, so that memory holds only a few.
 """
 
 import re
@@ -21,7 +21,7 @@ ROLES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-# What systems and programs leave beside images; like names that begin with a dot, they are nobody's class or picture.
+# What systems and programs leave beside images. Like names that begin with a dot, these are no classes or pictures.
 HIDDEN = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 HIDDEN |= {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 
@@ -30,7 +30,7 @@ Classes = dict[str, list[str]]  # paths of images by class
 
 @dataclass
 class _Left:
-    """What is there and not read."""
+    """What is in the folder but is not read."""
 
     hidden: Counter[str] = field(default_factory=Counter)  # by name
     suffixes: Counter[str] = field(default_factory=Counter)
@@ -48,7 +48,7 @@ class _Left:
 
 def read(p: Data) -> Source:
     size, root = p.image_size, Path(p.folder)
-    assert size is not None  # the schema insists
+    assert size is not None  # the schema requires it
     _check_name(root)
     if not root.is_dir():
         what = "not a directory" if root.exists() else "no such directory"
@@ -69,12 +69,12 @@ def read(p: Data) -> Source:
         labels = [label for label, name in enumerate(names) for _ in classes.get(name, [])]
         return Files(paths, torch.tensor(labels), p.channels, size, survey.whites)
 
-    found = {role: files(classes) for role, classes in parts.items()}
-    return Source(found["train"], found.get("test"), names, found.get("validation"))
+    by_role = {role: files(classes) for role, classes in parts.items()}
+    return Source(by_role["train"], by_role.get("test"), names, by_role.get("validation"))
 
 
 def _innermost(root: Path, left: _Left) -> Path:
-    """The folder itself, or the one folder in it, as archives have one, if that has others in turn."""
+    """Enter the only folder in `root`, as archives have it, while it holds folders and is not called like a part."""
     while True:
         folders, loose = _listed(root, _Left())
         if loose or len(folders) != 1 or folders[0].name.lower() in ROLES or not _listed(folders[0], _Left())[0]:
@@ -84,10 +84,10 @@ def _innermost(root: Path, left: _Left) -> Path:
 
 
 def _parts(root: Path, left: _Left) -> dict[str, Classes]:
-    """Images by part (train, and test or validation where the folder has them) and class.
+    """The images by part (train, and test or validation if the folder has them) and class.
 
     Raises:
-        DataError: the images do not lie in folders of classes, or a class has none.
+        DataError: the parts are not clear, the images do not lie in folders of classes, or a class has none.
     """
     folders, loose = _listed(root, left)
     places: dict[str, Path] = {}
@@ -118,10 +118,10 @@ def _parts(root: Path, left: _Left) -> dict[str, Classes]:
 
 
 def _check_no_parts(root: Path, folders: list[Path]) -> None:
-    """Folders such as seg_train and seg_test, with the same folders in each of them, are no classes.
+    """Check that folders are not parts, such as seg_train and seg_test with the same folders in each, but classes.
 
     Raises:
-        DataError: that is what they look like.
+        DataError: they look like parts.
     """
     roles = {ROLES.get(word) for folder in folders for word in re.split("[^a-z]+", folder.name.lower())}
     if "train" not in roles or len(folders) < 2:
@@ -136,13 +136,17 @@ def _check_no_parts(root: Path, folders: list[Path]) -> None:
 
 
 def _folders_of(folder: Path) -> list[Path]:
-    """Its sub-directories, or those of the only one."""
+    """The sub-directories of a folder; if it has only one, the sub-directories of that."""
     below = _listed(folder, _Left())[0]
     return _listed(below[0], _Left())[0] if len(below) == 1 else below
 
 
 def _classes(root: Path, folders: list[Path], loose: list[str], left: _Left) -> Classes:
-    """The images of each folder of a class, sub-folders included."""
+    """The images of each class, those in sub-folders of its folder included.
+
+    Raises:
+        DataError: there are no folders of classes, or one has no images.
+    """
     advice = "put the images of each class in a sub-directory of their own"
     if not folders:
         raise DataError(f"data.folder {root}: {len(loose)} images, and no folders of classes; {advice}")
@@ -157,13 +161,17 @@ def _classes(root: Path, folders: list[Path], loose: list[str], left: _Left) -> 
             raise DataError(f"data.folder {root}: class {folder.name} has no image that can be read{why}; remove it")
         left.hidden += inside.hidden
         left.suffixes += inside.suffixes
-        name = unicodedata.normalize("NFC", folder.name)  # two systems write é in two ways
+        name = unicodedata.normalize("NFC", folder.name)  # systems differ in how they write é
         classes.setdefault(name, []).extend(f"{place}/{file}" for place, file in images)
     return classes
 
 
 def _images(folder: Path, left: _Left) -> Iterator[tuple[str, str]]:
-    """(folder, file) of the images below a folder."""
+    """Yield (folder, file) of the images below a folder.
+
+    Raises:
+        DataError: it has parts such as train and test.
+    """
     folders, images = _listed(folder, left)
     roles = {ROLES.get(below.name.lower()) for below in folders}
     if "train" in roles and len(roles - {None}) > 1:
@@ -174,7 +182,7 @@ def _images(folder: Path, left: _Left) -> Iterator[tuple[str, str]]:
 
 
 def _listed(folder: Path, left: _Left) -> tuple[list[Path], list[str]]:
-    """Sub-directories and images, in order; what else there is, is counted.
+    """The sub-directories and images in a folder, in order; anything else is counted in `left`.
 
     Raises:
         DataError: a name is not UTF-8, or a sub-directory is a link.
@@ -185,13 +193,13 @@ def _listed(folder: Path, left: _Left) -> tuple[list[Path], list[str]]:
         if entry.name.startswith(".") or entry.name.lower() in HIDDEN:
             left.hidden[entry.name] += 1
         elif entry.is_dir():
-            if entry.is_symlink():  # DVC follows links to files, and does not look into these
+            if entry.is_symlink():  # DVC follows links to files, but does not look into linked folders
                 raise DataError(
                     f"{entry}: a link to a folder, and DVC would not see its images change; copy the folder there, or "
                     "let data.folder itself be the link"
                 )
             folders.append(entry)
-        elif entry.suffix.lower() in decoding.suffixes() and (entry.is_file() or entry.is_symlink()):  # or a broken one
+        elif entry.suffix.lower() in decoding.suffixes() and (entry.is_file() or entry.is_symlink()):  # or broken link
             images.append(str(entry))
         else:
             left.suffixes[entry.suffix.lower() or "without suffix"] += 1
@@ -199,10 +207,10 @@ def _listed(folder: Path, left: _Left) -> tuple[list[Path], list[str]]:
 
 
 def _check_name(path: Path) -> None:
-    """Names become classes and lines of output, which are text.
+    """Check that a name is text, since names become classes and lines of output.
 
     Raises:
-        DataError: this one is none.
+        DataError: it is not UTF-8.
     """
     try:
         str(path).encode()

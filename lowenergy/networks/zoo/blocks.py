@@ -1,4 +1,4 @@
-"""What the networks of the zoo are made of."""
+"""Building blocks of the zoo's networks."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lowenergy.networks.inputconv import InputConv2d
 from lowenergy.networks.spec import Spec
 
-# A module of its own at every place: the int8 quantizer tells fused patterns apart by module.
+# Every place gets a module of its own: the int8 quantizer tells fused patterns apart by module.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "swish": nn.SiLU,
@@ -18,12 +18,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class ConvNorm(nn.Module):
-    """Convolution and BatchNorm, or convolution with a bias where the network has no norm."""
+    """A convolution followed by BatchNorm, or a convolution with a bias if the network has no norm."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, norm: str) -> None:
         super().__init__()
         batch = norm == "batch"
-        # Images have few channels and, in an energy, a gradient; strided convolutions of them have a fast one.
+        # Images have few channels and, in an energy, a gradient, which InputConv2d computes fast if the stride is 2.
         conv = InputConv2d if channels_in <= 3 and stride == 2 and not batch else nn.Conv2d
         self.conv = conv(channels_in, channels_out, kernel, stride, kernel // 2, bias=not batch)
         self.norm = nn.BatchNorm2d(channels_out) if batch else nn.Identity()

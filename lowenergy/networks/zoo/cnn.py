@@ -1,6 +1,6 @@
-"""Plain convolutions: full resolution, then pairs (halve the image, refine), flattened.
+"""Plain convolutions: one at full resolution, then pairs (halve the image, refine), then flattening.
 
-Keeping where things are, unlike pooling, suits energies of small images.
+Unlike pooling, flattening keeps where things are, which suits energies of small images.
 """
 
 from torch import nn

@@ -1,7 +1,8 @@
-"""Few weights, each used often: a strided 5x5 convolution, then at three resolutions two 3x3, all of one width.
+"""Few weights, each used often: a strided 5x5 convolution, then two 3x3 ones at each of three resolutions.
 
-`strided` has most of its weights where the image is 2 pixels a side; here every layer costs the same, and most of
-the work is done where there is much to look at.
+A strided 3x3 convolution leads to the next resolution, and all layers have the same width. `strided` has most of its
+weights where the image is 2 pixels a side. Here every 3x3 layer has equally many weights, and most of the work is done
+where there is much to look at.
 """
 
 from torch import nn

@@ -1,7 +1,8 @@
-"""Residual blocks without norms at four resolutions (He et al. 2016, pre-activated), summed over the image.
+"""Residual blocks at four resolutions (He et al. 2016, pre-activated), meant for no norms, summed over the image.
 
-For energies of images too large for `cnn`, through whose plain layers a fresh energy has hardly a slope: here shortcuts
-carry it, weights start at a scale that keeps it, and an energy is a sum over places, which grows with the image.
+For energies of images too large for `cnn`: through its plain layers, a freshly initialised energy has hardly any slope.
+Here shortcuts carry the slope, weights start at a scale that keeps it, and the energy is a sum over places, which grows
+with the image.
 """
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from lowenergy.networks.spec import Spec
 from lowenergy.networks.zoo.blocks import ACTIVATIONS, ConvNorm
 
-STAGES = (1, 2, 2, 4), (1, 2, 2, 1)  # widths, as multiples of the spec's; blocks
+STAGES = (1, 2, 2, 4), (1, 2, 2, 1)  # for each stage: its width, as a multiple of the spec's; its number of blocks
 
 
 def features(spec: Spec) -> nn.Sequential:
@@ -49,9 +50,9 @@ class Sum(nn.Module):
 
 
 def scaled(channels_in: int, channels_out: int, kernel: int, stride: int, gain: float, spec: Spec) -> ConvNorm:
-    """Weights of standard deviation gain / √inputs (nn.Conv2d's: 1 / √(3 inputs)), biases 0."""
-    made = ConvNorm(channels_in, channels_out, kernel, stride, spec.norm)
-    nn.init.normal_(made.conv.weight, std=gain * (channels_in * kernel**2) ** -0.5)
-    if made.conv.bias is not None:
-        nn.init.zeros_(made.conv.bias)
-    return made
+    """A ConvNorm with weights of standard deviation gain / √inputs (nn.Conv2d's: 1 / √(3 inputs)) and biases of 0."""
+    layer = ConvNorm(channels_in, channels_out, kernel, stride, spec.norm)
+    nn.init.normal_(layer.conv.weight, std=gain * (channels_in * kernel**2) ** -0.5)
+    if layer.conv.bias is not None:
+        nn.init.zeros_(layer.conv.bias)
+    return layer

@@ -14,7 +14,7 @@ RESNETS = {  # blocks in each stage; the width doubles from stage to stage
 
 
 def features(spec: Spec) -> nn.Sequential:
-    """Down to the pooled features, (batch, width * 2^(stages-1))."""
+    """Return the layers up to the pooled features, (batch, width * 2^(stages-1))."""
     kernel, stride = {"7x7": (7, 2), "5x5": (5, 2)}.get(spec.stem, (3, 1))
     layers: list[nn.Module] = [
         ConvNorm(spec.channels, spec.width, kernel, stride, spec.norm),

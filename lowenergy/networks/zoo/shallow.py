@@ -1,4 +1,4 @@
-"""Two strided convolutions, flattened: the smallest of the earlier study's students."""
+"""Two strided convolutions, flattened: the smallest student of the earlier study."""
 
 from torch import nn
 

@@ -1,8 +1,8 @@
 """Residual blocks down to an eighth of the image and up again (Ronneberger et al. 2015), with attention at a quarter.
 
-The way up ends in an image f(x), and the energy is Σ x·f(x): its slope at a pixel is about f there, so the network says
-at full resolution where an image should go, as those of diffusion do, and is still an energy. Places that attend to
-each other can agree on what is being drawn (Vaswani et al. 2017). What the bottom of the U holds tells classes.
+The way up ends in an image f(x), and the energy is Σ x·f(x). Its slope at a pixel is about f there, so the network says
+at full resolution where an image should go, as diffusion networks do, and is still an energy. Places that attend to
+each other can agree on what is being drawn (Vaswani et al. 2017). The bottom of the U tells the classes apart.
 """
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from lowenergy.networks.spec import Spec
 from lowenergy.networks.zoo.blocks import ACTIVATIONS
 from lowenergy.networks.zoo.residual import Block, scaled
 
-WIDTHS = 1, 2, 2, 4  # by resolution, as multiples of the spec's
+WIDTHS = 1, 2, 2, 4  # at each resolution, as multiples of the spec's width
 ATTENTIVE = 2  # the resolution whose places attend to each other: a quarter of the image
 
 
@@ -21,9 +21,9 @@ def features(spec: Spec) -> nn.Sequential:
 
 
 class Unet(nn.Module):
-    """Images -> features of the bottom, (batch, 4 * width); a term that all logits share, (batch, 1)."""
+    """Images -> features of the bottom, (batch, 4 * width), and a term that all logits share, (batch, 1)."""
 
-    keeps_channels = ("draw",)  # as many as the images have
+    keeps_channels = ("draw",)  # it puts out as many channels as the images have
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Unet(nn.Module):
 
 
 class Up(nn.Module):
-    """To twice the resolution, where what was there on the way down is added."""
+    """Double the resolution, add the features that had it on the way down, and apply a block."""
 
     def __init__(self, channels_in: int, channels_out: int, spec: Spec) -> None:
         super().__init__()

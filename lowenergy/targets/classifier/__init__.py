@@ -1,4 +1,4 @@
-"""Kind `classifier`: cross-entropy on labels; compressed ones match softened answers, too. The scorer is one."""
+"""Kind `classifier`: cross-entropy on labels; compressed ones also match softened answers. The scorer is one, too."""
 
 from typing import Annotated, Any
 

@@ -26,8 +26,8 @@ from lowenergy.params import Retrain, Scorer, ScorerTraining, StudentRetrain
 from lowenergy.targets.classifier import ClassifierTraining, Params
 from lowenergy.training import Logs, Run, Stateful, fit, silent_answers, silent_cross_entropy
 
-POINTS = 200  # at which validation accuracy is measured, at most: each epoch, of few images, would take longer
-ONE_AUXILIARY, EACH_AUXILIARY = 0.4, 0.3  # losses of auxiliary classifiers, as of Inception v3 and of GoogLeNet's two
+POINTS = 200  # validation accuracy is measured at most this often: with few images, every epoch would take longer
+ONE_AUXILIARY, EACH_AUXILIARY = 0.4, 0.3  # weights of auxiliary losses, as for Inception v3's one and GoogLeNet's two
 WEIGHT_DECAY = 5e-4  # the L2 penalty of nearly every published CIFAR ResNet; digits and MNIST do not feel it
 
 
@@ -40,13 +40,13 @@ def accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
 
 
 def train(splits: Splits, p: Params | Scorer, run: Run, given: Given | None = None) -> Network:
-    """SGD with Nesterov momentum and a one-cycle learning rate, augmented batches, label smoothing.
+    """Train by SGD with Nesterov momentum and a one-cycle learning rate, augmented batches, label smoothing.
 
-    Small images first (progressive resizing, Howard 2018): a convolutional network learns most of what it learns at a
-    quarter of the cost.
+    Small images can come first (progressive resizing, Howard 2018): a convolutional network learns most of what it
+    learns on them, at a quarter of the cost.
 
     Args:
-        given: the module that p.architecture names, in this program.
+        given: the module that p.architecture names, where it exists in this program.
     """
     classes, normalisation = len(splits.classes), splits.normalisation
     spec = Spec.of(p.architecture, splits.input_shape, classes, None, normalisation, given)
@@ -103,7 +103,7 @@ def _fit(
         schedule=OneCycleLR(optimizer, lr, total_steps=steps + 1),
         run=run,
         part="retrain" if retrain else "fit",
-        gradient_norm=1.0 if retrain else None,  # students need not have norms, which the teacher's rate counts on
+        gradient_norm=1.0 if retrain else None,  # students may lack the norms that the teacher's rate relies on
         measure=lambda network: {"validation_accuracy": accuracy(network, held_out)},
         points=min(epochs, POINTS),
         silent={"loss": silent_cross_entropy(split.labels, t.label_smoothing)},
@@ -113,15 +113,15 @@ def _fit(
 
 
 def _with_decay(network: nn.Module) -> list[dict[str, Any]]:
-    """Parameters in groups: steps of integers do not decay, or ranges would shrink though nothing was learnt."""
+    """Group the parameters: steps of integers do not decay, else ranges would shrink though nothing was learnt."""
     steps = [w for m in network.modules() if getattr(m, "holds_steps", False) for w in m.parameters(recurse=False)]
     others = [w for w in network.parameters() if all(w is not step for step in steps)]
     return [{"params": others}, *([{"params": steps, "weight_decay": 0.0}] if steps else [])]
 
 
 class LabelObjective:
-    """label_weight * cross-entropy + (1 - label_weight) * T² * KL(teacher ‖ student) (Hinton et al. 2015), and the
-    similarity of features, see feature_error."""
+    """label_weight * cross-entropy + (1 - label_weight) * T² * KL(teacher ‖ student) (Hinton et al. 2015), plus
+    feature_weight * feature_error."""
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: Params, run: Run) -> None:
         self.teacher, self.splits, self.p = teacher.to(run.device).eval(), splits, p
@@ -158,8 +158,8 @@ class LabelObjective:
     def _shared(
         network: nn.Module, images: Tensor, order: torch.memory_format, run: Run
     ) -> tuple[Tensor | None, Tensor]:
-        own = run.team.own_rows(images).contiguous(memory_format=order)
-        features, logits = features_and_logits(network, own)
+        rows = run.team.own_rows(images).contiguous(memory_format=order)
+        features, logits = features_and_logits(network, rows)
         all_features = None if features is None else run.team.gather(features, len(images))
         return all_features, run.team.gather(logits, len(images))
 
@@ -173,7 +173,7 @@ class LabelObjective:
 
 
 def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """How differently a batch's images resemble each other to student and teacher (Tung & Mori 2019, eq. 4).
+    """How much student and teacher differ in which images of a batch look alike to them (Tung & Mori 2019, eq. 4).
 
     Args:
         student, teacher: features (batch, width), of any two widths.

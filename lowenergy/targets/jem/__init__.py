@@ -1,4 +1,4 @@
-"""Kind `jem`: one network that is classifier and energy (Grathwohl et al. 2020)."""
+"""Kind `jem`: one network that is both classifier and energy (Grathwohl et al. 2020)."""
 
 from lowenergy.base.later import later
 from lowenergy.params import (

@@ -1,4 +1,4 @@
-"""Target `jem`: one network that is classifier and energy, E(x) = -logsumexp of its logits (Grathwohl et al. 2020)."""
+"""Target `jem`: one network, both classifier and energy, E(x) = -logsumexp of its logits (Grathwohl et al. 2020)."""
 
 from functools import cached_property, partial
 
@@ -12,7 +12,7 @@ from lowenergy.targets.jem import JemTraining, Params
 from lowenergy.training import Logs, Run, silent_answers
 from lowenergy.training.energies import EnergyObjective, fit_energy
 
-# Softer answers say more of a classifier's (Hinton et al. 2015), but a JEM's logits are energies, matched as they are.
+# Softened answers of a classifier say more (Hinton et al. 2015), but a JEM's logits are energies, matched as they are.
 TEMPERATURE = 1.0
 
 
@@ -35,14 +35,14 @@ def train(splits: Splits, p: Params, run: Run, given: Given | None = None) -> Ne
 
 
 def classification(p: JemTraining, logits: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Logs]:
-    """The JEM's loss as a classifier, as far as it counts after this share of the training."""
+    """The JEM's loss as a classifier, with the weight it has at this share of the training, and its accuracy."""
     risen = min(1.0, progress / p.classification_rise) if p.classification_rise else 1.0
     value = risen * p.classification_weight * F.cross_entropy(logits, labels)
     return value, {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
 
 class JointObjective(EnergyObjective):
-    """The EBM's objective, and the teacher's class probabilities wherever the energies are matched."""
+    """The EBM's objective, which also matches the teacher's class probabilities wherever the energies are matched."""
 
     def __init__(self, teacher: nn.Module, splits: Splits, p: Params, run: Run) -> None:
         super().__init__(teacher, splits, p, run, partial(classification, p.train))
@@ -59,7 +59,7 @@ class JointObjective(EnergyObjective):
 
     def loss(self, network: nn.Module, index: Tensor, run: Run) -> tuple[Tensor, Logs]:
         logits, loss, logs = self.matched(network, index)
-        given, wanted = (F.log_softmax(found / TEMPERATURE, 1) for found in (logits, self.logits[index]))
+        given, wanted = (F.log_softmax(raw / TEMPERATURE, 1) for raw in (logits, self.logits[index]))
         divergence = TEMPERATURE**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         return loss + self.divergence_weight * divergence, {**logs, "divergence": divergence}
 
