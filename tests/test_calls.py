@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import ROOT, with_changes
 from ruamel.yaml import YAML
@@ -740,3 +741,39 @@ lowenergy.export(energy, "energy-c")
     )
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout and "FID" in done.stdout
+
+
+def test_an_ebms_logits_are_no_classes(tmp_path: Path) -> None:
+    """With the head logsumexp, a JEM's are."""
+    spec = networks.Spec("cnn", 4, "3x3", "swish", "none", channels=1, image_size=8, outputs=3, head="logsumexp")
+    for target in ("ebm", "jem"):
+        artifact.save(artifact.dense(networks.build(spec, seed=0), target), tmp_path / target, {"stage": "teacher"})
+    assert getattr(lowenergy.evaluate(tmp_path / "ebm"), "accuracy", None) is None
+    with pytest.raises(UserError, match="give images to test on"):
+        lowenergy.evaluate(tmp_path / "jem")
+
+
+def test_what_was_loaded_and_trained_loads_again(tmp_path: Path) -> None:
+    """With its own constructor, and from the weights that it had."""
+    images, labels = torch.rand(40, 1, 32, 32) * 2 - 1, torch.arange(40) % 4
+    spec = networks.Spec("cnn", 4, "3x3", "relu", "batch", channels=1, image_size=32, outputs=4)
+    artifact.save(artifact.dense(networks.build(spec, seed=0), "classifier"), tmp_path / "ours", {"stage": "teacher"})
+    made = timm.create_model("test_efficientnet", num_classes=4, in_chans=1)
+    lowenergy.train(made, "classifier", images=images, labels=labels, epochs=1).save(tmp_path / "theirs")
+    for name in ("ours", "theirs"):
+        first = lowenergy.load(tmp_path / name)
+        lowenergy.train(first, "classifier", images=images, labels=labels, epochs=1, lr=1e-6).save(tmp_path / "again")
+        again = lowenergy.load(tmp_path / "again")
+        assert again.spec.name == first.spec.name
+        for after, before in zip(again.parameters(), first.parameters(), strict=True):
+            torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
+
+
+def test_a_loaded_energy_trains_on_as_the_energy_that_it_is(tmp_path: Path) -> None:
+    images = torch.rand(40, 1, 8, 8) * 2 - 1
+    spec = networks.Spec("cnn", 4, "3x3", "swish", "none", channels=1, image_size=8, outputs=3, head="logsumexp")
+    artifact.save(artifact.dense(networks.build(spec, seed=0), "ebm"), tmp_path / "energy", {"stage": "teacher"})
+    made = lowenergy.train(lowenergy.load(tmp_path / "energy"), "ebm", images=images, epochs=1)
+    made.save(tmp_path / "again")
+    again = lowenergy.load(tmp_path / "again").spec
+    assert (again.head, again.outputs) == ("logsumexp", 3)

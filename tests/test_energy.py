@@ -226,6 +226,12 @@ def test_gradients_that_memory_does_not_hold_are_taken_anew(
     assert losses() == pytest.approx(kept, rel=1e-5)
 
 
+def test_matching_without_chains(small: params.Params, generator: Generator) -> None:
+    p = small.ebm.matching.model_copy(update={"images": 5, "chains": 0})
+    images = torch.randint(256, (8, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    assert len(energies.probe_images(quadratic, images, p, small.ebm.train.sampler, generator)) == 10
+
+
 def test_chains_of_large_images_run_in_parts(
     small: params.Params, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from torchvision.io import decode_png, read_file
 
 from lowenergy import data, networks, params
 from lowenergy.data import write_grid
+from lowenergy.reporting import front
 from lowenergy.scoring import gallery
 
 SPEC = networks.Spec("cnn", 8, "3x3", "swish", "none", channels=1, image_size=8, outputs=10)
@@ -56,3 +57,9 @@ def test_histograms_are_drawn(tmp_path: Path) -> None:
     gallery.write_energies(energies, tmp_path / "energies.png")
     for name in ("classes", "energies"):
         assert picture(tmp_path / f"{name}.png").float().std() > 10
+
+
+def test_axes_of_a_narrow_range_have_ticks() -> None:
+    for low, high in ((3000.0, 4500.0), (9.0, 11.0), (1e4, 1e6)):
+        ticks = front._ticks(low, high, logarithmic=True)
+        assert 2 <= len(ticks) <= 7 and all(0.8 * low <= tick <= 1.2 * high for tick in ticks), ticks

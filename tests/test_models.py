@@ -1,5 +1,6 @@
 """Networks: the published sizes, folding, pruned shapes."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,9 @@ from torch import nn
 from torch.func import functional_call
 
 from lowenergy import networks
+from lowenergy.base.errors import UserError
 from lowenergy.networks import Spec, build, build_with, fold_batchnorm
+from lowenergy.networks.foreign import same
 from lowenergy.networks.inputconv import InputConv2d
 
 STUDY = Spec("resnet18", 64, "7x7", "swish", "none", channels=1, image_size=28, outputs=10, head="mean")
@@ -145,3 +148,17 @@ def test_the_fast_input_gradient_has_gradients_of_its_own() -> None:
         return functional_call(fast, {"weight": weight}, (x,)).square()
 
     assert torch.autograd.gradgradcheck(squared, (x, fast.weight.detach().requires_grad_()))
+
+
+def test_what_the_zoo_does_not_have() -> None:
+    spec = Spec("cnn", 4, "3x3", "swish", "none", channels=1, image_size=8, outputs=2)
+    for name in ("blocks", "resnet9", "nothing"):
+        with pytest.raises(UserError, match=f"{name} is no network of the zoo"):
+            build(replace(spec, name=name), seed=0)
+    with pytest.raises(KeyError, match="sine"):  # not: no network
+        build(replace(spec, activation="sine"), seed=0)
+
+
+def test_tensors_of_other_shapes_are_not_the_same() -> None:
+    assert not same(torch.zeros(1, 3), torch.zeros(2, 3)) and not same(torch.zeros(2), torch.zeros(3))
+    assert same(torch.tensor([math.nan, 1.0]), torch.tensor([math.nan, 1.0]))

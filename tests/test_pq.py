@@ -18,14 +18,14 @@ from torch.nn import functional as F
 import lowenergy
 from lowenergy import data, networks, params, targets, training
 from lowenergy.base.errors import UserError
-from lowenergy.compression.pq import activations, allocation, encoding, layers
+from lowenergy.compression.pq import activations, allocation, encoding, layers, price
 from lowenergy.compression.pq import network as pq
 from lowenergy.compression.pq.codebooks import Metric, blocks_of, input_moments, learn
 from lowenergy.data.sources import digits
 from lowenergy.storage import artifact
 from lowenergy.storage.coded import coded_weights
 from lowenergy.storage.encodings import Coded, entropy
-from lowenergy.training import Run
+from lowenergy.training import Run, chance
 
 LAYERS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 3]), st.integers(1, 2))
 
@@ -242,6 +242,15 @@ def test_a_budget_is_met_and_an_impossible_one_refused(setting: Any, tmp_path: P
     assert sum(shares.values()) == (tmp_path / "model").stat().st_size and min(shares.values()) > 0
     with pytest.raises(UserError, match=r"pq.budget_bytes = 3000: the smallest file found has [\d,]+ bytes"):
         pq.compress(*setting({"budget_bytes": 3000}))
+
+
+def test_a_budget_has_room_for_the_warning_that_comes_last(setting: Any) -> None:
+    network, target, _, p, run = setting({"budget_bytes": 20000})
+    accepting = p.model_copy(update={"accept_chance": True})
+    said = {**run.provenance, "warnings": [chance.POSSIBLE_WARNING]}
+    assert price._size(network, target, accepting, run) == len(
+        artifact.to_bytes(encoding.encoded(network, target), said)
+    )
 
 
 def test_a_budget_that_binds_nothing_is_not_searched_for(setting: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -249,6 +249,7 @@ def test_micronets_published_simplified_count() -> None:
 def test_pareto_front() -> None:
     assert pareto_front([3, 1, 2, 4], [1.0, 5.0, 5.0, 2.0]) == [1, 0]
     assert pareto_front([1, 1], [2.0, 1.0]) == [1]
+    assert pareto_front([1, 2, 3], [1.0, 2.0, 1.5], taken=1) == [0, 1], "the third is worse than the first"
 
 
 def test_what_cannot_be_told_apart_is_not_worth_its_bytes() -> None:

@@ -453,3 +453,9 @@ def test_search_refuses_before_any_compute(clone: Clone) -> None:
     finally:
         clone.run("dvc", "queue", "remove", "--queued")
         clone.run("git", "clean", "-fdq")
+
+
+def test_the_least_memory_is_sought_below_a_limit_too() -> None:
+    assert Goal("ram", max_ram=32_000).planned_for is True, "not the fastest plan that the limit allows"
+    assert Goal("bytes", max_ram=32_000).planned_for == 32_000
+    assert Goal("bytes").planned_for is False and Goal("flash").planned_for is True

@@ -1,5 +1,6 @@
 """What workers are given of a workspace: what stages read there, without passing through anybody's memory."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from test_running import LOWENERGY, TOY, Toy
 from lowenergy import params
 from lowenergy.running import experiments, pipeline, workspace
 from lowenergy.running.crew import RunError
+from lowenergy.running.screen import ROWS, Screen
 from lowenergy.running.workspace import Snapshot
 from lowenergy.searching import session
 
@@ -198,3 +200,31 @@ def test_no_experiment_begins_that_would_lack_its_images(tmp_path: Path, monkeyp
     monkeypatch.setattr(session.spaces, "load", lambda *given: None)
     with pytest.raises(RunError, match="data.folder odd: not in git"):
         session.search("ebm", max_loss="5%")
+
+
+def test_a_remote_that_refuses_connections_is_tried_again_a_full_disk_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    refused, full = (OSError(number, os.strerror(number)) for number in (errno.ECONNREFUSED, errno.ENOSPC))
+    answers: list[Any] = [refused, ConnectionResetError(errno.ECONNRESET, "reset"), "done"]
+
+    def transfer() -> Any:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    assert workspace.persistently(transfer) == "done"
+    answers[:] = [full, "done"]
+    with pytest.raises(OSError, match="space"):
+        workspace.persistently(transfer)
+
+
+def test_a_screen_that_is_full_of_running_stages_shows_no_others() -> None:
+    screen = Screen(names := [f"stage{number}" for number in range(ROWS + 5)])
+    for number, name in enumerate(names):
+        screen.since[name] = float(number)
+        screen.state[name] = "running" if number < ROWS else "done"
+        if number >= ROWS:
+            screen.took[name] = 1.0
+    assert screen.table().row_count == ROWS
+    screen.state["stage0"], screen.took["stage0"] = "done", 1.0
+    assert screen.table().row_count == ROWS

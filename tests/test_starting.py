@@ -150,6 +150,7 @@ def test_of_very_many_images_some_are_taken() -> None:
     assert plan.values["data"]["limit"] == choose.LIMIT and plan.teachers == ["classifier", "ebm", "jem"]
     assert plan.size >= choose.SMALLEST
     assert "48,000 images to train on" in " ".join(plan.lines(seen))
+    assert choose._fewer(seen)[1].test == choose.LIMIT, "a fifth of all images is split off before the limit counts"
     assert "limit" not in choose.plan(images(), TWO_CORES, 3600, costs(2.0)).values["data"]
 
 

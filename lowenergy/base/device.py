@@ -52,5 +52,7 @@ def measured(network: nn.Module) -> Iterator[torch.device]:
     """
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         network.to(fastest())
-        yield fastest()
-    network.cpu()
+        try:
+            yield fastest()
+        finally:
+            network.cpu()

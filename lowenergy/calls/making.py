@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from lowenergy import networks, params, targets
+from lowenergy.base import files
 from lowenergy.base.errors import UserError
 from lowenergy.calls.apart import Device, apart
 from lowenergy.calls.arguments import path_of, seed_of
@@ -362,12 +363,18 @@ def train(
         splits, labelled = gathered(images, labels, mean=mean, std=std, validation=validation)
         if kind != "ebm" and not labelled:
             raise UserError(f"labels: a {kind} needs them; give labels, or images that come with labels")
-        given = None
-        if isinstance(network, Foreign):  # its module takes images as its spec says
+        given, weights, logits = None, None, 1 if head == "scalar" else 10  # training starts from a module, or tensors
+        if isinstance(network, networks.Network):  # which takes images as its spec says
             splits = replace(splits, normalisation=_same_normalisation(splits, network.spec))
-        if isinstance(network, nn.Module):
+        if isinstance(network, networks.Network) and not network.spec.is_foreign:
+            architecture, weights = architecture_of(network.spec).model_dump(), networks.stored_state(network)
+            head, logits = network.spec.head or head, network.spec.outputs
+        elif isinstance(network, nn.Module):
             some, known = to_float(splits.train.images[: networks.TRIED]), splits.normalisation
-            spec = named(network, some, head=None, normalisation=known, arguments=arguments)
+            module, made_by = (network.body, network.spec) if isinstance(network, Foreign) else (network, None)
+            spec = named(module, some, head=None, normalisation=known, arguments=arguments)
+            if made_by is not None and arguments is None:
+                spec = replace(spec, name=made_by.name, arguments=made_by.arguments)
             architecture, given = architecture_of(spec).model_dump(), spec.given
         elif isinstance(network, str):
             architecture = {"name": network, "arguments": dict(arguments or {})}
@@ -377,12 +384,16 @@ def train(
             check_module("network", network)
         if kind == "ebm":
             ours = not params.is_import_path(str(architecture.get("name")))
-            architecture = {"head": head, "logits": (1 if head == "scalar" else 10) if ours else None, **architecture}
-        section: Any = params.completed(params.kinds()[kind], kind, {"architecture": architecture, "train": parameters})
+            architecture = {"head": head, "logits": logits if ours else None, **architecture}
         with (
             tempfile.TemporaryDirectory(prefix="lowenergy-") as room,
             running(kind, seed, [], kind=kind, root=room, watched=False) as run,
         ):
+            if weights is not None:  # from which training starts
+                architecture["weights"] = str(Path(room) / "start.safetensors")
+                files.write_safetensors(architecture["weights"], weights, {})
+            changed = {"architecture": architecture, "train": parameters}
+            section: Any = params.completed(params.kinds()[kind], kind, changed)
             trained = targets.get(kind).train(splits, section, run, given)
             disband(run)
         provenance = {

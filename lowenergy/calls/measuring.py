@@ -149,7 +149,7 @@ def evaluate(
                 raise UserError(f"images of {tuple(split.images.shape[1:])}; the network takes {spec.input_shape}")
             if spec.head is None and not labelled:
                 raise UserError("labels: a classifier is measured by them; give labels")
-        elif spec.head in (None, "logsumexp"):
+        elif spec.head is None or (spec.head == "logsumexp" and own.model.target != "ebm"):
             split, labelled, data_set = _own_test(own, root), True, own.provenance["data"]
         ready = network_of(own.model)
         card: dict[str, Any] = {

@@ -42,7 +42,7 @@ def probe_images(
         out.copy_(to_float(images[part].to(device)))
     strength = NOISE * torch.rand(count, 1, 1, 1, generator=generator, device=device)
     noisy.normal_(generator=generator).mul_(strength).add_(real).clamp_(-1, 1)
-    by_step = dict(zip(kept, states.split(p.chains), strict=True))
+    by_step = dict(zip(kept, states.unflatten(0, (len(kept), p.chains)), strict=True))
     # The start counts: int8 ranges that have not seen uniform noise clip it, and a clipped activation has no slope.
     by_step[0].copy_(uniform_noise((p.chains, *images.shape[1:]), generator))
     some = at_a_time(probes, p.chains)

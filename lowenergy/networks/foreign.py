@@ -220,7 +220,9 @@ def _to_float32(body: nn.Module) -> str | None:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """True if all values are equal, NaN included."""
+    """True if all values are equal, NaN included, and the shapes."""
+    if one.shape != other.shape:
+        return False
     return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 

@@ -123,8 +123,8 @@ class _Scale:
 
 
 def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
-    """A few round values between low and high; fewer than three, or none, on a logarithmic axis of a narrow range."""
-    if logarithmic:
+    """A few round values between low and high."""
+    if logarithmic and high > 2.5 * low:  # else a round value of each decade is too few
         steps = [m * 10.0**e for e in range(-6, 12) for m in (1, 2, 5)]
         ticks = [step for step in steps if low * 0.9 <= step <= high * 1.1]
         return ticks if len(ticks) <= 6 else [step for step in ticks if f"{step:e}"[0] == "1"] or ticks[::2]

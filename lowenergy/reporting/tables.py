@@ -192,16 +192,19 @@ def pareto_front(
     apart: Callable[[int, int], bool] = lambda first, second: True,
     taken: int | None = None,
 ) -> list[int]:
-    """Indices, by growing size, of the models worth their bytes: each but `taken` is better than the one before.
+    """Indices, by growing size, of the models worth their bytes: each but `taken` is better than all smaller ones.
 
     Args:
         apart: True if two of them can be told apart; a larger one that cannot is not worth its bytes.
         taken: one that is worth its bytes in any case.
     """
     front: list[int] = []
+    best: int | None = None
     for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], losses[i])):
-        if not front or i == taken or (losses[i] < losses[front[-1]] and apart(i, front[-1])):
+        is_better = best is None or (losses[i] < losses[best] and apart(i, best))
+        if is_better or i == taken:
             front.append(i)
+        best = i if is_better else best
     return front
 
 

@@ -82,7 +82,8 @@ class Screen:
         table.add_column("last line", no_wrap=True, overflow="ellipsis", ratio=1)
         moving = [s for s in self.since if self.state[s] in ("running", "failed")]
         ended = sorted((s for s in self.took if s not in moving), key=lambda s: self.since[s] + self.took[s])
-        for stage in [*ended[-max(0, ROWS - len(moving)) :], *moving]:
+        room = max(0, ROWS - len(moving))
+        for stage in [*ended[max(0, len(ended) - room) :], *moving]:
             seconds = self.took.get(stage, time.monotonic() - self.since[stage])
             state = self.state[stage]
             line = Text(self.line.get(stage, "") if state in ("running", "failed") else "")

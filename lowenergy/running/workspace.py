@@ -4,6 +4,7 @@ A snapshot holds the files that git would commit, as they are now. Outputs of ot
 which workers on one machine share, or else through the project's remote.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -18,6 +19,8 @@ from typing import Any
 
 from lowenergy.base.errors import UserError
 
+AWAY = {None, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT}
+AWAY |= {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}  # errors of a remote, not of a disk
 CHECKPOINTS = ".checkpoints"  # of lowenergy/base/checkpoint.py
 
 
@@ -234,10 +237,10 @@ def push(repo: Any, out: Any) -> None:
 
 
 def persistently(transfer: Callable[[], Any], patience: float = 300.0) -> Any:
-    """Try a transfer until it works: a remote may be away for a while. An error with an errno is raised at once.
+    """Try a transfer until it works: a remote may be away for a while. Errors of this machine are raised at once.
 
     Args:
-        patience: seconds after which any other error is raised, too.
+        patience: seconds after which any error is raised.
     """
     import time
 
@@ -248,7 +251,7 @@ def persistently(transfer: Callable[[], Any], patience: float = 300.0) -> Any:
         try:
             return transfer()
         except (DvcException, OSError, ConnectionError) as error:
-            if getattr(error, "errno", None) is not None or time.monotonic() - started > patience:
+            if getattr(error, "errno", None) not in AWAY or time.monotonic() - started > patience:
                 raise
             print(f"the remote does not answer ({error}); trying again in {pause:.0f} s", flush=True)
             time.sleep(pause)

@@ -70,7 +70,7 @@ def measure(
     card: dict[str, Any] = {}
     validation: dict[str, Any] = {}
     figures = {"test": card, "validation": validation}
-    if head in (None, "logsumexp"):
+    if head is None or (head == "logsumexp" and model.target != "ebm"):  # an EBM's logits are not of classes
         at_once = at_a_time(splits.test.images, getattr(p, "batch_size", BATCH))
         for name in figures:
             split = getattr(splits, name)

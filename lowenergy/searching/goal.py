@@ -71,6 +71,11 @@ class Goal:
     max_ram: int | None = None
 
     @property
+    def planned_for(self) -> int | bool:
+        """Bytes of RAM for which models are planned; True for the fewest that each can do with, False for no device."""
+        return self.of_device if self.max_ram is None or self.minimize == "ram" else self.max_ram
+
+    @property
     def of_device(self) -> bool:
         """True if the goal concerns what a model takes as C on a device."""
         return self.minimize in ("flash", "ram") or self.max_flash is not None or self.max_ram is not None

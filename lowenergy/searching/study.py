@@ -159,7 +159,7 @@ class Search:
                 address=address,
                 watch=self._watch if self.goal.max_loss is not None else None,
                 latency=self.goal.minimize == "latency",
-                device=self.goal.max_ram if self.goal.max_ram is not None else self.goal.of_device,
+                device=self.goal.planned_for,
                 trust=trust,
             )
             for trial in asked:
@@ -174,7 +174,11 @@ class Search:
 
     def _asked(self, most: int) -> list[FrozenTrial]:
         """Up to `most` trials that have no results yet: those left by a search that was killed, then new ones."""
-        pending = [trial for trial in self.study.get_trials(states=[TrialState.RUNNING]) if _drawn(trial)]
+        pending = [
+            trial
+            for trial in self.study.get_trials(states=[TrialState.RUNNING])
+            if _drawn(trial) and "why" not in trial.user_attrs
+        ]
         known = {_key(trial.user_attrs) for trial in [*self._told(), *pending] if _drawn(trial)}
         while len(pending) < most and (again := self._again()) < SAME_AGAIN:
             number = len(self.study.get_trials(deepcopy=False))
@@ -182,10 +186,10 @@ class Search:
             trial = self.study.ask()
             chain, values = self.space.draw(trial)
             branches = entries(self.values, self.target, chain, values)
-            for name, value in {"chain": chain, "values": values, "entries": branches}.items():
+            why = refused(self.values, branches) or self._too_large(branches)
+            for name, value in {"chain": chain, "entries": branches, **({"why": why} if why else {})}.items():
                 trial.set_user_attr(name, value)
-            if why := refused(self.values, branches) or self._too_large(branches):
-                trial.set_user_attr("why", why)
+            trial.set_user_attr("values", values)  # last: a trial that has them is whole, see _drawn
             if why or _key(trial.user_attrs) in known:
                 self.study.tell(trial, state=TrialState.FAIL)
             else:

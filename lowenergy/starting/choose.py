@@ -79,7 +79,7 @@ class Plan:
     def lines(self, images: Images) -> list[str]:
         """Say what was chosen and why, and what each stage will take."""
         left = [kind for kind in TEACHER if kind not in self.teachers]
-        smaller = self.size < min(images.side, LARGEST)
+        smaller = self.size < sizes(images, None)[0]
         limit = self.values["data"].get("limit")
         lines = [
             f"params.yaml: images of {self.size} pixels" + (", as many as the budget allows" if smaller else ""),
@@ -186,15 +186,15 @@ def _fewer(images: Images) -> list[Images]:
     """All images; then, if there are more than LIMIT to train on, only so many."""
     if images.train * (1.0 if images.test is not None else 1 - TEST) <= LIMIT:
         return [images]
-    train = LIMIT if images.test is not None else round(LIMIT / (1 - TEST))
-    share = train / images.train
+    test = round(TEST * images.train) if images.test is None else images.test
+    share = LIMIT / images.train
     return [
         images,
         replace(
             images,
             section={**images.section, "limit": LIMIT},
-            train=train,
-            test=images.test and min(images.test, LIMIT),
+            train=LIMIT,
+            test=min(test, LIMIT),  # split off before the limit counts
             validation=images.validation and min(images.validation, LIMIT),
             classes={name: max(1, round(share * count)) for name, count in images.classes.items()},
         ),

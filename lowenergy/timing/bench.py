@@ -169,8 +169,8 @@ def _measured(
     path: Path, way: str, threads: int, batches: Sequence[int], steps: bool, rounds: int, trust: Collection[str]
 ) -> list[Timing]:
     torch.set_num_threads(threads)
-    shape = artifact.read(path, trust=trust)[0].spec.input_shape
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    shape = artifact.read(path, trust=trust)[0].spec.input_shape
     run = (step if steps else forward)(path, way, threads, trust)
     timings = []
     for batch in batches:

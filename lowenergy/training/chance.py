@@ -14,6 +14,8 @@ from lowenergy.training.run import Run
 
 IMAGES = 300  # of the validation split: they tell accuracy, or an AUROC, to 3 %
 SURE = 2.0  # standard errors
+RESULT, GUESSES = "result", "answers like chance"
+POSSIBLE_WARNING = f"{RESULT}: {GUESSES}"
 
 
 def check(
@@ -54,10 +56,10 @@ def check(
         return
     if not accepted:
         raise UserError(
-            f"{run.name}: the result answers like chance: {said}. Nothing is written: compress less or train longer, "
+            f"{run.name}: the result {GUESSES}: {said}. Nothing is written: compress less or train longer, "
             f"or go on with {accept or f'branches.{run.name}.accept_chance: true'}"
         )
-    run.warn("result", "answers like chance", f"{said}; which is accepted")
+    run.warn(RESULT, GUESSES, f"{said}; which is accepted")
 
 
 def _outputs(network: nn.Module, images: Tensor) -> Tensor:

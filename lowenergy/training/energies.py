@@ -250,7 +250,7 @@ class EnergyObjective:
     def own_loss(self, network: Network, run: Run) -> Tensor:
         """The flow loss (and JEM's), even for an energy trained without flow: it says which weights the slopes need."""
         split = self.splits.train
-        some = at_a_time(split.images, 4 * OWN) // 4  # a second derivative takes about four times as much
+        some = max(1, at_a_time(split.images, 4 * OWN) // 4)  # a second derivative takes about four times as much
         index = torch.randint(len(split), (some,), generator=run.generator, device=run.device)
         batch = split.take(index).to(run.device)
         images = to_float(batch.images)

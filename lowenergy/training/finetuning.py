@@ -74,7 +74,8 @@ def finetune(
         with run.autocast(objective.precision):
             return objective.loss(network, batches(step).to(run.device), run)
 
-    some = torch.arange(min(LOOKED_AT, len(objective.inputs)), device=run.device)
+    count = len(objective.inputs)
+    some = torch.linspace(0, count - 1, min(LOOKED_AT, count)).long().to(run.device)  # of all kinds, see probe_images
     network.eval()
     before = mean_loss(network, objective, some, run)
     fit(
@@ -93,7 +94,7 @@ def finetune(
     network.cpu()
     if after > before:
         run.warn(part, HARM, f"a loss of {after:.4g}, {before:.4g} before; lower its lr")
-    first = torch.arange(len(objective.inputs), device=run.device)  # they start with random real images
+    first = torch.arange(count, device=run.device)  # they start with random real images
     settle_norms(network, steps, lambda count: objective.inputs[first[:count]].cpu())
 
 

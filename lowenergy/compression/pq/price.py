@@ -6,6 +6,7 @@ training has made the file larger, some codes are chosen again.
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from lowenergy.compression.pq.layers import (
 from lowenergy.storage import artifact
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Coded, Dense, entropy
-from lowenergy.training import Run
+from lowenergy.training import Run, chance
 
 SAMPLE = 2**13  # blocks per layer that are enough to find the price of a bit
 FILL = 0.99, 0.997  # least and largest share of the budget to use before training, which may cost a few bytes
@@ -55,7 +56,8 @@ def check(network: networks.Network, target: str, p: Params, run: Run) -> None:
     for name, part in tensors.items():
         if isinstance(part, Dense) and part.values.dtype == torch.float16:
             tensors[name] = Dense(_incompressible(part.values.shape))
-    smallest = len(artifact.to_bytes(Model(target, network.spec, tensors), _with_room(run)))
+    said = _provenance(p, run, training.POSSIBLE_WARNINGS)
+    smallest = len(artifact.to_bytes(Model(target, network.spec, tensors), said))
     if smallest > FILL[1] * p.budget_bytes:
         raise _too_small(p, smallest)
 
@@ -140,7 +142,7 @@ def fit_budget(network: networks.Network, target: str, p: Params, run: Run) -> N
     coded = priced_codes(network)
     best, kept = 0, [code.codes.clone() for _, code in coded]
     for _ in range(24):
-        size = _size(network, target, run, reserved=True)
+        size = _size(network, target, p, run, reserved=True)
         print(f"{target}/pq  at {price:.3g} times the price of a bit: {size:,} bytes", flush=True)
         smallest = min(smallest, size)
         if best < size <= high:
@@ -174,7 +176,7 @@ def keep_budget(network: networks.Network, target: str, p: Params, run: Run) -> 
     Raises:
         UserError: that is not enough.
     """
-    if p.budget_bytes is None or (size := _size(network, target, run)) <= p.budget_bytes:
+    if p.budget_bytes is None or (size := _size(network, target, p, run)) <= p.budget_bytes:
         return
     coded = priced_codes(network)
     for codebook, code in coded:
@@ -182,29 +184,33 @@ def keep_budget(network: networks.Network, target: str, p: Params, run: Run) -> 
     low, high = 1e-6, 1e-6  # prices: of a file that is too large, and of one that is not
     while size > p.budget_bytes and high < 1e30:
         low, high = high, 8 * high
-        size = _priced(network, target, coded, high, run)
+        size = _priced(network, target, coded, high, p, run)
     if size > p.budget_bytes:
         raise _too_small(p, size)
     for _ in range(8):
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if _priced(network, target, coded, middle, run) <= p.budget_bytes else (middle, high)
-    size = _priced(network, target, coded, high, run)
+        low, high = (
+            (low, middle) if _priced(network, target, coded, middle, p, run) <= p.budget_bytes else (middle, high)
+        )
+    size = _priced(network, target, coded, high, p, run)
     print(f"{target}/pq  training had made it larger; some codes chosen again: {size:,} bytes", flush=True)
 
 
 def _priced(
-    network: networks.Network, target: str, coded: list[tuple[Tensor, PricedCode]], price: float, run: Run
+    network: networks.Network, target: str, coded: list[tuple[Tensor, PricedCode]], price: float, p: Params, run: Run
 ) -> int:
     for codebook, code in coded:
         code.assign(codebook, price)
-    return _size(network, target, run)
+    return _size(network, target, p, run)
 
 
-def _size(network: networks.Network, target: str, run: Run, *, reserved: bool = False) -> int:
+def _size(network: networks.Network, target: str, p: Params, run: Run, *, reserved: bool = False) -> int:
     """Bytes of the file, header included; `reserved`: with room for the warnings that training may still add."""
-    return len(artifact.to_bytes(encoded(network, target), _with_room(run) if reserved else run.provenance))
+    warnings = training.POSSIBLE_WARNINGS if reserved else run.provenance.get("warnings", [])
+    return len(artifact.to_bytes(encoded(network, target), _provenance(p, run, warnings)))
 
 
-def _with_room(run: Run) -> dict[str, Any]:
-    """The provenance, with all warnings that training may still add."""
-    return {**run.provenance, "warnings": training.POSSIBLE_WARNINGS}
+def _provenance(p: Params, run: Run, warnings: Sequence[str]) -> dict[str, Any]:
+    """The provenance with these warnings, and with the one that may come of the finished file, see chance.check."""
+    warnings = [*warnings, *([chance.POSSIBLE_WARNING] if p.accept_chance else [])]
+    return {**run.provenance, "warnings": warnings} if warnings else run.provenance

@@ -15,8 +15,12 @@ def features(spec: Spec) -> nn.Sequential:
         UserError: there is no such network.
     """
     family = "resnet" if spec.name.startswith("resnet") else spec.name
+    unknown = UserError(f"{spec.name} is no network of the zoo; docs/architectures.md lists them")
     try:
-        layers: nn.Sequential = import_module(f"lowenergy.networks.zoo.{family}").features(spec)
-    except (ModuleNotFoundError, KeyError):
-        raise UserError(f"{spec.name} is no network of the zoo; docs/architectures.md lists them") from None
+        made = import_module(f"lowenergy.networks.zoo.{family}")
+    except ModuleNotFoundError:
+        raise unknown from None
+    if not hasattr(made, "features") or spec.name not in getattr(made, "RESNETS", (spec.name,)):
+        raise unknown
+    layers: nn.Sequential = made.features(spec)
     return layers

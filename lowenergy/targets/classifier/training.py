@@ -164,7 +164,7 @@ class LabelObjective:
         return all_features, run.team.gather(logits, len(images))
 
     def own_loss(self, network: Network, run: Run) -> Tensor:
-        some = at_a_time(self.inputs[:1], 2 * 128) // 2
+        some = max(1, at_a_time(self.inputs[:1], 2 * 128) // 2)
         index = torch.randint(len(self.inputs), (some,), generator=run.generator, device=run.device)
         return F.cross_entropy(network(self.inputs[index]), self.labels[index])
 
