@@ -533,6 +533,7 @@ def test_nothing_of_torch_is_left_changed(network: Net, elsewhere: Path, monkeyp
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = True
         torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("medium")
         fresh, before = Net(), state()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             small = made(network, "prune", finetune={"epochs": 1}, scan_images=5)
@@ -546,6 +547,7 @@ def test_nothing_of_torch_is_left_changed(network: Net, elsewhere: Path, monkeyp
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
     assert small.to_bytes() == plain.to_bytes(), "whatever the caller has set, the result is the same"
     assert not list(elsewhere.iterdir()), "nothing is written where one works"
     assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("lowenergy-*/plots/curves/*/*/*.jsonl"))
@@ -569,7 +571,7 @@ def test_an_error_leaves_nothing_changed_either(network: Net) -> None:
 def test_progress_is_told_and_output_is_the_callers(network: Net, capsys: pytest.CaptureFixture[str]) -> None:
     made(network, "prune", finetune={"epochs": 2})
     said = capsys.readouterr()
-    assert not said.out and "prune  step" in said.err and "asked for 70.0% of the weights" in said.err
+    assert not said.out and "prune: step" in said.err and "asked for 70.0% of the weights" in said.err
 
 
 def test_seeds_are_heeded(network: Net) -> None:

@@ -23,9 +23,9 @@ Device = torch.device | str | None
 def apart(device: Device = None) -> Iterator[torch.device]:
     """Set torch up as a stage has it, on this device; afterwards, restore everything.
 
-    This concerns the default dtype and device, gradient and autocast modes, deterministic algorithms, threads, random
-    numbers, and the one environment variable that a stage sets. Whatever is printed goes to stderr, where progress
-    belongs: stdout belongs to the caller's script.
+    This concerns the default dtype and device, the precision of products, gradient and autocast modes, deterministic
+    algorithms, threads, random numbers, and the one environment variable that a stage sets. Whatever is printed goes to
+    stderr, where progress belongs: stdout belongs to the caller's script.
 
     Args:
         device: None for a GPU if there is one.
@@ -73,14 +73,17 @@ def _checked(device: Device) -> torch.device:
 @contextmanager
 def _put_back() -> Iterator[None]:
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    products = torch.get_float32_matmul_precision()
     deterministic = _deterministic()
     filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     variable, of_python, of_numpy = os.environ.get(CUBLAS), random.getstate(), np.random.get_state()
     torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(products)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         if _deterministic() != deterministic:  # only then: setting it imports much of torch
