@@ -173,6 +173,7 @@ def zoo(name: str, target: str, **changes: Any) -> Model:
         ("resnet8", "classifier", {"norm": "batch", "activation": "relu"}),
         ("resnet8", "ebm", {"norm": "batch", "activation": "relu", "stem": "7x7", "image_size": 24}),
         ("resnet10", "classifier", {"stem": "7x7", "norm": "batch", "image_size": 24, "mean": [0.4], "std": [0.3]}),
+        ("residual", "ebm", {"stem": "5x5", "channels": 3, "image_size": 20}),
     ],
 )
 def test_networks_of_the_zoo(name: str, target: str, changes: dict[str, Any], tmp_path: Path) -> None:
