@@ -30,10 +30,11 @@ CLUSTERS = 100
 
 
 def gaussian(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    flat = images.flatten(1).double()
-    values, vectors = torch.linalg.eigh(torch.cov(flat.T))
-    white = torch.randn(count, len(values), generator=generator, dtype=torch.double)
-    return (flat.mean(0) + (white * values.clamp_min(0).sqrt()) @ vectors.T).float().view(count, *images.shape[1:])
+    """From the Gaussian with the images' mean and covariance: mean + Σ w_i (x_i - mean) / √(n - 1), w ~ N(0, I)."""
+    flat = images.flatten(1)
+    mean = flat.mean(0)
+    white = torch.randn(count, len(flat), generator=generator)
+    return (mean + white @ (flat - mean) / (len(flat) - 1) ** 0.5).view(count, *images.shape[1:])
 
 
 def centroids(images: Tensor, count: int, generator: torch.Generator, seed: int) -> Tensor:
