@@ -201,10 +201,10 @@ def pareto_front(
     front: list[int] = []
     best: int | None = None
     for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], losses[i])):
-        is_better = best is None or (losses[i] < losses[best] and apart(i, best))
-        if is_better or i == taken:
+        is_lower = best is None or losses[i] < losses[best]
+        if i == taken or best is None or (is_lower and apart(i, best)):
             front.append(i)
-        best = i if is_better else best
+            best = i if is_lower else best
     return front
 
 
