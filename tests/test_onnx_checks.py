@@ -124,9 +124,16 @@ def assert_steps_alike(model: artifact.Model, path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(moved), step, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["adaptive maximum", "average, of a size of its own"])
+def attending(x: Tensor) -> Tensor:
+    """Heads among the batch, as SAM's are, with a bias of each."""
+    x = x.flatten(2)  # (n, 4, 64)
+    one = F.scaled_dot_product_attention(x, x, x, x @ x.mT, 0.0)
+    return F.scaled_dot_product_attention(one, x, x, attn_mask=x @ x.mT)
+
+
+@pytest.mark.parametrize("case", ["adaptive maximum", "average, of a size of its own", "attention of three dimensions"])
 def test_classifiers_of_operations_that_no_exporter_knows(tmp_path: Path, case: str) -> None:
-    model = model_of(PLAIN[case]())
+    model = model_of(PLAIN[case]() if case in PLAIN else Call(attending))
     to_onnx.export(model, {}, tmp_path / "m.onnx")
     images = torch.rand(5, 1, 8, 8) * 2 - 1
     (logits,) = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"images": images.numpy()})

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from lowenergy import networks
 from lowenergy.base import files
@@ -498,6 +498,7 @@ def _traced(run: nn.Module, given: Mapping[str, Tensor], outputs: list[str], whe
             exported = export_module(run, images)
             if any(node.target in FORWARD for node in exported.graph.nodes):
                 exported = exported.run_decompositions(FORWARD)
+            _with_heads(exported.graph)
             program = torch.onnx.export(
                 exported,
                 input_names=list(given),
@@ -511,6 +512,26 @@ def _traced(run: nn.Module, given: Mapping[str, Tensor], outputs: list[str], whe
         raise FileError(f"{where}: no ONNX form: {_culprit(error)}; nothing is written") from None
     assert program is not None
     return program
+
+
+def _with_heads(graph: Graph) -> None:
+    """Give attention that has its heads among the batch a dimension of one head, in place: ONNX wants four."""
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    for node in [node for node in graph.nodes if node.target is attention and node.meta["val"].ndim == 3]:
+        before: list[Node] = [arg for arg in (*node.args, *node.kwargs.values()) if isinstance(arg, Node)]
+        for arg in {arg for arg in before if arg.meta["val"].ndim == 3}:
+            node.replace_input_with(arg, _added(graph, torch.ops.aten.unsqueeze.default, arg, before=node))
+        node.meta["val"] = node.meta["val"].unsqueeze(1)
+        squeezed = _added(graph, torch.ops.aten.squeeze.dim, node, before=node.next)
+        node.replace_all_uses_with(squeezed, delete_user_cb=lambda user, kept=squeezed: user is not kept)
+
+
+def _added(graph: Graph, operation: Any, of: Node, *, before: Node) -> Node:
+    """A new node, operation(of, 1)."""
+    with graph.inserting_before(before):
+        new = graph.call_function(operation, (of, 1))
+    new.meta["val"] = operation(of.meta["val"], 1)
+    return new
 
 
 def _culprit(error: Exception) -> str:
