@@ -27,6 +27,7 @@ STAGE = 10.0  # seconds that a stage takes besides its work: Python, torch, the 
 STEPS = 1.2
 # Seconds that a method takes besides its steps, on two cores without AVX-512, to trace and compare graphs, scan layers.
 METHOD = {"distill": 0.0, "prune": 60.0, "quantize": 50.0, "pq": 110.0}
+STUDENT_WIDTH = 8  # of energies' students
 SMALLEST = 16  # pixels, for photographs: in smaller ones nothing can be seen, so teachers are dropped first
 LIMIT = 48_000  # images: one pass over them is about the least number of updates of an energy
 SAMPLES = 500  # drawn for the test figures, and as many again for those of validation
@@ -114,7 +115,8 @@ def specs(images: Images, size: int) -> dict[str, Spec]:
     classes = len(images.classes)
     stem = "3x3" if size <= 32 else "3x3-pool" if size <= 64 else "7x7"
     # Through the plain layers of a cnn, a fresh energy of images above 16 pixels has no slope to begin with. Half the
-    # resolution at twice the width takes as long; for images of 32 pixels it draws no better.
+    # resolution at twice the width takes as long; for images of 32 pixels it draws no better. Students stay at the
+    # whole resolution: a slope of 2x2 pixels in colour has twelve parts, for which so few channels leave no room.
     name, width, first = "residual", 24, "5x5"
     if size <= 32:
         name, width, first = "cnn" if size <= 16 else "residual", 16, "3x3"
@@ -125,7 +127,7 @@ def specs(images: Images, size: int) -> dict[str, Spec]:
     }
     for kind, head, outputs in (("ebm", "mean", 10), ("jem", "logsumexp", classes)):
         networks[kind] = of(name, width, "swish", "none", head, outputs, first)
-        networks[f"{kind}-distill"] = of(name, width // 2, "swish", "none", head, outputs, first)
+        networks[f"{kind}-distill"] = of(name, STUDENT_WIDTH, "swish", "none", head, outputs)
     return networks
 
 
