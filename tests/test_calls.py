@@ -771,6 +771,35 @@ def test_what_was_loaded_and_trained_loads_again(tmp_path: Path) -> None:
             torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
 
 
+def test_a_pruned_network_trains_on_with_the_channels_that_it_has() -> None:
+    images, labels = torch.rand(40, 1, 8, 8) * 2 - 1, torch.arange(40) % 4
+    network = networks.build(
+        networks.Spec("cnn", 8, "3x3", "relu", "batch", channels=1, image_size=8, outputs=4), seed=0
+    )
+    pruned = lowenergy.compress(
+        network, "prune", images=images, labels=labels, kind="structured", amount=0.4, accept_chance=True
+    ).network
+    again = lowenergy.train(pruned, "classifier", images=images, labels=labels, epochs=1).network
+    assert [w.shape for w in again.parameters()] == [w.shape for w in pruned.parameters()]
+
+
+def test_a_foreign_energy_trains_on_as_the_energy_that_it_is(tmp_path: Path) -> None:
+    images = torch.rand(40, 1, 8, 8) * 2 - 1
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 3))
+    small = lowenergy.compress(
+        body,
+        "prune",
+        images=images,
+        head="logsumexp",
+        finetune={"epochs": 0},
+        matching={"images": 20, "chains": 5, "chain_steps": 4},
+    )
+    small.save(tmp_path / "energy")
+    loaded = lowenergy.load(tmp_path / "energy", network=body)
+    assert lowenergy.train(loaded, "ebm", images=images, epochs=1).model.spec.head == "logsumexp"
+    assert lowenergy.train(loaded, "ebm", images=images, epochs=1, head="mean").model.spec.head == "mean"
+
+
 def test_a_loaded_energy_trains_on_as_the_energy_that_it_is(tmp_path: Path) -> None:
     images = torch.rand(40, 1, 8, 8) * 2 - 1
     spec = networks.Spec("cnn", 4, "3x3", "swish", "none", channels=1, image_size=8, outputs=3, head="logsumexp")

@@ -328,7 +328,7 @@ def train(
     mean: Values = None,
     std: Values = None,
     arguments: Mapping[str, Any] | None = None,
-    head: str = "mean",
+    head: str | None = None,
     seed: int = 0,
     device: Device = None,
     **parameters: Any,
@@ -341,7 +341,8 @@ def train(
             constructor, to be called with `arguments`.
         images, labels, validation, mean, std, arguments, seed, device: see lowenergy.compress.
         head: for an ebm, what its energy is: the `mean` of the outputs, the single `scalar` the network returns, or
-            minus the `logsumexp` of the outputs.
+            minus the `logsumexp` of the outputs. None for that of a network which lowenergy has built as an energy,
+            else the mean.
         parameters: <kind>.train of params.yaml, with its names, defaults and ranges (`lowenergy params ebm.train`). A
             parameter with parts may be given in part: sampler={"step_size": 0.1}.
     Returns:
@@ -363,12 +364,15 @@ def train(
         splits, labelled = gathered(images, labels, mean=mean, std=std, validation=validation)
         if kind != "ebm" and not labelled:
             raise UserError(f"labels: a {kind} needs them; give labels, or images that come with labels")
-        given, weights, logits = None, None, 1 if head == "scalar" else 10  # training starts from a module, or tensors
-        if isinstance(network, networks.Network):  # which takes images as its spec says
+        given, weights = None, None  # where training starts: a module, or tensors
+        if isinstance(network, networks.Network):  # which takes images, and is an energy, as its spec says
             splits = replace(splits, normalisation=_same_normalisation(splits, network.spec))
-        if isinstance(network, networks.Network) and not network.spec.is_foreign:
+            head = head or network.spec.head
+        head = head or "mean"
+        logits = 1 if head == "scalar" else 10
+        if isinstance(network, networks.Network) and _is_of_the_zoo(network):
             architecture, weights = architecture_of(network.spec).model_dump(), networks.stored_state(network)
-            head, logits = network.spec.head or head, network.spec.outputs
+            logits = network.spec.outputs
         elif isinstance(network, nn.Module):
             some, known = to_float(splits.train.images[: networks.TRIED]), splits.normalisation
             module, made_by = (network.body, network.spec) if isinstance(network, Foreign) else (network, None)
@@ -405,6 +409,14 @@ def train(
         if kind != "classifier":
             provenance |= {"sampler": section.train.recorded_sampler, "recoveries": run.recoveries}
         return Made("train", artifact.dense(trained, kind), provenance, None, splits, {}, parameters, seed, device)
+
+
+def _is_of_the_zoo(network: networks.Network) -> bool:
+    """True if the zoo makes it as its spec says, with all channels and norms."""
+    if network.spec.is_foreign:
+        return False
+    own, whole = (networks.stored_state(of) for of in (network, networks.build(network.spec, seed=0)))
+    return {name: w.shape for name, w in own.items()} == {name: w.shape for name, w in whole.items()}
 
 
 def save(

@@ -519,7 +519,7 @@ def _with_heads(graph: Graph) -> None:
     attention = torch.ops.aten.scaled_dot_product_attention.default
     for node in [node for node in graph.nodes if node.target is attention and node.meta["val"].ndim == 3]:
         before: list[Node] = [arg for arg in (*node.args, *node.kwargs.values()) if isinstance(arg, Node)]
-        for arg in {arg for arg in before if arg.meta["val"].ndim == 3}:
+        for arg in dict.fromkeys(arg for arg in before if arg.meta["val"].ndim == 3):  # in order: files are the same
             node.replace_input_with(arg, _added(graph, torch.ops.aten.unsqueeze.default, arg, before=node))
         node.meta["val"] = node.meta["val"].unsqueeze(1)
         squeezed = _added(graph, torch.ops.aten.squeeze.dim, node, before=node.next)
