@@ -95,7 +95,7 @@ def finetune(
     if after > before:
         run.warn(part, HARM, f"a loss of {after:.4g}, {before:.4g} before; lower its lr")
     first = torch.arange(count, device=run.device)  # they start with random real images
-    settle_norms(network, steps, lambda count: objective.inputs[first[:count]].cpu())
+    settle_norms(network, steps, lambda most: objective.inputs[first[:most]].cpu())
 
 
 def mean_loss(network: nn.Module, objective: Objective, index: Tensor, run: Run) -> float:

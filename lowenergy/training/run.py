@@ -121,7 +121,7 @@ def _launched() -> tuple[torch.device, Team]:
         raise UserError(f"{here} processes, but {gpus} GPUs; give as many or fewer, or CUDA_VISIBLE_DEVICES= for none")
     if here == all_of_them == 1:
         return device.fastest(), ALONE
-    from lightning_fabric import Fabric  # imports torch's compiler, a second that most trainings can do without
+    from lightning_fabric import Fabric  # which one process can do without
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(accelerator="auto", devices=here, num_nodes=all_of_them // here, strategy="ddp")
