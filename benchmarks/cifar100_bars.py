@@ -105,6 +105,17 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
             "branches.classifier-quantize.start": "classifier-prune",
         },
     ),
+    "half the MACs as shipped, 4 and 4 bits on average": (
+        (HALF, "quantize"),
+        {
+            **quantize(4, 3, 0.0005, activation_bits=4, allocation="sensitivity", calibration_images=125),
+            "branches.classifier-quantize.start": "classifier-prune",
+        },
+    ),
+    "4 and 4 bits on average": (
+        ("quantize",),
+        quantize(4, 3, 0.0005, activation_bits=4, allocation="sensitivity", calibration_images=125),
+    ),
     "4 and 4 bits, calibrated only": (
         ("quantize",),
         quantize(4, 0, 0.001, activation_bits=4, rounding="learned", calibration_images=125),
