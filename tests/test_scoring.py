@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from sklearn.metrics import roc_auc_score
-from torch import nn
+from torch import Tensor, nn
 
 from lowenergy import data, networks, params
 from lowenergy.base.cards import told_apart
+from lowenergy.calls.models import taken_in
 from lowenergy.energies import Energy
 from lowenergy.reporting import page
 from lowenergy.reporting.tables import between, collect, front_of, pareto_front, shown
@@ -226,6 +228,90 @@ def test_micronet_counts_a_shared_input_once_and_transposed_products_by_their_in
     known += 2 * 4 * 64 - 2 * 4 * 64 * (1 - 8 / 32) + 64  # steps, narrower products, one rounded image
     whole = replace(model, tensors={**model.tensors, **ones}, activations=ranges)
     assert micronet.operations_of(whole).wide == pytest.approx(known)
+
+
+class Sequence(nn.Module):
+    """What a module makes of 16 vectors, averaged."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Conv2d(1, 16, 2, 2), inner, nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.inner(self.first(x).flatten(2).transpose(1, 2))
+        return self.last((found[0] if isinstance(found, tuple) else found).mean(1))
+
+
+class Pixels(nn.Module):
+    """What a module makes of 8 maps of 8x8, averaged."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Conv2d(1, 8, 1), inner, nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(self.first(x)).mean((2, 3)))
+
+
+def counted(network: nn.Module) -> float:
+    """Operations by MicroNet's rules, but each in full."""
+    images = torch.rand(3, 1, 8, 8) * 2 - 1
+    taken = taken_in(network.eval(), images, head=None, normalisation=None, arguments=None, seed=0, labelled=False)
+    return 2 * micronet.operations_of(taken.model).wide
+
+
+@pytest.mark.parametrize("kind", ["encoder", "attention", "lstm", "bilinear"])
+def test_micronet_counts_the_products_of_fused_layers(kind: str) -> None:
+    class Attention(nn.MultiheadAttention):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, x, x, need_weights=False)[0]
+
+    class Bilinear(nn.Bilinear):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, x)
+
+    inner: dict[str, Callable[[], nn.Module]] = {
+        "encoder": lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+        "attention": lambda: Attention(16, 2, batch_first=True),
+        "lstm": lambda: nn.LSTM(16, 16, batch_first=True),
+        "bilinear": lambda: Bilinear(16, 16, 16),
+    }
+    torch.manual_seed(0)
+    network = Sequence(inner[kind]())
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.01)  # biases begin with zeros, whose products are free
+    products = {
+        "encoder": 16 * (16 * 48 + 16 * 16 + 2 * 16 * 32) + 2 * 16 * 16 * 16,
+        "attention": 16 * (16 * 48 + 16 * 16) + 2 * 16 * 16 * 16,
+        "lstm": 16 * 2 * 16 * 64,
+        "bilinear": 16 * (16**3 + 16**2),
+    }
+    macs = products[kind] + 16 * 4 * 16 + 32
+    assert 2 * macs < counted(network) < 2.3 * macs
+
+
+@pytest.mark.parametrize(
+    ("inner", "operations"),
+    [
+        (nn.MaxPool2d(3, 1, 1), 8 * 64 * 8),
+        (nn.AvgPool2d(3, 1, 1), 8 * 64 * 9),
+        (nn.Upsample(scale_factor=1.0, mode="bilinear"), 8 * 64 * 7),
+        (nn.PReLU(8), 8 * 64 * 2),
+        (nn.InstanceNorm2d(8), 8 * 64 * 6),
+        (nn.Threshold(0.1, 0.0), 8 * 64),
+        (nn.Hardshrink(), 8 * 64),
+    ],
+)
+def test_micronet_counts_every_input_of_a_pool_and_every_function(inner: nn.Module, operations: int) -> None:
+    assert counted(Pixels(inner)) - counted(Pixels(nn.Identity())) == operations
+
+
+def test_micronet_counts_what_an_adaptive_pool_reads_twice() -> None:
+    plain = counted(Pixels(nn.Identity()))
+    windows = 10  # of 3, 4 and 3 of 8
+    assert counted(Pixels(nn.AdaptiveAvgPool2d(3))) - plain == 8 * (windows**2 + 9 - 64)  # the mean is of 9
+    assert counted(Pixels(nn.AdaptiveMaxPool2d(3))) - plain == 8 * (windows**2 - 9 + 9 - 64)
 
 
 def size_macs(model: Model) -> int:

@@ -13,12 +13,14 @@ from lowenergy.networks.layers import (
     coded_layers,
     features_and_logits,
     first_names,
+    flop_counter,
     left_out,
     macs,
     memory_format,
     output_layer,
     own_tensors,
     training_format,
+    unfused,
 )
 from lowenergy.networks.network import Network
 from lowenergy.networks.norms import batchnorms, fold_batchnorm, refresh_batchnorm, settle_norms
@@ -48,6 +50,7 @@ __all__ = [
     "features_and_logits",
     "fed",
     "first_names",
+    "flop_counter",
     "fold_batchnorm",
     "left_out",
     "macs",
@@ -67,5 +70,6 @@ __all__ = [
     "stored_state",
     "traced",
     "training_format",
+    "unfused",
     "watched",
 ]

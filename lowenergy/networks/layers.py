@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -148,22 +149,37 @@ def _uncounted() -> dict[Any, Any]:
     return known
 
 
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter of the multiplications and additions in matrix products, with those it does not know."""
+    return FlopCounterMode(display=False, custom_mapping=_uncounted())
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Within the context, attention and recurrent layers run as the plain operations they consist of: counters do not
+    know the fused ones."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def macs(network: nn.Module) -> int:
     """Count the multiply-accumulates per image while the network runs once; multiplications by zero count too."""
-    counter = FlopCounterMode(display=False, custom_mapping=_uncounted())
+    counter = flop_counter()
     device = next(network.parameters()).device
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know fused operations
     learning = [w for w in network.parameters() if w.requires_grad]
     for w in learning:  # else the counter looks for the gradients of weights that are handed from module to module
         w.requires_grad_(False)
     try:
-        with counter, torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+        with counter, torch.no_grad(), unfused():
             network(torch.zeros(1, *spec_of(network).input_shape, device=device))
     except RuntimeError as error:  # torch's counter cannot follow a gradient within the forward pass
         raise NetworkError(f"{spec_of(network).name}: its operations cannot be counted: {first_line(error)}") from None
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
         for w in learning:
             w.requires_grad_(True)
     return counter.get_total_flops() // 2  # each is a multiplication and an addition

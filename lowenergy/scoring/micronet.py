@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lowenergy import networks
 from lowenergy.runtimes.loading import dense_network
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.encodings import Coded, Dense, Encoding, Int8, Sparse
@@ -31,22 +32,30 @@ FREE_BITS = 16
 WIDE = 32  # bits in which integer products are summed, unless said otherwise
 aten = torch.ops.aten
 # (multiplications, additions) per output; an exponential or a division counts as a multiplication, a comparison as an
-# addition.
+# addition. Any other operation that works element by element counts as one of either.
 PER_ELEMENT: dict[Any, tuple[int, int]] = {
+    **dict.fromkeys((aten.clone, aten.where, aten.masked_fill), (0, 0)),  # these move values, and compute nothing
     **dict.fromkeys((aten.relu, aten.relu_), (0, 1)),
     **dict.fromkeys((aten.hardtanh, aten.hardtanh_), (0, 2)),  # ReLU6
-    **dict.fromkeys((aten.leaky_relu, aten.leaky_relu_), (1, 1)),
+    **dict.fromkeys((aten.leaky_relu, aten.leaky_relu_, aten._prelu_kernel, aten.rrelu_with_noise), (1, 1)),
     **dict.fromkeys((aten.silu, aten.silu_), (3, 1)),  # x / (1 + exp(-x)): negate, exponentiate, divide; add
     **dict.fromkeys((aten.sigmoid, aten.sigmoid_), (2, 1)),
-    **dict.fromkeys((aten.elu, aten.elu_), (1, 2)),
-    **dict.fromkeys((aten.gelu, aten.tanh, aten.softplus), (3, 1)),
+    **dict.fromkeys((aten.elu, aten.elu_, aten.celu, aten.celu_), (1, 2)),
+    **dict.fromkeys((aten.gelu, aten.tanh, aten.tanh_, aten.softplus, aten.log_sigmoid_forward, aten.glu), (3, 1)),
+    **dict.fromkeys((aten.mish, aten.mish_), (7, 2)),  # x tanh(softplus(x))
     **dict.fromkeys((aten.hardsigmoid, aten.hardsigmoid_), (1, 3)),
     **dict.fromkeys((aten.hardswish, aten.hardswish_), (2, 3)),
-    **dict.fromkeys((aten.add, aten.add_, aten.sub), (0, 1)),
-    **dict.fromkeys((aten.mul, aten.mul_, aten.div, aten.pow, aten.exp, aten.log, aten.rsqrt), (1, 0)),
+    **dict.fromkeys((aten.rsub, aten.cumsum), (0, 1)),
     aten._softmax: (2, 2),  # exponentiate, divide; subtract the largest, sum
+    aten._log_softmax: (1, 3),
+    **dict.fromkeys((aten.upsample_bilinear2d, aten._upsample_bilinear2d_aa), (4, 3)),  # of four neighbours
+    **dict.fromkeys((aten.upsample_bicubic2d, aten._upsample_bicubic2d_aa), (16, 15)),
     **dict.fromkeys((aten.native_layer_norm, aten.native_group_norm), (3, 3)),  # square, scale, weight; sums and shifts
 }
+MAX_POOLS = (aten.max_pool2d_with_indices, aten.max_pool2d, aten.max_pool3d_with_indices)
+AVERAGE_POOLS = (aten.avg_pool2d, aten.avg_pool3d)
+ADAPTIVE_POOLS = (aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.adaptive_max_pool2d)
+BATCH_NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training)
 
 
 class Operations(NamedTuple):
@@ -114,7 +123,7 @@ def operations_of(model: Model) -> Operations:
     """
     network = dense_network(model)
     images = torch.zeros(1, *model.spec.input_shape)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Counter(model, network) as counter:
+    with torch.no_grad(), networks.unfused(), sdpa_kernel(SDPBackend.MATH), _Counter(model, network) as counter:
         network(images)
     return Operations(counter.total, counter.total - counter.spared["integer"], counter.total - counter.spared["tree"])
 
@@ -131,6 +140,16 @@ def sum_bits(products: int, width: int) -> tuple[int, int]:
         tree += left // 2 * min(width + level, WIDE)
         left -= left // 2
     return max(products - 1, 0) * min(width + levels, WIDE), tree
+
+
+def _read(given: torch.Size, out: torch.Size) -> int:
+    """How many inputs all windows of an adaptive pool have, which overlap where the sizes do not divide.
+
+    Args:
+        given, out: shapes of its inputs and outputs.
+    """
+    sides = zip(given[2:], out[2:], strict=True)
+    return math.prod(given[:2]) * math.prod(sum(-(-(i + 1) * n // m) - i * n // m for i in range(m)) for n, m in sides)
 
 
 class _Counter(TorchDispatchMode):
@@ -150,17 +169,18 @@ class _Counter(TorchDispatchMode):
         self.calls: Counter[str] = Counter()
         self.made_by: dict[int, str] = {}  # the layer that an output comes from, by its place in memory
         self.outputs: list[Tensor] = []  # kept, so that no place is used twice
+        self.products = networks.flop_counter().flop_registry
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         first = out[0] if isinstance(out, tuple) else out
         if isinstance(first, Tensor):
-            self.total += self._cost(func.overloadpacket, args, first)
+            self.total += self._cost(func, args, kwargs or {}, first)
             self.outputs.append(first)
         return out
 
-    def _cost(self, operation: Any, args: Any, out: Tensor) -> float:
-        n, bits = out.numel(), self.float_bits
+    def _cost(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> float:
+        operation, n, bits = func.overloadpacket, out.numel(), self.float_bits
         if operation is aten.convolution:
             seen = args[0] if args[6] else out  # transposed: each weight meets each input
             return self._product(args[0], args[1], out, seen.numel() // seen.shape[1])
@@ -168,18 +188,29 @@ class _Counter(TorchDispatchMode):
             return self._product(args[1], args[2], out, n // out.shape[1])
         if operation is aten.mm:
             return self._product(args[0], args[1], out, n // out.shape[1])
-        if operation is aten.bmm:
-            return 2 * n * args[0].shape[2] * bits / 32
-        if operation in (aten.native_batch_norm, aten._native_batch_norm_legit_no_training):
+        if operation in self.products:
+            return float(self.products[operation](*args, **kwargs, out_val=out)) * bits / 32
+        return self._apart_from_products(func, args, out) * bits / 32
+
+    def _apart_from_products(self, func: Any, args: Any, out: Tensor) -> int:
+        operation, n = func.overloadpacket, out.numel()
+        if operation in BATCH_NORMS:
+            if any(given is True for given in args):  # statistics of these very inputs, as those of an InstanceNorm
+                return n * sum(PER_ELEMENT[aten.native_group_norm])
             layer = self.made_by.get(args[0].data_ptr())  # coded weights cannot absorb a scale
-            coded = layer is None or isinstance(self.model.tensors.get(layer), Coded)
-            return n * (1 + coded) * bits / 32
-        if operation in (aten.max_pool2d_with_indices, aten.max_pool2d):
-            return n * (math.prod(args[1]) - 1) * bits / 32  # comparisons
-        if operation in (aten.mean, aten.sum, aten._adaptive_avg_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d):
-            return args[0].numel() * bits / 32  # k inputs take k - 1 additions and a division
-        multiplications, additions = PER_ELEMENT.get(operation, (0, 0))
-        return n * (multiplications + additions) * bits / 32
+            return n * (1 + (layer is None or isinstance(self.model.tensors.get(layer), Coded)))
+        if operation in MAX_POOLS:
+            return n * (math.prod(args[1]) - 1)  # comparisons
+        if operation in AVERAGE_POOLS:
+            return n * math.prod(args[1])  # k inputs take k - 1 additions and a division
+        if operation in ADAPTIVE_POOLS:
+            return _read(args[0].shape, out.shape) - n * (operation is aten.adaptive_max_pool2d)
+        if operation in PER_ELEMENT:
+            return n * sum(PER_ELEMENT[operation])
+        if torch.Tag.reduction in func.tags:
+            return int(args[0].numel())
+        computes = any(isinstance(given, Tensor) and given.is_floating_point() for given in args)
+        return n * (computes and torch.Tag.pointwise in func.tags)  # integers are places, known beforehand
 
     def _product(self, x: Tensor, weight: Tensor, out: Tensor, positions: int) -> float:
         name = self.names.get(weight.data_ptr(), "")
