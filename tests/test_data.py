@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from lowenergy import data, params
 from lowenergy.base.files import FileError
-from lowenergy.data import Batches, DataError
+from lowenergy.data import Batches, DataError, preparing
 from lowenergy.targets.classifier import training as of_classifier
 from lowenergy.training import Run
 
@@ -231,6 +231,15 @@ def test_batches_are_a_function_of_the_step(count: int, batch_size: int, step: i
     for earlier in range(0, step, 7):
         batches(earlier)
     assert torch.equal(batches(step), again(step))
+
+
+def test_colours_become_the_grey_that_pillow_makes() -> None:
+    colours = torch.randint(256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    colours[0], colours[1:3] = 255, colours[1:3, :1]  # white, and grey already
+    grey = preparing._grey(colours)
+    of_pillow = [np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in colours]
+    assert torch.equal(grey[:, 0], torch.from_numpy(np.stack(of_pillow)))
+    assert bool((grey[0] == 255).all()) and torch.equal(grey[1:3], colours[1:3, :1])
 
 
 def test_an_epoch_shows_every_image_once() -> None:

@@ -14,6 +14,8 @@ from lowenergy.data.images import DataError, Files, Part, Source, Split
 from lowenergy.data.splits import SPLITS, Prepared, load, mark
 from lowenergy.params import Data
 
+GREY_AT_ONCE = 1000  # images
+
 
 def prepare(p: Data, seed: int) -> Prepared:
     """Read the source, split it, resize it.
@@ -181,7 +183,7 @@ def _resized(split: Part, size: int | None, channels: int) -> Part:
     if images.shape[1] != channels:
         from torchvision.transforms.v2 import functional as V  # takes seconds; the default images do not need it
 
-        images = V.rgb_to_grayscale(images) if channels == 1 else V.grayscale_to_rgb(images)
+        images = _grey(images) if channels == 1 else V.grayscale_to_rgb(images)
     if size is not None and tuple(images.shape[2:]) != (size, size):
         from torchvision.transforms import v2
 
@@ -191,6 +193,15 @@ def _resized(split: Part, size: int | None, channels: int) -> Part:
             f"images of {images.shape[2]}x{images.shape[3]} pixels; networks here take squares: give data.image_size"
         )
     return Split(images.contiguous(), split.labels)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Turn uint8 RGB images into grey ones, as Pillow does for image files; torchvision makes white 254."""
+    grey = torch.empty_like(images[:, :1])
+    weights = torch.tensor([19595, 38470, 7471])[:, None, None]  # of 65,536, by ITU-R 601-2
+    for part, out in zip(images.split(GREY_AT_ONCE), grey.split(GREY_AT_ONCE), strict=True):
+        out.copy_(((part.long() * weights).sum(1, keepdim=True) + 2**15) >> 16)
+    return grey
 
 
 def test_images(
