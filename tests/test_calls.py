@@ -783,6 +783,20 @@ def test_a_pruned_network_trains_on_with_the_channels_that_it_has() -> None:
     assert [w.shape for w in again.parameters()] == [w.shape for w in pruned.parameters()]
 
 
+def test_norms_settle_on_images_of_all_classes_that_lie_class_by_class() -> None:
+    images = torch.full((4400, 1, 8, 8), 64, dtype=torch.uint8)
+    images[2200:] = 192
+    body = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4, momentum=0.01), nn.Flatten(), nn.Linear(256, 2))
+    labels = torch.arange(2).repeat_interleave(2200)
+    network: Any = lowenergy.train(
+        body, "classifier", images=images, labels=labels, epochs=1, batch_size=100, crop_padding=0
+    ).network
+    conv, norm = network.body[0], network.body[1]
+    with torch.no_grad():
+        of_all = conv(data.to_float(images[[0, -1]])).mean((0, 2, 3))
+    assert torch.allclose(norm.running_mean, of_all, atol=0.01)
+
+
 def test_a_foreign_energy_trains_on_as_the_energy_that_it_is(tmp_path: Path) -> None:
     images = torch.rand(40, 1, 8, 8) * 2 - 1
     body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 3))

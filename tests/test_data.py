@@ -242,6 +242,13 @@ def test_colours_become_the_grey_that_pillow_makes() -> None:
     assert bool((grey[0] == 255).all()) and torch.equal(grey[1:3], colours[1:3, :1])
 
 
+def test_a_handful_of_images_that_lie_class_by_class_is_of_all_classes() -> None:
+    many = torch.arange(1100, dtype=torch.uint8)[:, None, None, None].expand(1100, 1, 512, 512)
+    some = data.handful(many)[:, 0, 0, 0]
+    assert len(some) == 500 and torch.equal(some, many[data.spaced(1100, 500), 0, 0, 0])
+    assert data.spaced(1100, 500)[[0, -1]].tolist() == [0, 1099] and data.spaced(5, 9).tolist() == [0, 1, 2, 3, 4]
+
+
 def test_an_epoch_shows_every_image_once() -> None:
     batches = Batches(100, 25, seed=0)
     seen = torch.cat([batches(step) for step in range(4)])

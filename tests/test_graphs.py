@@ -707,6 +707,19 @@ def test_classifiers_that_guess_are_refused(splits: data.Splits, tmp_path: Path,
             check(broken, accepted)
 
 
+def test_classifiers_that_guess_are_refused_on_images_that_lie_class_by_class(
+    splits: data.Splits, tmp_path: Path
+) -> None:
+    order = splits.train.labels.argsort(stable=True)
+    held = splits.train.take(torch.cat([order[:100].repeat(3), order[-299:]]))  # 300 of the first class, then others
+    source, first = in_the_house(solved(splits)), solved(splits)
+    first.fc.weight.data.zero_()
+    first.fc.bias.data = -torch.arange(10.0)  # answers with the first class
+    run = Run("classifier/prune", 0, [], root=tmp_path)
+    with pytest.raises(UserError, match="of 300 validation images right"):
+        chance.check(in_the_house(first), source, held, run, accepted=False)
+
+
 def test_energies_that_tell_nothing_are_refused(splits: data.Splits, tmp_path: Path) -> None:
     run, good = Run("ebm/quantize", 0, [], root=tmp_path), Far(data.to_float(splits.train.images))
 

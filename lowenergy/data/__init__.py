@@ -2,7 +2,7 @@
 
 from lowenergy.data.arrays import read_array
 from lowenergy.data.batches import Batches, augment, shrink
-from lowenergy.data.images import DataError, Floats, Split, at_a_time, handful, to_bytes, to_float
+from lowenergy.data.images import DataError, Floats, Split, at_a_time, handful, spaced, to_bytes, to_float
 from lowenergy.data.pictures import write_grid
 from lowenergy.data.preparing import prepare, test_images
 from lowenergy.data.splits import SPLITS, Splits, load, save
@@ -22,6 +22,7 @@ __all__ = [
     "read_array",
     "save",
     "shrink",
+    "spaced",
     "test_images",
     "to_bytes",
     "to_float",

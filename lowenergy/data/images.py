@@ -119,12 +119,22 @@ def at_a_time(images: Tensor, most: int) -> int:
     return max(1, min(most, IN_MEMORY // 4 // (4 * images[0].numel())))
 
 
+def spaced(count: int, most: int) -> Tensor:
+    """At most `most` of `count` places, evenly spaced: images may lie class by class, so that the first are of one.
+
+    >>> spaced(10, 4)
+    tensor([0, 3, 6, 9])
+    """
+    return torch.linspace(0, count - 1, min(most, count), dtype=torch.double).round().long()
+
+
 def handful(images: Tensor) -> Tensor:
-    """The first images, as many as fill IN_MEMORY, but at least 500.
+    """Images from all over, as many as fill IN_MEMORY, but at least 500.
 
     These are all 10,000 test images of MNIST or CIFAR; of larger images there are fewer.
     """
-    return images[: max(500, IN_MEMORY // (4 * images[0].numel()))]
+    most = max(500, IN_MEMORY // (4 * images[0].numel()))
+    return images if len(images) <= most else images[spaced(len(images), most)]
 
 
 def to_float(images: Tensor) -> Tensor:

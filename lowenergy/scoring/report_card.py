@@ -21,7 +21,7 @@ from lowenergy.base.cards import Card
 from lowenergy.base.checkpoint import FOLDER, Checkpoint, fingerprint
 from lowenergy.base.device import fastest
 from lowenergy.base.progress import Progress
-from lowenergy.data import Splits, at_a_time, handful, to_float
+from lowenergy.data import Splits, at_a_time, handful, spaced, to_float
 from lowenergy.energies import sample, steps_in
 from lowenergy.networks import Network
 from lowenergy.params import ClassifierEvaluation, EnergyEvaluation, Sampler
@@ -202,7 +202,7 @@ def _draw_and_detect(
     gallery.write_neighbours(drawn[:NEIGHBOURS], train, plots / "neighbours.png")
     gallery.write_classes(scorer, drawn, splits.classes, plots / "classes.png")
     gallery.write_strip(energy, shape, p.chain_steps, constants, generator, plots / "strip.png")
-    images = {"train": to_float(train[: len(test)]).to(device), "test": to_float(test).to(device)}
+    images = {"train": to_float(train[spaced(len(train), len(test))]).to(device), "test": to_float(test).to(device)}
     energies = ood.energies(loading.energy_in(model, network), images, generator)
     gallery.write_energies(energies, plots / "energies.png")
     network.cpu()

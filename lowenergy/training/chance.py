@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lowenergy.base.errors import UserError
 from lowenergy.base.intervals import wilson
-from lowenergy.data import Split, at_a_time, to_float
+from lowenergy.data import Split, at_a_time, spaced, to_float
 from lowenergy.energies import HEADS, auroc_of, energy_gradient, energy_of, transformed
 from lowenergy.networks import spec_of
 from lowenergy.training.run import Run
@@ -34,8 +34,7 @@ def check(
             can accept.
     """
     spec = spec_of(source)
-    index = torch.arange(0, len(validation), max(1, len(validation) // IMAGES))[:IMAGES]
-    some = validation.take(index.to(validation.images.device))
+    some = validation.take(spaced(len(validation), IMAGES))
     images = to_float(some.images.cpu())
     kinds = {"real": images}
     if spec.head is not None:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lowenergy.base.precision import Precision
 from lowenergy.base.progress import Progress
-from lowenergy.data import Batches, Split, Splits, at_a_time, augment, to_float, write_grid
+from lowenergy.data import Batches, Split, Splits, at_a_time, augment, spaced, to_float, write_grid
 from lowenergy.energies import (
     HEADS,
     EnergyMatch,
@@ -114,7 +114,7 @@ def _fit(network: Network, data: Split, p: EnergyTraining, run: Run, also: Also 
     of_constants = energy_of(network, head, course.precision, frozen=True)
     if course.fresh and run.device.type == "cuda" and run.team.size == 1:  # rounded ones look at their values
         of_constants = RecordedEnergy(of_constants)
-    some = to_float(data.take(torch.arange(min(1000, len(data)))).images)
+    some = to_float(data.take(spaced(len(data), 1000)).images)
     pixel_spread = some.std(0).mean()
 
     def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lowenergy.base.precision import Precision
-from lowenergy.data import Batches, Floats, Split, Splits, at_a_time, augment, shrink, to_float
+from lowenergy.data import Batches, Floats, Split, Splits, at_a_time, augment, shrink, spaced, to_float
 from lowenergy.networks import (
     TRIED,
     Given,
@@ -109,7 +109,7 @@ def _fit(
         silent={"loss": silent_cross_entropy(split.labels, t.label_smoothing)},
     )
     network.to(memory_format=torch.contiguous_format)
-    settle_norms(network, steps, lambda count: to_float(split.images[:count].cpu()))
+    settle_norms(network, steps, lambda count: to_float(split.take(spaced(len(split), count)).images.cpu()))
 
 
 def _with_decay(network: nn.Module) -> list[dict[str, Any]]:
