@@ -169,6 +169,7 @@ def bench(
     from dataclasses import asdict
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     from lowenergy.base import files
@@ -183,12 +184,14 @@ def bench(
     results = bench.bench(
         models, batches=batch, threads=threads, steps=steps, rounds=rounds, ways=list(way), trust=trust
     )
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=Console(stderr=True, emoji=False)) as progress:
         task = progress.add_task("timing", total=None)
         for result in results:
             if isinstance(result, bench.Timing):
                 timings.append(result)
-                progress.update(task, description=f"{Path(result.model).stem}, {result.way}: {result.ms:.2f} ms")
+                progress.update(
+                    task, description=f"{escape(Path(result.model).stem)}, {result.way}: {result.ms:.2f} ms"
+                )
             else:
                 failed.append(result)
     if timings:

@@ -22,7 +22,7 @@ from lowenergy.base.cards import told_apart
 from lowenergy.calls.models import taken_in
 from lowenergy.energies import Energy
 from lowenergy.reporting import page
-from lowenergy.reporting.tables import between, collect, front_of, pareto_front, shown
+from lowenergy.reporting.tables import between, collect, front_of, pareto_front, show, shown
 from lowenergy.runtimes.loading import network_of
 from lowenergy.scoring import accuracy, gallery, generation, micronet, ood, size
 from lowenergy.storage import artifact
@@ -365,6 +365,18 @@ def test_table_shows_each_figure_in_its_unit(small: params.Params, tmp_path: Pat
     lost["fid_interval"] = [0.1, 0.9]
     (tmp_path / "cards/ebm-quantize.json").write_text(json.dumps(card))
     assert shown(collect(small, tmp_path))["fid"].iloc[0] == "3.14"
+
+
+@pytest.mark.parametrize("label", ["[bold]cat", "[/dog]", ":cat:"])
+def test_table_shows_the_names_of_classes_as_they_are(
+    label: str, small: params.Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cards").mkdir()
+    most = {"label": label, "own": 0.5, "teacher": 0.75, "images": 8}
+    card = {"accuracy": 0.5, "lost_most": most, "size_bytes": 12345}
+    (tmp_path / "cards/ebm-quantize.json").write_text(json.dumps(card))
+    show(collect(small, tmp_path), small, everything=True)
+    assert f"{label}: 75% to 50%" in capsys.readouterr().out
 
 
 def test_the_page_recommends_the_smallest_that_is_as_good(small: params.Params, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def show(table: pd.DataFrame, p: Params, *, everything: bool = False) -> None:
     from rich.table import Table
 
     # A pipe or a log has no width of its own.
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, markup=False, emoji=False)
     marked = False
     for target, rows in table.groupby("target", sort=False):
         text = shown(rows.set_index("model"), everything)

@@ -31,7 +31,7 @@ class Screen:
         self.since: dict[str, float] = {}
         self.took: dict[str, float] = {}
         self.started = time.monotonic()
-        self.console = Console()
+        self.console = Console(markup=False, emoji=False)
         self.live = Live(console=self.console, auto_refresh=False) if sys.stdout.isatty() else None
 
     def __enter__(self) -> "Screen":

@@ -63,7 +63,7 @@ def show_front(search: Search, most: int = 12) -> None:
     for cells, row in zip(text.to_numpy(), rows.to_dict("records"), strict=True):
         is_best = best is not None and row["experiment"] == best.name
         sheet.add_row(*map(str, cells), "kept, the least" if is_best else "kept" if row["within"] else "")
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, markup=False, emoji=False)
     console.print(sheet)
     if text.map(lambda cell: str(cell).startswith(ALIKE)).to_numpy().any():
         console.print(LEGEND)

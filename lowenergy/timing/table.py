@@ -38,4 +38,4 @@ def show(rows: Sequence[Mapping[str, Any]], what: str) -> None:
             f"{yardstick / row['ms']:.2f}×" if yardstick else "",
             f"{row['mib']:.0f}",
         )
-    Console(width=None if sys.stdout.isatty() else 100, highlight=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 100, highlight=False, markup=False, emoji=False).print(table)
