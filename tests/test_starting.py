@@ -1,5 +1,7 @@
 """`lowenergy start`: what is seen, what is chosen, how long it is said to take."""
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from ruamel.yaml import YAML
 
 from lowenergy import cli, params, profiles, starting
+from lowenergy.base import memory
 from lowenergy.base.errors import UserError
 from lowenergy.networks import Spec
 from lowenergy.starting import choose, look, measure
@@ -243,6 +247,14 @@ def test_the_file_is_written_and_nothing_of_the_users_is_lost(
     assert params.load().seed == 7
     starting.start(str(photographs), 7200, size=16, root="data/raw", force=True)
     assert params.load().seed == 0
+
+
+def test_what_a_process_held_does_not_count_for_those_that_it_starts() -> None:
+    held = bytearray(2**28)
+    held[:: 2**12] = b"x" * 2**16  # so that the system really gives them
+    ask = "from lowenergy.base import memory; print(memory.peak())"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert memory.peak() > len(held) > int(done.stdout) > 2**22
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Measure how long a network takes here, and how much memory, by a few real steps of each kind of training."""
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowenergy import networks
+from lowenergy.base import memory
 from lowenergy.base.device import autocast, fastest, has_bfloat16
 from lowenergy.base.errors import UserError
 from lowenergy.base.precision import Precision
@@ -92,8 +92,7 @@ def _measured(spec: Spec, threads: int) -> Cost:
         matching = own if precision() == "32-true" else trained(lambda: flow_loss(whole, images, generator))
         frozen = energy_of(network, spec.head, "32-true", frozen=True)
         answered = _seconds(lambda: energy_gradient(frozen, images))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Cost(own, matching, answered, memory)
+    return Cost(own, matching, answered, memory.peak())
 
 
 def _settle() -> None:

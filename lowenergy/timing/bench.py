@@ -9,7 +9,6 @@ Each way of each model is measured in a process of its own, so that it does not 
 """
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lowenergy import energies, networks
-from lowenergy.base import device
+from lowenergy.base import device, memory
 from lowenergy.base.errors import UserError
 from lowenergy.energies import Energy, ExplicitEnergy
 from lowenergy.energies.gradient import gradient_graph
@@ -169,16 +168,16 @@ def _measured(
     path: Path, way: str, threads: int, batches: Sequence[int], steps: bool, rounds: int, trust: Collection[str]
 ) -> list[Timing]:
     torch.set_num_threads(threads)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory.peak()
     shape = artifact.read(path, trust=trust)[0].spec.input_shape
     run = (step if steps else forward)(path, way, threads, trust)
     timings = []
-    for batch in batches:
+    for batch in sorted(batches):  # since the peak of a larger one stays
         images = torch.rand(batch, *shape) * 2 - 1
         times = torch.tensor([_milliseconds(run, images) for _ in range(WARM_UP + rounds)][WARM_UP:])
         low, median, high = times.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        timings.append(Timing(str(path), way, threads, batch, median, low, high, 1000 * batch / median, peak))
+        taken = (memory.peak() - before) / 2**20
+        timings.append(Timing(str(path), way, threads, batch, median, low, high, 1000 * batch / median, taken))
     return timings
 
 
