@@ -446,6 +446,9 @@ def test_rank_correlation_is_spearmans() -> None:
 
     assert ood.rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
     assert ood.rank_correlation(a, a.exp()) == pytest.approx(1)
+    few, others = (10 * a).round() / 10, (3 * b).round()  # with ties
+    assert ood.rank_correlation(few, others) == pytest.approx(spearmanr(few, others).statistic)
+    assert ood.rank_correlation(torch.zeros(9), torch.zeros(9)) == 0, "a constant orders nothing"
 
 
 @pytest.mark.parametrize("quality", ["accuracy", "fid"])

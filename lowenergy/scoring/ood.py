@@ -27,6 +27,14 @@ def auroc(energies: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation of two energies' values, (n,), for the same images: 1 if they order them alike."""
-    ranks = torch.stack([values.argsort(stable=True).argsort().double() for values in (first, second)])
-    return float(torch.corrcoef(ranks)[0, 1])
+    """Spearman's rank correlation of two energies' values, (n,), for the same images: 1 if they order them alike.
+
+    Equal values share the mean of their ranks. An energy with a single value orders nothing: 0.
+    """
+    ranks = torch.stack([_ranks(first), _ranks(second)])
+    return float(torch.corrcoef(ranks)[0, 1].nan_to_num(0.0))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    ordered = values.sort().values
+    return (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True) - 1).double() / 2
