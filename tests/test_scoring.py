@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lowenergy import data, networks, params
 from lowenergy.base.cards import told_apart
+from lowenergy.calls import inception
 from lowenergy.calls.models import taken_in
 from lowenergy.energies import Energy
 from lowenergy.reporting import page
@@ -47,6 +48,15 @@ def test_fid_is_the_formula(scorer: networks.Backbone, splits: data.Splits, tmp_
     ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
     assert measured["fid"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_the_fid_of_equal_images_is_none(count: int) -> None:
+    features = torch.randn(count, 64, generator=torch.Generator().manual_seed(1))
+    moments = generation._moments(features)
+    found = generation.distances(moments, features.flip(0), seed=0)
+    assert (found >= 0).all() and found[0] == pytest.approx(0, abs=1e-4)
+    assert min(inception.distances(features, features.flip(0), seed=0)) >= 0
 
 
 def test_both_figures_are_torchmetrics(scorer: networks.Backbone, splits: data.Splits, tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def distances(real: Tensor, found: Tensor, seed: int) -> list[float]:
         gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
         overlap = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().sum()
         progress(1)
-        return float(shift.square().sum() + root.square().sum() + spread - 2 * overlap)
+        return float((shift.square().sum() + root.square().sum() + spread - 2 * overlap).clamp_min(0))
 
     return [distance(torch.arange(n)), *resampled(distance, n, seed=seed)]
 

@@ -194,7 +194,8 @@ def distance_from(first: Moments) -> Callable[[Moments], float]:
     def distance(second: Moments) -> float:
         other, spread = _normal(second)
         overlap = torch.linalg.eigvalsh(root @ spread @ root).clamp_min(0).sqrt().sum()
-        return float((mean - other).square().sum() + covariance.trace() + spread.trace() - 2 * overlap)
+        value = (mean - other).square().sum() + covariance.trace() + spread.trace() - 2 * overlap
+        return float(value.clamp_min(0))  # rounding puts that of equal images below
 
     return distance
 
