@@ -783,6 +783,18 @@ def test_a_pruned_network_trains_on_with_the_channels_that_it_has() -> None:
     assert [w.shape for w in again.parameters()] == [w.shape for w in pruned.parameters()]
 
 
+def test_accuracy_of_outputs_that_are_nan_is_one_line() -> None:
+    class Root(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flatten(1)) + (x.mean((1, 2, 3)) + 0.5).sqrt()[:, None]
+
+    body, images = Root(64, 3), torch.full((9, 1, 8, 8), 128, dtype=torch.uint8)
+    lowenergy.save(body, "root.safetensors", images=images)
+    images[4:6] = 0
+    with pytest.raises(UserError, match=r"Root: its outputs are NaN for 2 of 9 images, the first of them number 4 "):
+        lowenergy.evaluate(lowenergy.load("root.safetensors", network=body), images, torch.zeros(9).long())
+
+
 def test_norms_settle_on_images_of_all_classes_that_lie_class_by_class() -> None:
     images = torch.full((4400, 1, 8, 8), 64, dtype=torch.uint8)
     images[2200:] = 192

@@ -6,14 +6,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowenergy.base import UserError
 from lowenergy.base.device import measured
 from lowenergy.data import Split, to_float
+from lowenergy.networks import spec_of
 
 
 def predict(network: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Logits, (n, outputs), of uint8 images."""
+    """Logits, (n, outputs), of uint8 images.
+
+    Raises:
+        UserError: some are NaN, of which the largest would be any.
+    """
     with measured(network) as device, torch.no_grad():
-        return torch.cat([network(to_float(batch.to(device))).cpu() for batch in images.split(batch_size)])
+        logits = torch.cat([network(to_float(batch.to(device))).cpu() for batch in images.split(batch_size)])
+    if len(bad := logits.isnan().any(1).nonzero()):
+        raise UserError(
+            f"{spec_of(network).name}: its outputs are NaN for {len(bad)} of {len(images)} images, the first of them "
+            f"number {int(bad[0])} (from 0); see which operation has no answer there"
+        )
+    return logits
 
 
 def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
