@@ -28,7 +28,7 @@ from lowenergy.runtimes.loading import network_of
 from lowenergy.scoring import accuracy, gallery, generation, micronet, ood, size
 from lowenergy.storage import artifact
 from lowenergy.storage.artifact import Model
-from lowenergy.storage.encodings import Coded, Int8, Range, Sparse
+from lowenergy.storage.encodings import Coded, Dense, Int8, Range, Sparse
 
 OWN = Path(__file__).parent / "own_networks.py"
 SPEC = networks.Spec("cnn", 8, "3x3", "relu", "batch", channels=1, image_size=8, outputs=10)
@@ -200,6 +200,10 @@ def test_micronet_storage_by_the_challenges_rules() -> None:
     assert stored(Sparse(half)) == rest / 2 + (weight.numel() // 2) / 2 + weight.numel() / 32
     # Quantized below 16 bits somewhere: floats count in full.
     assert stored(Int8(torch.ones(10, 128).char(), torch.ones(10))) == rest + weight.numel() / 4 + 10
+    norm = {f"norm.{name}": Dense(torch.ones(8)) for name in ("weight", "bias", "running_mean", "running_var")}
+    bare = {name: norm[name] for name in ("norm.running_mean", "norm.running_var")}
+    for tensors in (norm, bare):  # a scale and a shift for each channel, also of a norm that learns neither
+        assert micronet.storage_of(replace(model, tensors={**model.tensors, **tensors})) == (values + 16) / 2
     codes = torch.zeros(weight.numel() // 4, dtype=torch.long)
     assert stored(Coded(codes, torch.zeros(16, 4).half(), (10, 128))) == rest + len(codes) * 4 / 32 + 64 / 2
 

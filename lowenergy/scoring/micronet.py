@@ -95,8 +95,9 @@ def storage_of(model: Model) -> float:
     """The storage in 32-bit values. BatchNorm counts two values a channel: inference needs only scale and shift."""
     bits = 0
     for name, encoded in model.tensors.items():
-        if name.endswith((".running_mean", ".running_var")):
-            continue
+        norm, _, of_norm = name.rpartition(".")
+        if of_norm in ("running_mean", "running_var") and f"{norm}.weight" in model.tensors:
+            continue  # they merge with weight and bias
         bits += _bits(model, encoded)
     bits += sum(32 + given.bits for given in model.activations.values())  # each range: a scale and a zero point
     return bits / 32
