@@ -376,6 +376,7 @@ def test_table_shows_each_figure_in_its_unit(small: params.Params, tmp_path: Pat
     assert shown(rows).iloc[0].to_dict() == {"fid": "≈ 3.14", "ood_auroc.noise": "1.000", "size_bytes": "12,345"}
     assert list(shown(rows, everything=False)) == ["fid", "size_bytes"]
     assert between(rows.iloc[0], "fid") == "2.5–3.75" and between(rows.iloc[0], "accuracy") == ""
+    assert between({"fid_interval": [998.4, 12345.6]}, "fid") == "998–12346"
     lost["fid_interval"] = [0.1, 0.9]
     (tmp_path / "cards/ebm-quantize.json").write_text(json.dumps(card))
     assert shown(collect(small, tmp_path))["fid"].iloc[0] == "3.14"

@@ -129,7 +129,8 @@ def bounds_of(row: Mapping[Any, Any], figure: str, *, lost: bool = False) -> Bou
 def between(row: Mapping[Any, Any], figure: str) -> str:
     """The interval of a figure as text; '' if there is none. Shares are in per cent, without the sign."""
     scale = 100 if "%" in FORMATS[figure] else 1
-    return "–".join(f"{scale * end:.3g}" for end in bounds_of(row, figure) or ())
+    ends = [scale * end for end in bounds_of(row, figure) or ()]
+    return "–".join(f"{end:.3g}" if abs(end) < 999.5 else f"{end:.0f}" for end in ends)  # never 1.2e+03
 
 
 def alike(row: Mapping[Any, Any], figure: str) -> bool:
