@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from lowenergy import data, energies, networks, params
+from lowenergy.base import UserError
 from lowenergy.energies import (
     EnergyMatch,
     OwnChains,
@@ -100,6 +101,15 @@ def test_sampling_goes_on_where_it_was_killed(killed_after: int, seed: int) -> N
     left: list[int] = []
     assert draw(state=states[-1], progress=left.append).equal(draw())
     assert sum(left) == 7 * 5 - done
+
+
+def test_chains_that_become_nan_are_one_line(generator: Generator) -> None:
+    def rooted(images: Tensor) -> Tensor:
+        return (images.flatten(1).mean(1) + 0.2).sqrt()  # has no value where the chains descend to
+
+    constants = Sampler(step_size=1.0, noise=0.0, gradient_clamp=5.0)
+    with pytest.raises(UserError, match="9 of 9 chains went where the energy's gradient is NaN; give a smaller"):
+        sample(rooted, (1, 4, 4), 9, steps=90, constants=constants, generator=generator)
 
 
 def test_sampling_leaves_no_gradient_behind(generator: Generator) -> None:

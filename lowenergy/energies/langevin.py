@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from lowenergy.base import UserError
 from lowenergy.base.team import ALONE, Team
 from lowenergy.data import at_a_time
 from lowenergy.energies.energy import Energy, energy_gradient
@@ -68,6 +69,8 @@ def sample(
         state: what an earlier call gave to `keep`; the images are then those that it would have drawn.
     Returns:
         (count, *shape) in [-1, 1], on the generator's device.
+    Raises:
+        UserError: the energy's gradient is NaN where some chains went.
     """
     samples = torch.empty(count, *shape, device=generator.device)
     batch_size = batch_size or at_a_time(torch.empty(1, *shape, device="meta"), BATCH)
@@ -83,6 +86,11 @@ def sample(
             step += 1
             progress(len(images))
             keep({"samples": samples[:done], "images": images, "step": step, "generator": generator.get_state()})
+        if lost := int(images.isnan().flatten(1).any(1).sum()):  # as bytes, NaN would be black
+            raise UserError(
+                f"{lost} of {len(images)} chains went where the energy's gradient is NaN; give a smaller step_size or "
+                "fewer steps, or see which of its operations has no slope there"
+            )
         samples[done : done + len(images)] = images
         done, images = done + len(images), images[:0]
     return samples
