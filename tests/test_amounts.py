@@ -140,6 +140,17 @@ def test_as_many_multiply_accumulates_go_as_asked_for_or_the_most_that_can_is_sa
         pruning.check(network("Few"), section({**CHANNELS, "amount_of": "macs", "amount": 0.97}))
 
 
+def test_large_sets_go_too_if_multiply_accumulates_are_what_is_asked_for(section: Any) -> None:
+    """The least important channels go three by three; those that go one by one, and cost less, all matter."""
+    p, net = section({**CHANNELS, "amount_of": "macs", "amount": 0.3, "importance": "l1"}), network("Scaled")
+    source = pruning.Sizes.of(net, p)
+    large = max(channels.ChannelGraph(net).groups()[0], key=lambda group: max(group.costs))
+    with torch.no_grad():
+        net.get_submodule(large.root).weight.mul_(1e-3)  # type: ignore[operator, union-attr]
+    pruning.cut(net, 0.3, p, source)
+    assert networks.macs(net) <= 0.7 * source.macs
+
+
 def test_amounts_are_counted_on_the_file_printed_and_in_the_card(
     pruned: Any, splits: data.Splits, small: params.Params, tmp_path: Path, capsys: Any
 ) -> None:

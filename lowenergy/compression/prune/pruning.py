@@ -393,8 +393,10 @@ def remove_macs(network: networks.Network, goal: float, p: Params, whole: Mappin
     while networks.macs(network) > goal:
         groups, _ = can_go(graph, p, p.importance)
         step = step or sum(sum(group.costs) for group in groups) * THINNEST / MACS_STEPS
-        few = min((cost for group in groups for cost in group.costs), default=0)
-        if not _take(graph, groups, whole, max(step, few)):
+        costs = [cost for group in groups for cost in group.costs] or [0]
+        if _take(graph, groups, whole, max(step, min(costs))):
+            continue
+        if not _take(graph, groups, whole, max(costs)):  # the least important set may be a large one
             return
 
 
