@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,16 @@ def written(x: Tensor) -> Tensor:
     return y
 
 
+CORNERS: dict[str, Any] = {"mode": "bilinear", "align_corners": True}
+SMOOTH: dict[str, Any] = {"mode": "bilinear", "antialias": True}
+
+
+def resized(x: Tensor, **given: Any) -> Tensor:
+    """Interpolated, and weighted so that it matters where a pixel has come from."""
+    x = F.interpolate(x, **given)
+    return x * torch.linspace(0.5, 2, x.shape[2])[:, None] * torch.linspace(-1, 1, x.shape[3])
+
+
 RIGHT: dict[str, Callable[[Tensor], Tensor]] = {
     "tensors that code holds": of_a_cache,
     "written in part": written,
@@ -45,6 +56,13 @@ RIGHT: dict[str, Callable[[Tensor], Tensor]] = {
         + F.adaptive_avg_pool2d(x.reshape(-1, 1, 8, 8), 4).reshape(len(x), 8, 4, 4)
         + F.interpolate(x.reshape(-1, 4, 8, 8), scale_factor=2).reshape(len(x), 8, 16, 16)[..., ::4, ::4]
     ),
+    "parts of several sizes": lambda x: F.adaptive_avg_pool2d(x, (5, 3)) + F.adaptive_avg_pool2d(x[:, :, 1:], (5, 3)),
+    "nearest": lambda x: resized(x, scale_factor=(3.1, 2)) + resized(x, size=(24, 16), mode="nearest-exact"),
+    "nearest exactly": lambda x: resized(x, scale_factor=3.1, mode="nearest-exact") + resized(x, size=(24, 24)),
+    "nearest unevenly": lambda x: resized(x, size=(12, 5)) + resized(x, size=(12, 5), mode="nearest-exact"),
+    "bilinear": lambda x: resized(x, size=(13, 5), mode="bilinear") + resized(x, size=(13, 5), **CORNERS),
+    "by scales": lambda x: resized(x, scale_factor=1.7, mode="bilinear") + resized(x, scale_factor=1.7, **CORNERS),
+    "bicubic": lambda x: resized(x, size=(13, 5), mode="bicubic") + resized(x, size=(13, 5), **SMOOTH),
 }
 
 
@@ -56,11 +74,7 @@ def test_is_torchs(name: str, tmp_path: Path) -> None:
 
 REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, 3),
-    "_adaptive_avg_pool2d from 8x8 to 5x5": lambda x: F.adaptive_avg_pool2d(x, 5),
     "convolution of 8 images at a time": lambda x: F.conv2d(x.reshape(-1, 1, 8, 8), HELD[:1, None]).view(x.shape),
-    "upsample_bilinear2d": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
-    "_upsample_nearest_exact2d": lambda x: F.interpolate(x, (12, 12), mode="nearest-exact"),
-    "upsample_nearest2d": lambda x: F.interpolate(x, (12, 12)),
     "pow with exponent 5": lambda x: x**5,
 }
 

@@ -164,20 +164,28 @@ def _max_pool_backward(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
 
 def _nearest_backward(g: Tensor, out_size: Any, in_size: Any, *scales: Any) -> Tensor:
     height, width = in_size[2:]
-    if g.shape[2] % height or g.shape[3] % width:
+    if not are_repeated(in_size[2:], out_size, scales):
         return _resize_backward(aten.upsample_nearest2d.default)(g, out_size, in_size, *scales)
-    return g.unflatten(2, (height, -1)).unflatten(4, (width, -1)).sum((3, 5))  # each pixel is repeated equally often
+    return g.unflatten(2, (height, -1)).unflatten(4, (width, -1)).sum((3, 5))
 
 
-# Operations that are linear and work along each axis of the images separately. Their backward pass is a product with
-# one constant matrix for each axis: what the operation makes of the unit vectors.
+def are_repeated(before: Any, after: Any, scales: Any) -> bool:
+    """True if interpolation to nearest neighbours repeats each pixel equally often. A scale of 3.1 does not, though it
+    makes 24 pixels of 8."""
+    even = not any(large % small for large, small in zip(after, before, strict=True))
+    told = zip(before, after, scales, strict=False)
+    return even and all(scale is None or scale * small == large for small, large, scale in told)
 
 
-def _along(g: Tensor, sizes: Any, operation: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """The gradient by the inputs of such an operation.
+# Operations that are linear and work along each axis of the images separately. They are products with one constant
+# matrix for each axis, and so is their backward pass: what the operation makes of the unit vectors.
+
+
+def _along(g: Tensor, sizes: Any, operation: Callable[[Tensor, int], Tensor], *, ahead: bool = False) -> Tensor:
+    """The gradient by the inputs of such an operation; `ahead`, the operation itself.
 
     Args:
-        g: (..., out1, out2, ...), the gradient by its outputs.
+        g: (..., out1, out2, ...), the gradient by its outputs; `ahead`, its inputs.
         sizes: (in1, in2, ...), the sizes of its inputs.
         operation: the same along one axis of images (n, 1, ...), which are 2 wide along all others and stay so.
     """
@@ -190,6 +198,7 @@ def _along(g: Tensor, sizes: Any, operation: Callable[[Tensor, int], Tensor]) ->
             )
             matrix = operation(images.contiguous(), axis)[(slice(None), 0, *_only([slice(None)] * len(sizes), axis, 0))]
             idle = torch.equal(matrix, units)
+            matrix = matrix.t().contiguous() if ahead else matrix
         if not idle:
             at = axis - len(sizes)
             g = F.linear(g.transpose(at, -1), matrix).transpose(at, -1)
@@ -224,6 +233,15 @@ def _adaptive_average_pool_backward(g: Tensor, x: Tensor) -> Tensor:
     return _along(g, x.shape[2:], lambda images, axis: aten._adaptive_avg_pool2d(images, _only(sizes, axis, 2)))
 
 
+def adaptive_average_pool(x: Tensor, sizes: Any) -> Tensor:
+    """The pool as products with constant matrices, for whatever has no windows of several sizes."""
+
+    def along(images: Tensor, axis: int) -> Tensor:
+        return aten._adaptive_avg_pool2d(images, _only(sizes, axis, 2))
+
+    return _along(x, x.shape[-2:], along, ahead=True)
+
+
 def _replicate_backward(g: Tensor, x: Tensor, padding: Any) -> Tensor:
     left, right, top, bottom = padding
     both = ([0, 0, top, bottom], [left, right, 0, 0])
@@ -245,6 +263,20 @@ def _resize_backward(resize: Callable[..., Tensor], *, options: int = 0) -> Call
         )
 
     return backward
+
+
+def resized(resize: Callable[..., Tensor], x: Tensor, out_size: Any, *rest: Any) -> Tensor:
+    """Interpolation as products with constant matrices, for whatever does not know the operation.
+
+    Args:
+        rest: the operation's options, and its two scales.
+    """
+    *options, tall, wide = rest
+
+    def along(images: Tensor, axis: int) -> Tensor:
+        return resize(images, _only(out_size, axis, 2), *options, *_only([tall, wide], axis, None))
+
+    return _along(x, x.shape[2:], along, ahead=True)
 
 
 # -- forward passes that no exporter knows ----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lowenergy.base.errors import UserError
 from lowenergy.energies import HEADS
-from lowenergy.energies.gradient import PLAIN
+from lowenergy.energies.gradient import PLAIN, adaptive_average_pool, are_repeated, resized
 from lowenergy.networks.copies import duplicate
 from lowenergy.networks.graphs import SAME, reason_of
 from lowenergy.networks.inputconv import InputConv2d
@@ -35,9 +35,10 @@ WHOLE = (
     aten.silu_backward.default,
     aten.max_pool2d_with_indices_backward.default,
     aten.avg_pool2d_backward.default,
-    aten._adaptive_avg_pool2d.default,
-    # These have none: they are here so that a refusal names them instead of their parts.
-    aten._upsample_nearest_exact2d.default,
+)
+RESIZES = (
+    *(aten.upsample_nearest2d, aten._upsample_nearest_exact2d, aten.upsample_bilinear2d, aten.upsample_bicubic2d),
+    *(aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa),
 )
 
 
@@ -121,8 +122,10 @@ def _decompositions() -> Any:
     table[aten._softmax.default] = _softmax
     table[aten._safe_softmax.default] = _masked_softmax
     table[aten._log_softmax.default] = _log_softmax
-    table[aten.upsample_nearest2d.default] = _repeated
-    table[aten.upsample_nearest2d.vec] = _repeated_to
+    for resize in RESIZES:
+        table[resize.default] = partial(_resized, resize.default)
+        table[resize.vec] = partial(_resized_to, resize.default)
+    table[aten._adaptive_avg_pool2d.default] = _mean_of_parts
     table[aten.adaptive_max_pool2d.default] = _largest_of_parts
     table[aten.adaptive_max_pool2d_backward.default] = _largest_of_parts_backward
     table[aten.amin.default] = lambda x, dims=(), keepdim=False: -aten.amax(-x, dims, keepdim)
@@ -206,19 +209,32 @@ def _norm(x: Tensor, w: Any, b: Any, mean: Any, variance: Any, training: bool, m
     return _norm_of_constants(x, w, b, mean, variance, momentum, eps)
 
 
-def _repeated(x: Tensor, size: Any, *_scales: Any) -> Tensor:
-    """Upsample to nearest neighbours where each is repeated equally often: a view, without arithmetic."""
+def _resized(resize: Callable[..., Tensor], x: Tensor, size: Any, *rest: Any) -> Tensor:
+    """Interpolate by products with constant matrices; where each pixel is only repeated equally often, by a view."""
+    given = [argument.name for argument in resize._schema.arguments][2:]  # type: ignore[attr-defined]
+    rest = (*rest, None, None)[: len(given)]
+    if "align_corners" in given or not are_repeated(x.shape[2:], size, rest):
+        return resized(resize, x, size, *rest)
+    return _repeated(x, size)
+
+
+def _resized_to(resize: Callable[..., Tensor], x: Tensor, size: Any, *rest: Any) -> Tensor:
+    *options, scales = rest
+    size = size or [int(n * s) for n, s in zip(x.shape[2:], scales, strict=True)]
+    return _resized(resize, x, size, *options, *(scales or (None, None)))
+
+
+def _repeated(x: Tensor, size: Any) -> Tensor:
     images, channels, height, width = x.shape
-    if size[0] % height or size[1] % width:
-        return NotImplemented
     tall, wide = size[0] // height, size[1] // width
     spread = aten.reshape(x, [images, channels, height, 1, width, 1])
     spread = aten.expand(spread, [images, channels, height, tall, width, wide])
     return aten.reshape(spread, [images, channels, *size])
 
 
-def _repeated_to(x: Tensor, size: Any, scales: Any) -> Tensor:
-    return _repeated(x, size or [int(n * s) for n, s in zip(x.shape[2:], scales, strict=True)])
+def _mean_of_parts(x: Tensor, size: Any) -> Tensor:
+    """Adaptive mean pooling, where the image is not cut into windows of one size: then it is a pool that C has."""
+    return adaptive_average_pool(x, size) if _window(x, size) is None else NotImplemented
 
 
 def _largest_of_parts(x: Tensor, size: Any) -> Any:
