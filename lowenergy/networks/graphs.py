@@ -47,7 +47,7 @@ def exported(network: nn.Module, input_shape: Sequence[int] | None = None) -> An
 def export(module: nn.Module, batches: tuple[Tensor, ...]) -> Any:
     """Export with torch.export a module whose inputs and outputs are all batches, for any batch size."""
     shapes = ({0: torch.export.Dim("batch")},) * len(batches)
-    with quiet(), _no_fast_path():
+    with quiet(), no_fast_path():
         try:
             return torch.export.export(module, batches, dynamic_shapes=shapes, strict=False)
         except Exception:  # torch raises nearly anything here
@@ -55,7 +55,7 @@ def export(module: nn.Module, batches: tuple[Tensor, ...]) -> Any:
 
 
 @contextmanager
-def _no_fast_path() -> Iterator[None]:
+def no_fast_path() -> Iterator[None]:
     """Within the context, run torch's attention as the operations that it consists of, even where nothing learns.
 
     Otherwise it would be a single operation there, which has no derivative.

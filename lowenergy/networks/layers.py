@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowenergy.networks.copies import duplicate
+from lowenergy.networks.graphs import no_fast_path
 from lowenergy.networks.importing import NetworkError, first_line
 from lowenergy.networks.network import Network
 from lowenergy.networks.spec import spec_of
@@ -151,35 +152,36 @@ def _uncounted() -> dict[Any, Any]:
 
 def flop_counter() -> FlopCounterMode:
     """Torch's counter of the multiplications and additions in matrix products, with those it does not know."""
-    return FlopCounterMode(display=False, custom_mapping=_uncounted())
+    counter = FlopCounterMode(display=False, custom_mapping=_uncounted())
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
+
+
+class _NoModules:
+    """Takes the place of what tells torch's counter in which module it is: that bears no gradient in a forward pass."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 @contextmanager
 def unfused() -> Iterator[None]:
     """Within the context, attention and recurrent layers run as the plain operations they consist of: counters do not
     know the fused ones."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with no_fast_path(), torch.backends.mkldnn.flags(enabled=False):
+        yield
 
 
 def macs(network: nn.Module) -> int:
     """Count the multiply-accumulates per image while the network runs once; multiplications by zero count too."""
     counter = flop_counter()
     device = next(network.parameters()).device
-    learning = [w for w in network.parameters() if w.requires_grad]
-    for w in learning:  # else the counter looks for the gradients of weights that are handed from module to module
-        w.requires_grad_(False)
     try:
         with counter, torch.no_grad(), unfused():
             network(torch.zeros(1, *spec_of(network).input_shape, device=device))
-    except RuntimeError as error:  # torch's counter cannot follow a gradient within the forward pass
+    except RuntimeError as error:
         raise NetworkError(f"{spec_of(network).name}: its operations cannot be counted: {first_line(error)}") from None
-    finally:
-        for w in learning:
-            w.requires_grad_(True)
     return counter.get_total_flops() // 2  # each is a multiplication and an addition
