@@ -166,6 +166,26 @@ def test_onnxruntime_computes_the_same_and_only_where_it_pays(monkeypatch: pytes
     assert torch.equal(energy_gradient(many, images[:32])[1], gradient[:32])
 
 
+class WithSlope(nn.Module):
+    """An energy and the square of its own slope, whose gradient writes in place within torch, and has no export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            energy = self.net(x)
+            (slope,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+        return energy + slope.square().flatten(1).sum(1, keepdim=True)
+
+
+def test_a_gradient_within_the_forward_pass_is_traced() -> None:
+    torch.manual_seed(0)
+    assert_same_gradient(WithSlope().eval(), "scalar", images_for((1, 4, 4)))
+
+
 def test_what_cannot_be_traced_is_said_in_one_line() -> None:
     class Fickle(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

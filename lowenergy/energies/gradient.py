@@ -8,7 +8,7 @@ weights, flipped, so that whatever makes convolutions small and fast works in bo
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -62,16 +62,21 @@ def gradient_graph(network: nn.Module, head: str, input_shape: tuple[int, int, i
         check_same(graph, reference, images, "the gradient graph")
         return graph
 
-    refused = None
-    if not writes_in_place(network, images):
-        try:
-            return compared(network)
-        except UserError as error:
-            refused = error
-    try:  # torch.export's graph of it: there len(x) is no constant, and what is written is a new tensor
+    def of_itself() -> GraphModule:
+        return compared(network)
+
+    def of_its_export() -> GraphModule:  # where len(x) is no constant, and what is written is a new tensor
         return compared(traced(network, input_shape).module(check_guards=False))
-    except UserError as error:
-        raise refused or error from None
+
+    ways = [of_itself, of_its_export]
+    if writes_in_place(network, images):  # a gradient within the forward pass may do so, and has no export
+        ways.reverse()
+    try:
+        return ways[0]()
+    except UserError as refused:
+        with suppress(UserError):
+            return ways[1]()
+        raise refused from None
 
 
 def _joint(network: nn.Module, forward: nn.Module, head: str, input_shape: tuple[int, int, int]) -> GraphModule:
