@@ -483,7 +483,7 @@ def test_the_command_writes_all_or_nothing(
 
 def test_an_energy_without_a_sampler(tmp_path: Path) -> None:
     model = zoo("shallow", "ebm")
-    with pytest.raises(UserError, match="does not say how to sample from it"):
+    with pytest.raises(UserError, match="does not say how to sample from it; make it by its stage, or by compress"):
         c.export(model, {"provenance": {}}, tmp_path / "c")
     assert not list(tmp_path.iterdir())
     c.export(model, {"provenance": {}}, tmp_path / "c", sampler=False)

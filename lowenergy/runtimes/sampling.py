@@ -38,7 +38,7 @@ def constants_of(header: Mapping[str, Any], path: str | Path, step_size: float |
     """
     recorded = header.get("provenance", {}).get("sampler")
     if recorded is None:
-        raise FileError(f"{path}: does not say how to sample from it; make it again by its stage")
+        raise FileError(f"{path}: does not say how to sample from it; make it by its stage, or by compress or train")
     constants = {key: value for key, value in recorded.items() if key != "chain_steps"}
     if step_size is not None:
         if not 0 < step_size < math.inf:
