@@ -104,6 +104,9 @@ PRUNED = {"target": "ebm", "start": "ebm", "by": "prune"}
         ({"ebm.train.epochs": 10**21}, f"ebm.train.epochs = {10**21}: input should be less than or equal to 100000"),
         ({"ebm.train.lr": float("nan")}, "ebm.train.lr = nan: input should be a finite number"),
         ({"energies.train.sampler.step_size": float("inf")}, "energies.train.sampler.step_size = inf: input should be"),
+        ({"energies": 5}, "energies = 5: input should be a valid dictionary"),
+        ({"energies": None}, "energies = None: input should be a valid dictionary"),
+        ({"energies.train": 5}, "energies.train = 5: input should be a valid dictionary"),
         ({"energies.matching.images": 0}, "energies.matching.images = 0: input should be greater than or equal to 1"),
         ({"data.source": "folder"}, "data.image_size must be given for source folder"),
         ({"ebm.architecture.head": "scalar"}, "head scalar needs logits = 1, got 10"),
@@ -210,6 +213,9 @@ def test_unknown_and_missing_keys_are_refused(values: Any) -> None:
     changed = with_changes(values, {})
     del changed["jem"], changed["branches"]
     with pytest.raises(ParamsError, match="branches is missing"):
+        params.check(changed)
+    del changed["energies"]  # DVC, too, wants all sections that its stages name
+    with pytest.raises(ParamsError, match="energies is missing .what kinds ebm and jem share."):
         params.check(changed)
 
 

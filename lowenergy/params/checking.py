@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from lowenergy.base.nested import MISSING, value_at
 from lowenergy.params import entries
 from lowenergy.params.entries import LINKS, Branch, Kind, Method, Teacher
 from lowenergy.params.messages import Layer, explain, validated
@@ -43,6 +44,8 @@ def check(values: Any, origin: str = "params.yaml") -> Params:
             problems.append(f"{name} is missing ({'kind' if name in kinds else 'method'} {name})")
         else:
             whole[name] = validated(schema, _layers(values, schema, name), problems)
+    for name in sorted(shared - kinds.keys()):
+        problems += _bad_shared(name, values, kinds, problems)
     if isinstance(values.get("teachers"), Mapping):
         whole["teachers"] = teachers = _teachers(values, kinds, problems)
         if values["teachers"] and isinstance(values.get("branches"), Mapping):
@@ -62,6 +65,23 @@ def check(values: Any, origin: str = "params.yaml") -> Params:
 def _in_order(schemas: Mapping[str, type[S]], values: Mapping[str, Any]) -> dict[str, type[S]]:
     """The schemas in the order of the file, then those that are missing there."""
     return {name: schemas[name] for name in {**values, **schemas} if name in schemas}
+
+
+def _bad_shared(name: str, values: Any, kinds: Mapping[str, type[Kind]], problems: list[str]) -> list[str]:
+    """Why a section that kinds share cannot lie below theirs: it is missing, or where theirs have a section it has
+    something else, which theirs would hide."""
+    sharing = {key: kind for key, kind in kinds.items() if kind.over == name}
+    if name not in values:
+        return [f"{name} is missing (what kinds {' and '.join(sharing)} share)"]
+    fields = {key: field.annotation for kind in sharing.values() for key, field in kind.model_fields.items()}
+    sections = [key for key, kind in fields.items() if isinstance(kind, type) and issubclass(kind, Section)]
+    there = {".".join(place): value_at(values, place) for place in [(name,), *((name, key) for key in sections)]}
+    return [
+        f"{place} = {value!r}: input should be a valid dictionary"
+        for place, value in there.items()
+        if value is not MISSING and not isinstance(value, Mapping)
+        if not any(line.startswith(f"{place} = ") for line in problems)  # said of a kind that hides nothing
+    ]
 
 
 def _layers(values: Any, schema: type[Section], name: str, entry: Layer | None = None) -> list[Layer]:
