@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
+from lowenergy import params
 from lowenergy.base import cards
+from lowenergy.reporting import markdown
 
 RECIPE = b'{"epochs": 1}'
 VALUES: dict[str, Any] = {
@@ -91,3 +95,18 @@ def test_what_was_measured_here_counts(root: Path) -> None:
     (root / "cards").mkdir()
     (root / "cards/ebm.json").write_text('{"fid": 2.0}')
     assert cards.collect(["ebm", "ebm-prune"], root) == {"ebm": {"fid": 2.0}}
+
+
+def test_a_comment_has_nothing_but_its_text(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """`lowenergy report` prints it, so git must not print as well."""
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=t", "-c", "user.email=t@e", "commit", "-qm", "t", "--allow-empty"],
+    ):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(markdown, "collect", lambda *_: pd.DataFrame({"target": [], "model": []}))
+    capfd.readouterr()
+    assert markdown.text(params.load(), "HEAD", tmp_path).startswith("## Compressed models")
+    assert capfd.readouterr().out == ""

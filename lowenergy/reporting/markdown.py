@@ -24,7 +24,8 @@ def text(p: Params, base: str, root: Path = Path()) -> str:
         FileError: there are no figures here, or no such revision.
     """
     table = collect(p, root)
-    known = subprocess.run(["git", "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"], cwd=root)
+    revision = ["git", "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"]
+    known = subprocess.run(revision, cwd=root, capture_output=True)  # it prints the commit, and we print the comment
     if known.returncode:
         raise files.FileError(f"--base {base}: git knows no such revision; in CI, fetch it first")
     parts = ["## Compressed models", *_changes(table, base, root)]
