@@ -179,6 +179,8 @@ def bench(
         raise UserError("--batch, --threads and --rounds: give at least 1")
     if unknown := set(way) - set(bench.WAYS):
         raise UserError(f"--way {unknown.pop()}: there are {', '.join(bench.WAYS)}")
+    if json:
+        files.check_place(json)
     timings: list[bench.Timing] = []
     failed: list[bench.Failure] = []
     results = bench.bench(

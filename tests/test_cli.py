@@ -75,6 +75,17 @@ def test_a_reader_that_ends_early_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_figures_that_cannot_be_written_are_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(bench, "bench", measured)
+    assert cli.main(["bench", "ebm.safetensors", "--json", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"{tmp_path}: Is a directory")
+
+
 @pytest.mark.parametrize("model", ["", "."])
 def test_what_names_no_file_is_one_line(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", model]) == 2

@@ -28,5 +28,5 @@ def named(name: str) -> Device:
         UserError: there is no such device.
     """
     if name not in DEVICES:
-        raise UserError(f"--device {name}: there are {', '.join(DEVICES)}; or give --max-flash and --max-ram")
+        raise UserError(f"--device {name}: there are {', '.join(DEVICES)}")
     return DEVICES[name]
