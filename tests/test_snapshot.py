@@ -79,7 +79,7 @@ def test_what_only_stages_here_read_stays_here(tmp_path: Path, monkeypatch: pyte
     def carried(dvc_yaml: str = "") -> set[str]:
         (toy.place / "dvc.yaml").write_text(dvc_yaml or (toy.place / "dvc.yaml").read_text())
         repo = pipeline.opened()
-        with workspace.snapshot(toy.place, workspace.known_files(toy.place), workspace.not_carried(repo)) as snap:
+        with workspace.snapshot(toy.place, workspace.carried(repo), workspace.not_carried(repo)) as snap:
             return {name for name in names_in(snap, tmp_path / "copy") if not name.startswith(".")}
 
     text = (toy.place / "dvc.yaml").read_text()
@@ -88,6 +88,14 @@ def test_what_only_stages_here_read_stays_here(tmp_path: Path, monkeypatch: pyte
     assert carried(text.replace("[out/root, work.py]", "[out/root, work.py, photos]")) >= photos
     assert carried(text.replace("[out/root, work.py]", "[out/root, work.py, photos/1.raw]")) >= photos
     assert carried(text.replace("    meta: {where: here}\n", "")) >= photos
+
+    # Git takes neither what it is told to ignore nor what is in a repository within this one.
+    (toy.place / ".gitignore").write_text((toy.place / ".gitignore").read_text() + "*.pt\n")
+    toy("git", "init", "-q", "nets")
+    for name in ("net.py", "weights.pt", "unread.pt"):
+        (toy.place / ("nets" if name == "net.py" else "") / name).write_text("")
+    read = carried(text.replace("[out/root, work.py]", "[out/root, work.py, nets, weights.pt]"))
+    assert read == {"dvc.yaml", "params.yaml", "work.py", "nets/net.py", "weights.pt"}
 
 
 @pytest.mark.slow

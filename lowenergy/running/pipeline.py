@@ -412,7 +412,7 @@ def _run(repo: Any, plan: Plan, jobs: int | None, address: str | None, force: bo
     root = Path(repo.root_dir)
     with (
         crew_of(repo, [s.addressing for s in plan.stages], jobs, address) as crew,
-        workspace.snapshot(root, workspace.known_files(root), workspace.not_carried(repo)) as snap,
+        workspace.snapshot(root, workspace.carried(repo), workspace.not_carried(repo)) as snap,
     ):
         crew.know(snap, root / workspace.CHECKPOINTS)
         pipeline = Pipeline(repo, plan, crew, snap, force=force)

@@ -61,6 +61,18 @@ def known_files(root: Path) -> list[str]:
     return os.fsdecode(listed.stdout).split("\0")  # names need not be UTF-8
 
 
+def carried(repo: Any) -> set[str]:
+    """Paths of all files that workers may need: what is in git or would be added, and what their stages depend on. Git
+    may ignore some of that, and does not look into a repository within this one."""
+    root = Path(repo.root_dir)
+    deps = {Path(dep.fs_path) for stage in repo.index.stages if not runs_here(stage) for dep in stage.deps}
+    inside = [path for path in deps if path.is_relative_to(root)]
+    files = {path for path in inside if path.is_file()}
+    for folder in (path for path in inside if path.is_dir()):
+        files |= {Path(path) for path in repo.dvcignore.find(repo.fs, str(folder))}
+    return {*known_files(root), *(str(path.relative_to(root)) for path in files)}
+
+
 @contextmanager
 def snapshot(root: Path, names: Iterable[str], without: Iterable[str]) -> Iterator[Snapshot]:
     """Yield a snapshot of these files of a workspace, and delete it afterwards.
