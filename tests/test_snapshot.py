@@ -236,3 +236,19 @@ def test_a_screen_that_is_full_of_running_stages_shows_no_others() -> None:
     assert screen.table().row_count == ROWS
     screen.state["stage0"], screen.took["stage0"] = "done", 1.0
     assert screen.table().row_count == ROWS
+
+
+def test_a_stage_of_another_dvc_yaml_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = photographs(tmp_path / "toy")
+    (toy.place / "sub").mkdir()
+    own = "stages:\n  pre:\n    cmd: cp ../work.py out\n    deps: [../work.py]\n    outs: [out]\n"
+    (toy.place / "sub/dvc.yaml").write_text(own)
+    toy("dvc", "add", "-q", "photos")
+    monkeypatch.chdir(toy.place)
+    for force in (False, True):
+        pipeline.run(["photos.dvc"], jobs=1, force=force)  # there is nothing to run
+        with pytest.raises(RunError):
+            pipeline.run(["sub/dvc.yaml:pre"], jobs=1, force=force)
+        log = toy.place / pipeline.LOGS / "sub/dvc.yaml:pre.log"
+        assert log.read_text().endswith("run `dvc repro sub/dvc.yaml:pre` first\n")
+        assert not (toy.place / "dvc.lock").exists()

@@ -69,7 +69,8 @@ class Lock:
     """dvc.lock, with new entries in the order in which `dvc repro` would have written them."""
 
     def __init__(self, root: Path, plan: Plan) -> None:
-        self.path, self.order = root / "dvc.lock", [stage.name for stage in plan.stages]
+        self.path = root / "dvc.lock"
+        self.order = [stage.addressing for stage in plan.stages]  # the file of a `dvc add` has no name
         self.before = self.path.read_bytes() if self.path.exists() else None
         self.entries: dict[str, Entry] = {}
         self.written, self.cost = 0.0, 0.0
@@ -142,7 +143,7 @@ class Pipeline:
                             self._ended(name)
                         else:
                             self.ready[name] = _key(self.by_name[name])
-                except DvcException as error:  # an input is missing
+                except (DvcException, RunError) as error:  # an input is missing, or the stage is not of this dvc.yaml
                     self.fail(name, str(error))
 
     def again(self, name: str) -> None:
@@ -186,13 +187,16 @@ class Pipeline:
         from dvc_data.hashfile.hash_info import HashInfo
 
         stage = self.by_name[name]
-        if self.force:
-            return False
-        if not stage.changed():
+        if not stage.cmd or stage.frozen or not (self.force or stage.changed()):
             self._show(name, "unchanged")
             return True
-        if not stage.cmd or stage.frozen:
-            return True
+        if Path(stage.path) != self.root / "dvc.yaml":
+            raise RunError(
+                f"{name} is not in the project's own dvc.yaml, whose stages `lowenergy run` runs; move it there, or "
+                f"run `dvc repro {name}` first"
+            )
+        if self.force:
+            return False
         stage.remove_outs()
         try:
             self.repo.stage_cache.restore(stage, pull=self.remote)
