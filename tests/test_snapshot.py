@@ -252,3 +252,11 @@ def test_a_stage_of_another_dvc_yaml_is_refused(tmp_path: Path, monkeypatch: pyt
         log = toy.place / pipeline.LOGS / "sub/dvc.yaml:pre.log"
         assert log.read_text().endswith("run `dvc repro sub/dvc.yaml:pre` first\n")
         assert not (toy.place / "dvc.lock").exists()
+
+
+def test_experiments_without_git_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy.make(tmp_path / "toy")
+    toy("dvc", "config", "core.no_scm", "true")
+    monkeypatch.chdir(toy.place)
+    with pytest.raises(RunError, match="keeps experiments in git; `git init`"):
+        experiments.run_queued(jobs=1)

@@ -107,7 +107,13 @@ def ours(repo: Any) -> Iterator[None]:
 
 
 def waiting(repo: Any) -> list[Any]:
-    """DVC's entries of queued experiments."""
+    """DVC's entries of queued experiments.
+
+    Raises:
+        RunError: the project is not in git.
+    """
+    if repo.config["core"].get("no_scm"):
+        raise RunError("DVC keeps experiments in git; `git init`, and `dvc config core.no_scm false`")
     return list(repo.experiments.celery_queue.iter_queued())
 
 
