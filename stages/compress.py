@@ -30,7 +30,8 @@ def main(name: str) -> None:
     source = teacher if start == target else load(start, trust=p.trusted)
     changed = load(start, trust=p.trusted)
     code = ["targets", "runtimes", "compression/making.py", "compression/budget.py", f"compression/{branch.by}"]
-    with running(name, p.seed, inputs, kind=recipe.kind, code=code) as run:
+    held = params.held("seed", branch.by, f"branches.{name}")
+    with held, running(name, p.seed, inputs, kind=recipe.kind, code=code) as run:
         model = making.make(changed, teacher, source, branch.by, branch.params, recipe.section, splits, run, provenance)
         path = f"models/{name}.safetensors"
         artifact.save(model, path, run.provenance)

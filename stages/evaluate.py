@@ -9,6 +9,7 @@ from lowenergy.params import recipes
 from lowenergy.scoring import report_card
 
 
+@params.held("seed")
 def main(name: str) -> None:
     p = params.load()
     target = p.target_of(name)

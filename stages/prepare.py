@@ -4,6 +4,7 @@ from lowenergy import data, params
 from lowenergy.base.stage import run as run_stage
 
 
+@params.held("seed", "data")
 def main() -> None:
     p = params.load()
     splits = data.prepare(p.data, p.seed)

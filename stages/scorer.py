@@ -16,6 +16,7 @@ from lowenergy.training import disband, running
 REFERENCE = "models/reference.safetensors"
 
 
+@params.held("seed", "scorer")
 def main() -> None:
     p = params.load()
     splits = data.load(data.SPLITS)

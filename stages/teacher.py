@@ -9,6 +9,7 @@ from lowenergy.storage import artifact
 from lowenergy.training import disband, running
 
 
+@params.held("seed")
 def main(name: str) -> None:
     p, recipe = params.load(), recipes.read(name, "train")
     splits = data.load(data.SPLITS)

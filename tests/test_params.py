@@ -279,6 +279,27 @@ def test_files_that_are_no_params(tmp_path: Path, text: str, message: str) -> No
         params.load(tmp_path / "elsewhere.yaml")
 
 
+def test_what_changes_while_a_stage_runs_is_refused(
+    values: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC would note the new values beside what was made with the old ones."""
+    monkeypatch.chdir(tmp_path)
+
+    @params.held("seed", "prune", "branches.ebm-prune")
+    def stage(changes: dict[str, Any]) -> None:
+        YAML().dump(with_values(values, changes), Path("params.yaml"))
+
+    for changes, named in (
+        ({"prune.amount": 0.1}, "prune"),
+        ({"branches.ebm-prune.amount": 0.1, "seed": 1}, "seed, branches.ebm-prune"),
+    ):
+        YAML().dump(values, Path("params.yaml"))
+        with pytest.raises(ParamsError, match=f"^params.yaml: {named} changed while this stage ran.*run it again$"):
+            stage(changes)
+    YAML().dump(values, Path("params.yaml"))
+    stage({"pq.codewords": 16, "branches.ebm-new": PRUNED})  # it does not read these
+
+
 @pytest.mark.parametrize("place", ["data", "data/recipes", "models/photos", ".", "{}/plots/curves"])
 def test_images_are_not_where_the_pipeline_deletes(
     values: Any, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,7 @@ from lowenergy.params.energies import EnergyKind, EnergyMatching, EnergyTraining
 from lowenergy.params.entries import Branch, Kind, Method, Teacher, kinds, methods
 from lowenergy.params.evaluation import ClassifierEvaluation, EnergyEvaluation
 from lowenergy.params.messages import completed, method
-from lowenergy.params.reading import load, read
+from lowenergy.params.reading import held, load, read
 from lowenergy.params.reference import listing
 from lowenergy.params.scorer import Scorer, ScorerTraining
 from lowenergy.params.section import (
@@ -60,6 +60,7 @@ __all__ = [
     "check",
     "check_place",
     "completed",
+    "held",
     "is_import_path",
     "kinds",
     "listing",

@@ -1,9 +1,12 @@
 """Reading params.yaml."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lowenergy.base.errors import one_line
+from lowenergy.base.nested import value_at
 from lowenergy.params.checking import check
 from lowenergy.params.data import check_place
 from lowenergy.params.section import ParamsError
@@ -49,6 +52,23 @@ def read(path: str | Path) -> Any:
                 f"{path}: more than {DEEPEST} sections or lists in each other; an alias may lead to itself"
             )
     return values
+
+
+@contextmanager
+def held(*places: str) -> Iterator[None]:
+    """Hold a stage to the values that it has read: when it ends, DVC notes those that are in the file by then.
+
+    Raises:
+        ParamsError: some have changed since it began.
+    """
+    before = read("params.yaml")
+    yield
+    after = read("params.yaml")
+    if changed := [place for place in places if value_at(after, place) != value_at(before, place)]:
+        raise ParamsError(
+            f"params.yaml: {', '.join(changed)} changed while this stage ran, and DVC would take what it made for made "
+            "with the new values; run it again"
+        )
 
 
 def _parts(whole: Any) -> list[Any]:
