@@ -161,6 +161,8 @@ def _link(link: Path, to: Path) -> None:
 class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.end = args, time.monotonic() + args.seconds
+        if args.keep:
+            args.keep.mkdir(parents=True, exist_ok=True)
         self.lock = threading.Lock()
         self.rows = recorded(args.record)
         self.data = args.work / "splits"
