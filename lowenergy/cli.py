@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--bits", type=int, help="of an architecture: weights as integers of so many bits, int8 within")
     plan.add_argument("--sparse", type=float, help="of an architecture: this share of the weights is zero")
     plan.add_argument("--codewords", type=int, help="of an architecture: product quantization with so many codewords")
-    plan.add_argument("--length", type=int, default=4, help="weights of a codeword (default: 4)")
+    plan.add_argument("--length", type=int, help="weights of a codeword (default: 4)")
     plan.add_argument("--device", help="see whether it fits: arduino-nano-33-ble, rp2040, stm32f746")
     _trusts(plan)
     plan.set_defaults(command="commands:plan")

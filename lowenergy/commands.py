@@ -249,7 +249,7 @@ def plan(
     bits: int | None = None,
     sparse: float | None = None,
     codewords: int | None = None,
-    length: int = 4,
+    length: int | None = None,
     device: str | None = None,
     trust: Collection[str] = (),
 ) -> None:
@@ -260,8 +260,10 @@ def plan(
     given = sum(option is not None for option in (bits, sparse, codewords))
     if given > 1:
         raise UserError("--bits, --sparse, --codewords: give one of them")
+    if length is not None and codewords is None:
+        raise UserError("--length is that of codewords; give --codewords, too")
     if not model.endswith(".safetensors"):
-        planned = _described(model, forecast.Coding(bits, sparse, codewords, length))
+        planned = _described(model, forecast.Coding(bits, sparse, codewords, 4 if length is None else length))
     elif given:
         raise UserError(f"--bits, --sparse, --codewords are for networks of params.yaml; {model} has weights")
     else:

@@ -366,6 +366,11 @@ def test_what_is_coded_answers_like_the_module(network: Net) -> None:
     assert card == small.card(IMAGES, LABELS) and card.agreement > 0.95
 
 
+def test_a_traced_module_is_a_network_as_well(network: Net) -> None:
+    small, of_traced = made(network, "quantize"), made(torch.fx.symbolic_trace(network), "quantize")
+    assert torch.equal(small.network(FLOATS), of_traced.network(FLOATS))
+
+
 def test_one_s_own_module_is_handed_over_or_trusted(network: Net) -> None:
     made(network, "pq").save("own.safetensors")
     with pytest.raises(UserError, match=r"its network is test_calls\.Net, code that is in no file of models"):

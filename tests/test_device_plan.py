@@ -65,6 +65,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there are arduino-nano-33-ble, rp2040, stm32f746" in capsys.readouterr().err
     assert main(["plan", "ebm", "--bits", "4", "--sparse", "0.5"]) == 2
     assert "give one of them" in capsys.readouterr().err
+    assert main(["plan", "ebm", "--bits", "4", "--length", "8"]) == 2
+    assert "give --codewords, too" in capsys.readouterr().err
     assert main(["plan", str(TINY), "--bits", "4"]) == 2
     assert f"{TINY} has weights" in capsys.readouterr().err
 

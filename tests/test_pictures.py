@@ -803,7 +803,7 @@ def test_fid_of_what_is_no_images_is_one_line(scorer: Workspace, capsys: pytest.
     for name in (*arrays, *files, "objects.npy", "others.npz", "nothing.npz", "foreign.zip", "folder", "missing.npz"):
         assert cli.main(["fid", name]) == 2, name
         out, err = capsys.readouterr()
-        assert out == "" and err.startswith(f"{name}: ") and err.count("\n") == 1, err
+        assert out == "" and err.startswith(f"{name}: ") and err.count("\n") == 1 and "pickle=" not in err, err
         if name in ("one.npy", "none.npy"):
             assert "FID needs at least 2" in err
         if "float" in name or name == "wide.npy":

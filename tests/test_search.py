@@ -260,6 +260,12 @@ def test_a_lucky_figure_keeps_no_limit() -> None:
     assert goal.violations(figures, TEACHER) == [pytest.approx(0.0)]
 
 
+@pytest.mark.parametrize("name", ["", "../x", "a b", "-x"])
+def test_a_name_becomes_a_file_s(name: str) -> None:
+    with pytest.raises(UserError, match="--name"):
+        session.search("ebm", name=name)
+
+
 def test_limits_that_the_images_cannot_show_are_named() -> None:
     digits = TEACHER | {"validation": {"accuracy": 0.97, "accuracy_interval": [0.93, 0.99], "images": 143}}
     (said,) = too_few(Goal(max_loss=Limit.parse("1")), digits)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.fx import GraphModule
 
 from lowenergy import networks, params, targets
 from lowenergy.base import files
@@ -17,7 +16,7 @@ from lowenergy.calls.apart import Device, apart
 from lowenergy.calls.arguments import path_of, seed_of
 from lowenergy.calls.images import HELD_OUT, Images, Normalisation, Values, gathered, normalisation, read
 from lowenergy.calls.measuring import Card, evaluate
-from lowenergy.calls.models import Opened, architecture_of, check_module, kind_of, named, opened, taken_in
+from lowenergy.calls.models import Opened, architecture_of, check_module, is_built, kind_of, named, opened, taken_in
 from lowenergy.compression import making
 from lowenergy.data import Splits, to_float
 from lowenergy.networks.foreign import Foreign
@@ -194,7 +193,7 @@ def compress(
         def model_of(given: nn.Module | Made | Opened | str | Path) -> Opened:
             if isinstance(given, Opened):
                 return given
-            if isinstance(given, nn.Module) and not isinstance(given, networks.Network | GraphModule):
+            if isinstance(given, nn.Module) and not is_built(given):
                 known = {"head": head, "normalisation": splits.normalisation, "arguments": arguments}
                 return taken_in(given, some, **known, seed=seed, labelled=labelled)  # type: ignore[arg-type]
             return opened(given, trust=trust, labelled=labelled)
@@ -456,7 +455,7 @@ def save(
             if odd := [name for name, value in told.items() if value is not None]:
                 raise UserError(f"{', '.join(odd)}: known of a network that lowenergy has built")
             plain = opened(network)
-        elif isinstance(network, GraphModule):
+        elif is_built(network):
             plain = opened(network)  # an int8 graph: `opened` raises, and says what to give instead
         else:
             if images is None:

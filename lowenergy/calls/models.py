@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from lowenergy import networks
 from lowenergy.base.errors import UserError
@@ -75,7 +76,7 @@ def opened(
         )
     if isinstance(source, nn.Module):
         if not isinstance(source, networks.Network):
-            kind = "an int8 graph" if hasattr(source, "spec") else type(source).__name__
+            kind = "an int8 graph" if is_built(source) else type(source).__name__
             raise UserError(f"{kind} is no network that lowenergy has built; give the file, or what a call has made")
         return stored(
             artifact.dense(networks.duplicate(source).cpu().eval(), kind_of(source.spec.head, labelled=labelled))
@@ -84,6 +85,11 @@ def opened(
         kind = f"the class {source.__name__}" if isinstance(source, type) else type(source).__name__
         raise UserError(f"{kind} is no network; give a torch.nn.Module, the file of a model, or what a call has made")
     return Opened(source.model, source.provenance, source.name, _sha256(source.to_bytes()), source.size_bytes)
+
+
+def is_built(module: nn.Module) -> bool:
+    """True for a network that lowenergy has built, or made an int8 graph of; False for any other module."""
+    return isinstance(module, networks.Network) or (isinstance(module, GraphModule) and hasattr(module, "spec"))
 
 
 def check_module(name: str, module: Any) -> None:

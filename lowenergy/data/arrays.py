@@ -26,7 +26,9 @@ def read_array(path: Path, shape: tuple[int, int, int]) -> Tensor:
     except (DataError, PermissionError):
         raise
     except Exception as error:  # numpy and zipfile raise nearly anything on damaged files
-        raise DataError(f"{path}: no .npz or .npy file, or a damaged one ({error}); {advice}") from None
+        damaged = "allow_pickle" not in str(error)  # numpy takes whatever it does not know for a pickle
+        why = f", or a damaged one ({error})" if damaged else ""
+        raise DataError(f"{path}: no .npz or .npy file{why}; {advice}") from None
     channels, height, width = shape
     if array.dtype != np.uint8:
         raise DataError(f"{path}: {array.dtype} where uint8 is needed, 0 for black and 255 for white")

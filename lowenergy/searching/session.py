@@ -1,5 +1,6 @@
 """`lowenergy search` from beginning to end: check everything, search, show what was found, apply it if asked to."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def search(
         UserError: something about the goal, the space, the workspace or an earlier search is wrong, before any compute;
             or running the trials, or measuring the winner, has failed.
     """
+    if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+        raise SearchError(f"--name {name!r}: it becomes a file's and experiments'; give letters, digits, - and _")
     p = params.load()
     if target not in p.teachers:
         raise SearchError(f"--target {target}: params.yaml has {', '.join(p.teachers)}")
