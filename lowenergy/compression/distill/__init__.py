@@ -11,9 +11,9 @@ class Params(Method):
     """the student's network; its head is the teacher's"""
     init: Literal["random", "teacher"] = "random"
     """the student's first weights; teacher: the teacher's leading channels wherever both have a layer"""
-    train: Finetune = Finetune(epochs=40, batch_size=64, lr=0.01)
+    train: Finetune = Finetune(epochs=36, batch_size=64, lr=0.01)
     """matching the teacher"""
-    retrain: StudentRetrain = StudentRetrain(epochs=20, lr=0.3, contrastive_from=0.0, precision="32-true")
+    retrain: StudentRetrain = StudentRetrain(epochs=18, lr=0.3, contrastive_from=0.0, precision="32-true")
     """then training by the target's own loss, which gives an EBM its own negatives"""
 
 

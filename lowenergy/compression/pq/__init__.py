@@ -54,7 +54,7 @@ class Params(Method):
     """images whose activations weigh the error of each layer"""
     layer_finetune: LayerFinetune = LayerFinetune(steps=0, lr=0.01)
     """training of a layer's codewords after coding it"""
-    finetune: Finetune = Finetune(epochs=12, batch_size=64, lr=0.005)
+    finetune: Finetune = Finetune(epochs=10, batch_size=64, lr=0.005)
     """training of all codewords after coding all layers"""
     retrain: Retrain = Retrain(epochs=0, lr=0.3)
     """then training of all codewords by the target's own loss"""
