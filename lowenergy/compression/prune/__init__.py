@@ -30,9 +30,9 @@ class Params(Method):
     """1: one shot; more: prune a little, finetune, prune more, by equal factors"""
     scan_images: Times = 200
     """inputs on which each layer's sensitivity is scanned and plotted; 0 for no scan"""
-    finetune: Finetune = Finetune(epochs=4, batch_size=64, lr=0.002)
+    finetune: Finetune = Finetune(epochs=5, batch_size=64, lr=0.002)
     """matching the target after pruning, in all rounds together; zeros stay zeros"""
-    retrain: Retrain = Retrain(epochs=8, lr=1.0)
+    retrain: Retrain = Retrain(epochs=10, lr=1.0)
     """then training by the target's own loss; zeros stay zeros"""
 
     @model_validator(mode="after")
