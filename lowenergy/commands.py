@@ -263,7 +263,8 @@ def plan(
     if length is not None and codewords is None:
         raise UserError("--length is that of codewords; give --codewords, too")
     if not model.endswith(".safetensors"):
-        planned = _described(model, forecast.Coding(bits, sparse, codewords, 4 if length is None else length))
+        length = forecast.Coding.length if length is None else length
+        planned = _described(model, forecast.Coding(bits, sparse, codewords, length))
     elif given:
         raise UserError(f"--bits, --sparse, --codewords are for networks of params.yaml; {model} has weights")
     else:
