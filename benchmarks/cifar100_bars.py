@@ -119,8 +119,8 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
         (HALF, "prune", "quantize"),
         {
             **FROM_HALF,
-            **prune(0.5, 5),
-            **quantize(4, 4, 0.0005, activation_bits=4, allocation="sensitivity", calibration_images=125),
+            **prune(0.5, 4),
+            **quantize(4, 3, 0.0005, activation_bits=4, allocation="sensitivity", calibration_images=125),
             "branches.classifier-prune.start": "classifier-half",
             "branches.classifier-quantize.start": "classifier-prune",
         },
