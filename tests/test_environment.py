@@ -143,3 +143,16 @@ def test_setting_up_writes_the_packages_byte_code(tmp_path: Path) -> None:
     for _ in range(2):
         subprocess.run(["make", "setup"], cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert [path.parent.parent.name for path in tmp_path.rglob("*.pyc")] == ["package"]
+
+
+def test_the_demo_writes_the_byte_code_of_what_it_imports(tmp_path: Path) -> None:
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    for stamp in ("pyproject.toml", "constraints.txt", ".venv/ready"):
+        (tmp_path / stamp).touch()
+    command = tmp_path / ".venv/bin/lowenergy"
+    command.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:], sys.dont_write_bytecode)\n")
+    command.chmod(0o755)
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    said = subprocess.run(["make", "demo"], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert "['run'] False" in said.stdout
