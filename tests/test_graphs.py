@@ -385,9 +385,33 @@ def test_gradients_that_jump_may_be_off_by_what_errors_of_rounding_do() -> None:
         graph.forward = lambda images: jumping(images) * (1 + by)
         return graph
 
-    networks.check_same(graph_off(0.5 * own), jumping, images[:1], "it")
+    def answers(_: nn.Module, images: Tensor) -> Tensor:
+        return jumping(images)
+
+    networks.check_same(graph_off(0.5 * own), network, images[:1], "it", answers)
     with pytest.raises(UserError, match="it differs from the network by 0.1"):
-        networks.check_same(graph_off(2 * own), jumping, images[:1], "it")
+        networks.check_same(graph_off(2 * own), network, images[:1], "it", answers)
+
+
+def test_double_precision_decides_where_errors_of_rounding_are_magnified() -> None:
+    class Steep(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(1e7 * (x[:, 0] / 3 + x[:, 1] / 7 + x[:, 2]))
+
+    class Reordered(nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            self.by = by
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.by * torch.sin(1e7 * (x[:, 0] / 3 + (x[:, 1] / 7 + x[:, 2])))
+
+    images = random(3, 3, 8, 8)
+    same, other = (torch.fx.symbolic_trace(Reordered(by)) for by in (1.0, 1.01))
+    assert (same(images) - Steep()(images)).norm() > networks.graphs.MOST * images.norm()
+    networks.check_same(same, Steep(), images, "it")
+    with pytest.raises(UserError, match="it differs from the network by"):
+        networks.check_same(other, Steep(), images, "it")
 
 
 def test_gradients_by_weights_are_compared_too() -> None:

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -390,7 +389,11 @@ def check(prepared: GraphModule, network: networks.Network, images: Tensor, *, t
     try:
         if prepared.gradient:
             assert head is not None
-            networks.check_same(prepared, partial(logits_and_gradient, network, head), images, what)
+
+            def answers(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+                return logits_and_gradient(network, head, images)
+
+            networks.check_same(prepared, network, images, what, answers)
         else:
             networks.check_same(prepared, network, images, what)
             if trained:
