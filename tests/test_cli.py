@@ -325,7 +325,7 @@ def test_measuring_again_gives_the_same_figures(
 
 def test_longer_steps_go_further_in_as_many(inside: Clone, small_values: Any, tmp_path: Path) -> None:
     before = json.loads((inside.path / "cards/ebm.json").read_text())
-    longer = {**small_values["ebm"]["evaluate"], "step_size": 0.2}  # in training 0.05
+    longer = {**small_values["ebm"]["evaluate"], "step_factor": 4.0}
     bold = params.check(with_changes(small_values, {"ebm.evaluate": longer}))
     card = measured("ebm", bold, tmp_path)
     assert card["fid"] < before["fid"]

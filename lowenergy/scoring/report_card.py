@@ -80,7 +80,8 @@ def measure(
     if head is not None:
         assert isinstance(p, EnergyEvaluation)
         looked_through = loading.dense_network(artifact.read(scorer, trust=trust)[0])
-        constants = sampling.constants_of(header, path, p.step_size)
+        constants = sampling.constants_of(header, path)
+        constants = sampling.constants_of(header, path, p.step_factor * constants.step_size)
         looked_at = [Path(path), constants, p, seed, len(splits.validation), fastest().type, networks]
         inputs = fingerprint(looked_at, CODE)
         drawn, energies = _draw_and_detect(model, network, looked_through, splits, constants, p, seed, plots, inputs)

@@ -370,7 +370,7 @@ def _energy(spec: Spec, count: int, kind: str, n: int) -> Overlay:
     }
     architecture = _architecture(spec)
     matching: Overlay = {"images": min(PROBES, n), "chains": CHAINS, "chain_steps": LIFE}
-    evaluate = {"samples": SAMPLES, "chain_steps": LIFE}
+    evaluate = {"samples": SAMPLES, "chain_steps": LIFE, "step_factor": 1.0}
     if kind == "jem":  # labels that weigh more leave the flow, and a student's score, nothing to learn
         train["classification_weight"] = matching["divergence_weight"] = 0.03
     else:
