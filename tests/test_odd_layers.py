@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from test_strangers import CODED, IMAGES, LABELS, NOTHING, PRUNED, Net
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 
 import lowenergy
 from lowenergy import commands
@@ -23,6 +24,7 @@ from lowenergy.base.errors import UserError
 from lowenergy.runtimes import to_onnx
 from lowenergy.storage import artifact
 from lowenergy.storage.encodings import Dense
+from lowenergy.training import Run, loop
 
 X = IMAGES[:6].float() / 127.5 - 1
 FEW: dict[str, Any] = {"codewords": 16, "codewords_fc": 16, "block_conv": 9, "block_fc": 4, "calibration_images": 100}
@@ -613,3 +615,30 @@ def test_operations_used_as_c_knows_them_not_are_named(
     with pytest.raises(UserError, match=f"no C form of .*{said}") as error:
         lowenergy.export(tmp_path / "x.safetensors", tmp_path / "c", to="c", network=kind())
     assert "\n" not in str(error.value)
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * slopes[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    {
+        "torchvision": (lambda x: roi_align(x, [torch.tensor([[0.0, 0.0, 4.0, 4.0]])] * len(x), 2), "roi_align"),
+        "marked": (Once.apply, "once_differentiable"),
+    }.values(),
+)
+def test_what_cannot_be_differentiated_twice_is_said_in_one_line(kind: Callable[[Tensor], Tensor], what: str) -> None:
+    images = X.clone().requires_grad_()
+    one_line = pytest.raises(UserError, match=rf"ebm: .*{what}.*; an energy is differentiated twice")
+    with one_line, loop._explained(cast(Run, SimpleNamespace(name="ebm"))):
+        (slopes,) = torch.autograd.grad(kind(images).square().sum(), images, create_graph=True)
+        slopes.square().sum().backward()

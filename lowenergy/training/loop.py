@@ -193,7 +193,8 @@ def _explained(run: Run) -> Iterator[None]:
         line = (str(error).splitlines() or [""])[0]
         if "more than 1 value per channel" in line:
             raise UserError(f"{run.name}: {line}: a norm needs more than one image; give a larger batch_size") from None
-        if ("derivative for" in line and "is not implemented" in line) or "once_differentiable" in line:
+        without = ("derivative for", "is not implemented"), ("once_differentiable",), ("double backward",)
+        if any(all(word in line for word in words) for words in without):
             raise UserError(f"{run.name}: {line}; an energy is differentiated twice: use other operations") from None
         raise
 
