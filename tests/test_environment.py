@@ -156,3 +156,20 @@ def test_the_demo_writes_the_byte_code_of_what_it_imports(tmp_path: Path) -> Non
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     said = subprocess.run(["make", "demo"], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     assert "['run'] False" in said.stdout
+
+
+def test_runs_side_by_side_leave_each_others_workers_alone(tmp_path: Path) -> None:
+    """A search lost its trials when somebody ran the pipeline in the same workspace."""
+    holds = "import sys; from pathlib import Path; from lowenergy.running.crew import own_folder\n"
+    holds += "with own_folder(Path(sys.argv[1])) as own:\n    print(own, flush=True); sys.stdin.read()\n"
+    command = [sys.executable, "-c", holds, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        (theirs / "result").touch()
+        with crew.own_folder(tmp_path) as own:
+            assert {*tmp_path.iterdir()} == {own, theirs} and (theirs / "result").exists()
+        assert [*tmp_path.iterdir()] == [theirs]
+        other.kill()
+    with crew.own_folder(tmp_path) as own:
+        assert [*tmp_path.iterdir()] == [own]

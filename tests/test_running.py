@@ -212,7 +212,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     run = toy.start("--jobs", "2")
     try:
         until(lambda: len(steps_of(toy)) == 2)
-        assert "another run is under way" in toy.run(code=2)
+        assert "another run is under way" in (said := toy.run(code=2)) and not said.rstrip().endswith(":")
         assert "lock" in toy("dvc", "repro", code=255).lower()
     finally:
         run.send_signal(signal.SIGINT)

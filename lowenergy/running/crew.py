@@ -1,11 +1,13 @@
 """What runs stages: Dask workers on this machine or a cluster, and this process itself."""
 
 import asyncio
+import fcntl
 import gc
 import logging
 import os
 import queue
 import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -256,8 +258,6 @@ def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster, Security
 
-    scratch = root / ".dvc" / "tmp" / "lowenergy" / "workers"
-    shutil.rmtree(scratch, ignore_errors=True)
     settings: dict[str, Any] = {
         # Stages are separate processes, whose memory Dask does not see, and they may keep every core from the workers.
         "distributed.scheduler.worker-ttl": None,
@@ -268,6 +268,7 @@ def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
         "distributed.nanny.pre-spawn-environ": {},  # Dask sets it in this process, too
     }
     with (
+        own_folder(root / ".dvc" / "tmp" / "lowenergy" / "workers") as scratch,
         _environment_restored(),
         dask.config.set(settings),
         _event_loop() as loop,
@@ -288,6 +289,46 @@ def workers(jobs: int, threads: int, root: Path) -> Iterator[Any]:
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder in this one, and remove those that runs which were killed have left there.
+
+    A search and a run may work in one workspace side by side. The kernel holds a lock as long as its process lives.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder):
+        for other in folder.iterdir():
+            with suppress(OSError), _held(other, wait=False):
+                shutil.rmtree(other, ignore_errors=True)
+        own = Path(tempfile.mkdtemp(dir=folder))
+        lock = ExitStack()
+        lock.enter_context(_held(own))
+    with lock:
+        try:
+            yield own
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a folder's lock, where the file system has locks.
+
+    Raises:
+        OSError: another process holds it, or may, and this one is not to wait.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            if not wait:
+                raise
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

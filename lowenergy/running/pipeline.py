@@ -364,7 +364,9 @@ def alone() -> Iterator[None]:
     try:
         yield
     except LockError as error:
-        raise RunError(f"another run is under way in this workspace: {str(error).splitlines()[0]}") from None
+        first, *more = str(error).splitlines()
+        by = "".join(f": {line.strip()}" for line in more[:1] if "PID" in line)
+        raise RunError(f"another run is under way in this workspace: {first.removesuffix(':')}{by}") from None
 
 
 def _around(root: Path, paths: Iterable[Path]) -> list[str]:
