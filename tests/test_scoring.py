@@ -22,7 +22,7 @@ from lowenergy.base.cards import told_apart
 from lowenergy.calls import inception
 from lowenergy.calls.models import taken_in
 from lowenergy.energies import Energy
-from lowenergy.reporting import page
+from lowenergy.reporting import front, page
 from lowenergy.reporting.tables import between, collect, front_of, pareto_front, show, shown
 from lowenergy.runtimes.loading import network_of
 from lowenergy.scoring import accuracy, gallery, generation, micronet, ood, size
@@ -380,6 +380,18 @@ def test_table_shows_each_figure_in_its_unit(small: params.Params, tmp_path: Pat
     lost["fid_interval"] = [0.1, 0.9]
     (tmp_path / "cards/ebm-quantize.json").write_text(json.dumps(card))
     assert shown(collect(small, tmp_path))["fid"].iloc[0] == "3.14"
+
+
+def test_long_names_leave_the_figures_their_room(small: params.Params, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"classifier-{'of-many-words-' * 6}{end}" for end in ("first", "second")]
+    figures = {"target": "classifier", "chain": "prune", "accuracy": 0.9123, "size_bytes": 12345}
+    show(pd.DataFrame([{**figures, "model": name} for name in names]), small)
+    said = capsys.readouterr().out
+    assert said.count("91.23%") == said.count("12,345") == 2
+    drawn = front.drawing(pd.DataFrame([{**figures, "model": name} for name in names]).set_index("model"))
+    assert drawn.count("…</text>") == 2 and all(f"<title>{name}" in drawn for name in names)
+    many = pd.DataFrame([{**figures, "size_bytes": 100 * i} for i in range(1, 31)]).rename(index=str)
+    assert ">7</text>" not in front.drawing(many) and "<title>7 (prune): " in front.drawing(many)
 
 
 @pytest.mark.parametrize("label", ["[bold]cat", "[/dog]", ":cat:"])

@@ -56,6 +56,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
   max-width: 84rem; padding: 1rem clamp(.6rem, 3vw, 1.5rem) 3rem }
 h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 0 0 .4rem }
+h1, h2, h3, p, figcaption, th { overflow-wrap: anywhere }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
 p { margin: .3rem 0 1rem; color: var(--soft); max-width: 60rem } .advice { color: var(--ink); margin-bottom: .6rem }
 .answers { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)) }

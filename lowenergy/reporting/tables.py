@@ -56,6 +56,7 @@ HEADS = {
 }
 # What one looks at first: the quality to choose by, the quality as tested, then what it costs.
 FIRST = ["validation.accuracy", "accuracy", "validation.fid", "fid", "size_bytes", "compression_ratio"]
+BROAD = 32  # letters of a name in a line
 ALIKE = "≈"  # before a figure that cannot be told from the teacher's
 LEGEND = f"{ALIKE} cannot be told from the teacher's figure by so few images"
 ARROW = " → "
@@ -171,10 +172,12 @@ def show(table: pd.DataFrame, p: Params, *, everything: bool = False) -> None:
         text = shown(rows.set_index("model"), everything)
         marked |= bool(text.map(lambda value: str(value).startswith(ALIKE)).to_numpy().any())
         sheet = Table(title=title_of(p, str(target)), title_justify="left", box=box.SIMPLE_HEAD)
-        sheet.add_column("" if everything else "model", no_wrap=True)
         if everything:
+            sheet.add_column("", no_wrap=True)
             text = text.T
         else:
+            width = min(BROAD, max(map(len, text.index)))  # longer names go on below, and leave figures their room
+            sheet.add_column("model", overflow="fold", min_width=width, max_width=width)
             text.insert(0, "made by", list(rows["chain"]))
         for column in text.columns:
             # Let the names of models break at their hyphens.

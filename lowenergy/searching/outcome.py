@@ -12,7 +12,7 @@ from lowenergy.base import files
 from lowenergy.base.nested import MISSING, leaves, value_at
 from lowenergy.reporting import front, page
 from lowenergy.reporting.tables import ALIKE, FORMATS, HEADS, LEGEND, alike, between, shown
-from lowenergy.searching.goal import QUALITIES, Figures, Limit, qualities, too_few
+from lowenergy.searching.goal import COSTS, QUALITIES, Figures, Limit, qualities, too_few
 from lowenergy.searching.study import Result, Search
 
 SHARE = "share_of_time"  # of the teacher's, if latency is minimised
@@ -104,17 +104,27 @@ def write(search: Search) -> list[Path]:
 
 
 def _page(search: Search, rows: pd.DataFrame) -> str:
-    teacher = {"experiment": TEACHER, "size_bytes": search.teacher["size_bytes"], **_validation(search.teacher)}
-    drawn = pd.concat([pd.DataFrame([teacher]), rows]).set_index("experiment")
+    cost = COSTS[search.goal.minimize]
+    costs = {result.name: result.cost for result in search.results()}
+    drawn = rows.assign(**{cost: rows["experiment"].map(costs)}) if costs else rows
+    known = {SHARE: 1.0, **search.teacher}
+    if cost in known:  # what it takes as C is not known
+        taken = {name: known[name] for name in ("size_bytes", cost)}
+        drawn = pd.concat([pd.DataFrame([{"experiment": TEACHER, **taken, **_validation(search.teacher)}]), drawn])
     sheet = pd.DataFrame()
     if not rows.empty:
         on_front = table_of(search.front())
         values = on_front[[name for name in on_front if name in search.space.parameters]]
         sheet = _text(on_front).join(values.map(_plain)).set_index("experiment")
+    on_line = [result.name for result in search.front()]
+    chart = ""
+    if len(drawn):
+        drawn = drawn.set_index("experiment")
+        chart = front.drawing(drawn, target=TEACHER, names=False, cost=cost, front=on_line)
     body = (
         f"<h1>{html.escape(search.name)}: {len(rows)} trials</h1><p>{html.escape(limits(search))}. All figures are of "
-        f'validation images.</p><section class="card">{front.drawing(drawn, target=TEACHER, names=False)}'
-        "<figcaption>On the line: trials that are better than every smaller one by more than chance. Bars are 95 % "
+        f'validation images.</p><section class="card">{chart}'
+        "<figcaption>On the line: trials that are better than every cheaper one by more than chance. Bars are 95 % "
         "intervals, the teacher's is shaded. Point at one for its figures.</figcaption></section>"
         f"<details open><summary>The front</summary>{page.html_table(sheet, 'experiment')}"
         f"<figcaption>{LEGEND}.</figcaption></details>"
