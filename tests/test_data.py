@@ -267,6 +267,16 @@ def test_augmented_images_are_shifted_copies(generator: torch.Generator) -> None
     assert 10 < int(mirrored.sum()) < 54
 
 
+def test_images_are_neither_cropped_nor_shrunk_to_nothing(generator: torch.Generator) -> None:
+    images = torch.rand(3, 1, 8, 8)
+    assert data.augment(images, crop_padding=7, flip=False, generator=generator).shape == images.shape
+    with pytest.raises(data.DataError, match="crop_padding = 8: images of 8x8 pixels have too few"):
+        data.augment(images, crop_padding=8, flip=False, generator=generator)
+    assert data.shrink(images, 0.125).shape[2:] == (1, 1)
+    with pytest.raises(data.DataError, match="image_scales = 0.1: of images of 8 pixels a side nothing"):
+        data.shrink(images, 0.1)
+
+
 def test_shrinking_keeps_the_picture(splits: data.Splits) -> None:
     images = data.to_float(splits.train.images[:50])
     small = data.shrink(images, 0.5)

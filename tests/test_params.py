@@ -93,6 +93,8 @@ PRUNED = {"target": "ebm", "start": "ebm", "by": "prune"}
         ({"prune.amount": "lots"}, "prune.amount = 'lots': input should be a valid number"),
         ({"ebm.train.epochs": 0}, "ebm: train.epochs = 0 leaves random weights; give some, or architecture.weights"),
         ({"ebm.train.epochs": 2.5}, "ebm.train.epochs = 2.5: input should be a valid integer"),
+        ({"scorer.train.crop_padding": 8}, "scorer.train.crop_padding = 8: images have 8 pixels a side; give at most"),
+        ({"teachers.ebm.train": {"crop_padding": 9}}, "ebm.train.crop_padding = 9: images have 8 pixels a side"),
         (
             {"data.source": "imagenet"},
             "data.source: 'imagenet' is none of cifar100, digits, folder, mnist, the files of",

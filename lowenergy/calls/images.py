@@ -333,7 +333,7 @@ def _upright(batch: Any) -> Tensor:
     images = _tensor(batch).detach().cpu()
     if images.ndim == 3:
         images = images[:, None]
-    if images.ndim == 4 and images.shape[2] != images.shape[3] and images.shape[1] == images.shape[2]:
+    if images.ndim == 4 and images.shape[2] != images.shape[3] and images.shape[1] == images.shape[2] > 1:
         images = images.movedim(3, 1)
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise DataError(f"images of {tuple(images.shape)}, where squares are needed: (n, c, h, w) with h = w")

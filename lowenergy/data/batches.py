@@ -4,6 +4,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from lowenergy.data.images import DataError
+
 
 class Batches:
     """Choose the images of each step's batch: every epoch has a new order, and drops its last batch if incomplete.
@@ -26,8 +28,14 @@ class Batches:
 
 
 def augment(images: Tensor, crop_padding: int, flip: bool, generator: Generator) -> Tensor:
-    """Randomly crop (after reflecting `crop_padding` pixels) and mirror a whole batch at once, (n, c, h, w)."""
+    """Randomly crop (after reflecting `crop_padding` pixels) and mirror a whole batch at once, (n, c, h, w).
+
+    Raises:
+        DataError: there are not so many pixels to reflect.
+    """
     n, _, height, width = images.shape
+    if crop_padding >= min(height, width):
+        raise DataError(f"crop_padding = {crop_padding}: images of {height}x{width} pixels have too few; give less")
     device = images.device
     if flip:
         mirrored = torch.rand(n, 1, 1, 1, generator=generator, device=device) < 0.5
@@ -43,7 +51,13 @@ def augment(images: Tensor, crop_padding: int, flip: bool, generator: Generator)
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:
-    """Resize images, (n, c, h, w), to `scale` times their side."""
+    """Resize images, (n, c, h, w), to `scale` times their side.
+
+    Raises:
+        DataError: that is less than a pixel.
+    """
     if scale == 1:
         return images
+    if scale * images.shape[2] < 1:
+        raise DataError(f"image_scales = {scale}: of images of {images.shape[2]} pixels a side nothing would be left")
     return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True)

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from lowenergy.params.section import ParamsError, Section, known
 
 TORCHVISION = "torchvision.datasets."
+SIDES = {"digits": 8, "mnist": 28, "cifar100": 32}  # pixels, where the source alone says so
 # What the stages of dvc.yaml make; DVC deletes it before they run.
 OUTPUTS = (
     *("data/splits.safetensors", "data/recipes", "models", "cards", "said", "plots"),

@@ -1,11 +1,11 @@
 """params.yaml as a whole: models are entries, made with the values of sections."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from lowenergy.params.architecture import Architecture
-from lowenergy.params.data import Data
+from lowenergy.params.data import SIDES, Data
 from lowenergy.params.entries import Method
 from lowenergy.params.scorer import Scorer
 from lowenergy.params.section import Section, is_import_path
@@ -27,6 +27,17 @@ class Params(Section):
     """the images"""
     scorer: Scorer
     """the classifier that only measures"""
+
+    @model_validator(mode="after")
+    def _crops_fit(self) -> Self:
+        side = self.data.image_size or SIDES.get(self.data.source)
+        for name, each in {"scorer": self.scorer, **self.teachers}.items():
+            train = getattr(each, "train", None)  # there is none if it has mistakes of its own
+            if side is not None and (crop := getattr(train, "crop_padding", 0)) >= side:
+                raise ValueError(
+                    f"{name}.train.crop_padding = {crop}: images have {side} pixels a side; give at most {side - 1}"
+                )
+        return self
 
     @property
     def models(self) -> list[str]:
