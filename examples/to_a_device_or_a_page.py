@@ -31,6 +31,6 @@ if find_spec("ziglang"):  # pip install 'lowenergy[device]'
 
 # Output:
 #   model-c: 9,050 bytes of constants, 56,448 of working memory
-#   lean-c: 43,904 of working memory, 3% more multiply-accumulates
-#   model.onnx: 33,204 bytes
-#   model.html: 40,289 bytes
+#   lean-c: 45,696 of working memory, 3% more multiply-accumulates
+#   model.onnx: 33,142 bytes
+#   model.html: 42,268 bytes

@@ -14,12 +14,14 @@ figures = lowenergy.fid(images, scorer="pretrained/mnist-scorer.safetensors")
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lowenergy.base.errors import UserError
+
 if TYPE_CHECKING:
     from lowenergy.calls.making import Made, compress, save, train
     from lowenergy.calls.measuring import Card, evaluate, fid
     from lowenergy.calls.using import export, load, sample
 
-__all__ = ["Card", "Made", "compress", "evaluate", "export", "fid", "load", "sample", "save", "train"]
+__all__ = ["Card", "Made", "UserError", "compress", "evaluate", "export", "fid", "load", "sample", "save", "train"]
 
 _HOMES = {
     **dict.fromkeys(("Made", "compress", "save", "train"), "making"),

@@ -1,5 +1,6 @@
 """ONNX files: the same outputs in onnxruntime as in torch, for every target and method; small; usable without torch."""
 
+import re
 import subprocess
 import sys
 from itertools import product
@@ -14,6 +15,7 @@ import torch
 from conftest import ROOT, TARGETS
 from test_compression import METHODS, compress, teacher  # noqa: F401 a fixture
 
+import lowenergy
 from lowenergy import data, networks, params
 from lowenergy.base.errors import UserError
 from lowenergy.cli import main
@@ -137,6 +139,23 @@ def test_kernels_that_saturate_are_said(
     to_onnx.export(model, header, tmp_path / "model.onnx")
     said = capsys.readouterr().out
     assert len(said.splitlines()) == 1 and "session.disable_quant_qdq to 1" in said
+
+
+@pytest.mark.slow
+def test_what_rounding_outputs_changes_is_said(
+    compress: Any,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = compress("quantize", "classifier")
+    artifact.save(model, tmp_path / "model.safetensors", {"stage": "quantize"})
+    lowenergy.export(tmp_path / "model.safetensors", tmp_path / "model.onnx")
+    said = float(re.findall(r"unlike in `evaluate`: logits are off by (\S+) of", capsys.readouterr().err)[0])
+    images, _ = to_onnx.looked_at(model.spec.input_shape)
+    (written,) = session_of(tmp_path / "model.onnx", int8_kernels=False).run(None, {"images": images.numpy()})
+    measured = network_of(model)(images).detach().numpy()
+    off = np.linalg.norm(written - measured) / np.linalg.norm(measured - measured.mean(0))
+    assert off == pytest.approx(said, rel=0.1) and off > 0.001
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 from test_device import HEADER, SMALLEST, Compiled, zoo
 
 from lowenergy import networks
@@ -106,6 +107,30 @@ def test_a_page_has_memory_for_its_picture(tmp_path: Path) -> None:
     model = zoo("resnet8", "classifier", width=2, stem="7x7", channels=3, image_size=176)
     c.export_page(model, {"provenance": {"data": "pictures"}}, tmp_path / "model.html")
     assert (tmp_path / "model.html").exists()
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="ziglang is not installed")
+def test_a_page_shows_grey_or_colours(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="images of 1 or 3 channels, not of 2; export it `--to c`"):
+        c.export_page(zoo("shallow", "classifier", channels=2), {}, tmp_path / "model.html")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_what_is_drawn_in_c_is_a_picture(channels: int, tmp_path: Path) -> None:
+    """Channels that are no colours lie below each other; they were written pixel by pixel under a header for one."""
+    out = tmp_path / "c"
+    c.export(zoo("shallow", "ebm", channels=channels), HEADER, out)
+    subprocess.run(["make", "-s"], cwd=out, check=True)
+    said = subprocess.run([out / "main", "1", "2"], capture_output=True, text=True, check=True).stdout
+    (out / "drawn.ppm").write_text(said)
+    with Image.open(out / "drawn.ppm") as picture:
+        drawn = np.asarray(picture)
+    side = drawn.shape[1]
+    assert drawn.shape == ((side, side, 3) if channels == 3 else (channels * side, side))
+    planes = drawn.transpose(2, 0, 1) if channels == 3 else drawn
+    total = checksum((planes.astype(np.float32) - np.float32(0.25)) / np.float32(127.5) - np.float32(1))
+    assert f"pixels {total:08x}" in said
 
 
 def test_a_page_needs_its_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

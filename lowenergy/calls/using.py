@@ -18,6 +18,7 @@ from lowenergy.calls.arguments import above_zero, path_of, seed_of, trusted, who
 from lowenergy.calls.models import Opened, check_module, opened
 from lowenergy.energies import sample as chains
 from lowenergy.runtimes import loading, sampling
+from lowenergy.storage.artifact import Model
 
 if TYPE_CHECKING:
     from lowenergy.calls.making import Made
@@ -182,11 +183,30 @@ def export(
             from lowenergy.runtimes import to_onnx
 
             to_onnx.export(source.model, header, out, sampler=sampler, step_size=step_size)
-            return
-        from lowenergy.runtimes import c
+        else:
+            from lowenergy.runtimes import c
 
-        write = c.export if to == "c" else c.export_page
-        write(source.model, header, out, ram=ram, unpack=unpack, step_size=step_size, sampler=sampler)
+            write = c.export if to == "c" else c.export_page
+            write(source.model, header, out, ram=ram, unpack=unpack, step_size=step_size, sampler=sampler)
+        if source.model.activations:
+            what, off = ("energies" if source.model.spec.head else "logits"), _off_by_outputs(source.model)
+            print(
+                f"{out}: the outputs of layers are rounded here, too, unlike in `evaluate`: {what} are off by "
+                f"{off:.2g} of their spread, on made-up images",
+                flush=True,
+            )
+
+
+def _off_by_outputs(model: Model) -> float:
+    """How far rounding layers' outputs moves an int8 model's energies or logits, as a fraction of their spread."""
+    from lowenergy.energies import HEADS
+    from lowenergy.runtimes import int8, to_onnx
+
+    images, _ = to_onnx.looked_at(model.spec.input_shape)
+    head = HEADS[model.spec.head] if model.spec.head else (lambda logits: logits)
+    with torch.no_grad():
+        measured, written = (head(int8.restore(model, outputs=outputs)(images)) for outputs in (False, True))
+    return float((written - measured).norm() / (measured - measured.mean(0)).norm().clamp_min(1e-12))
 
 
 def check_out(out: Path, model: "Made | nn.Module | str | Path") -> None:

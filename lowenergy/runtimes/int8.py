@@ -4,7 +4,7 @@ The inputs and weights of all convolutions and fully connected layers are rounde
 too. A *prepared* graph holds a FakeQuantize module at each of these places: it rounds as int8 does and lets gradients
 through (straight-through), for calibration and QAT. `convert` turns it into quantize and dequantize operations on int8
 weights, which Inductor runs as int8 kernels. onnxruntime has int8 kernels only for convolutions whose outputs are
-rounded as well; the ranges of outputs are found and stored too, but only ONNX files use them.
+rounded as well, and C has them in bytes: the ranges of outputs are found and stored for these two, who alone use them.
 
 For an energy, the graph computes logits and input gradient (energies/gradient.py), so both directions are rounded. They
 share the int8 weights: with weights W = s q, where s is the scale of each output channel, the pullback Wᵀg is qᵀ(s g).

@@ -32,10 +32,13 @@ def export_page(model: Model, header: Mapping[str, Any], out: str | Path, **opti
     Args:
         options: ram, unpack, step_size and sampler, as in `directory.export`.
     Raises:
-        UserError: ziglang is not installed or cannot compile the model, or the model has no C form.
+        UserError: ziglang is not installed or cannot compile the model, or the model has no C form or takes images that
+            no page shows.
     """
     if find_spec("ziglang") is None:
         raise UserError("--to page needs a compiler for WebAssembly: pip install 'lowenergy[device]'")
+    if (channels := model.spec.input_shape[0]) not in (1, 3):
+        raise UserError(f"a page shows images of 1 or 3 channels, not of {channels}; export it `--to c`")
     plan, code = directory.code(model, header, **options)
     shown = 4 * (math.prod(model.spec.input_shape) + plan.program.logits.index.numel())  # page.c's image and logits
     compiled = wasm(code.header, code.source, plan.bytes + code.kept + sum(code.constants.values()) + shown)
