@@ -69,8 +69,8 @@ def _incompressible(shape: torch.Size) -> Tensor:
 
 def _too_small(p: Params, smallest: int) -> UserError:
     return UserError(
-        f"params.yaml: pq.budget_bytes = {p.budget_bytes}: the smallest file found has {smallest:,} bytes; give "
-        "more, or larger blocks or fewer codewords"
+        f"params.yaml: pq.budget_bytes = {p.budget_bytes}: the smallest file found has {smallest:,} bytes; give at "
+        f"least {math.ceil(smallest / FILL[1]):,}, as training may cost a few, or larger blocks or fewer codewords"
     )
 
 

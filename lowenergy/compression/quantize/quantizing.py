@@ -126,7 +126,10 @@ def _without_training(
         run.say(f"without an int8 form, and float: {', '.join(sorted(unfit))}")
         keep_float = keep_float | unfit
     if not scales.keys() - keep_float:
-        raise UserError(f"{target}: no layer of {folded.spec.name} is left to quantize")
+        raise UserError(
+            f"{target}: no layer of {folded.spec.name} is left to quantize; name fewer in quantize.keep_float, or give "
+            "another method"
+        )
     spared = _spared(graph, objective, index, keep_float, p.loss_budget, bits, run)
     if not scales.keys() - spared:
         raise UserError(
