@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,6 +212,30 @@ def test_an_energys_search_ends_with_its_fid(
     assert "FID 1.05" in capsys.readouterr().out
     page = found.path.with_suffix(".html").read_text()
     assert "validation FID, lower is better" in page and page.count("<circle") == len(found.results()) + 1
+
+
+def test_a_trial_that_could_not_be_run_is_not_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk or a dead worker was a trial without hope, never tried again."""
+    ran = [
+        SimpleNamespace(experiment="one", failed={"mid": "[Errno 28] No space left on device"}, lost={"mid"}),
+        SimpleNamespace(experiment="two", failed={"mid": "ValueError: too few"}, lost=set[str]()),
+    ]
+    recorded: list[set[str]] = []
+    for name, function in {
+        "revisions": lambda *_: {},
+        "waiting": lambda _: [SimpleNamespace(name=each.experiment) for each in ran],
+        "ours": lambda _: nullcontext(),
+        "run_entries": lambda *_, **__: ran,
+        "record": lambda _, names: recorded.append({*names}),
+    }.items():
+        monkeypatch.setattr(trials.experiments, name, function)
+    monkeypatch.setattr(trials, "_dvc", lambda *_: None)
+    wanted: dict[str, Any] = {name: {"branch": {}} for name in ("one", "two", "three")}
+    monkeypatch.setattr(trials, "_queue", lambda *_: None)
+    monkeypatch.setattr(trials.experiments, "worker_ended", lambda _: True)
+    with pytest.raises(UserError, match=r"^one: \[Errno 28\] No space left on device; the same command goes on$"):
+        trials.run(None, wanted, "classifier", jobs=1)
+    assert recorded == [{"three"}]
 
 
 def test_another_space_is_another_search(search: Any, space: spaces.Space, values: Any, tmp_path: Path) -> None:

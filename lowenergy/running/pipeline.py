@@ -26,7 +26,7 @@ from typing import Any
 from lowenergy.base import curves, files
 from lowenergy.running import workspace
 from lowenergy.running.crew import Crew, RunError, crew_of
-from lowenergy.running.worker import Done, NodeFullError, Task, command, execute, points_of
+from lowenergy.running.worker import Done, NodeFullError, StageError, Task, command, execute, points_of
 from lowenergy.running.workspace import Entry, Snapshot
 
 LOGS = Path(".dvc/tmp/lowenergy/logs")
@@ -126,6 +126,7 @@ class Pipeline:
         self.ready: dict[str, str | None] = {}  # stage: the key of what it makes, see _key
         self.running: set[str] = set()
         self.failed: dict[str, str] = {}
+        self.lost: set[str] = set()  # those of them whose command did not fail: a disk was full, a worker died
         self.stopped: dict[str, str] = {}  # stages ended because they were hopeless, and why
         self.attempts: dict[str, list[str]] = {}
         self.shared: set[str] = set()  # outputs that are on the remote
@@ -270,9 +271,12 @@ class Pipeline:
             if len(self.attempts[name]) < ATTEMPTS and len(self.attempts[name]) < len(self.crew.workers()):
                 self.start(name)
             else:
+                self.lost.add(name)
                 self.fail(name, str(error))
             return False
         except Exception as error:  # of any kind: it concerns only this stage, and others may go on
+            if name not in self.stopped and not isinstance(error, StageError):
+                self.lost.add(name)
             self.fail(name, self.stopped.get(name) or str(error))
             return False
         with workspace.working_in(self.root):

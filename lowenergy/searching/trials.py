@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lowenergy.reporting.revisions import Revision
 from lowenergy.running import experiments
@@ -44,6 +44,9 @@ def run(
 
     Trials that are recorded or queued already are not queued again, so that a killed search continues.
 
+    Raises:
+        RunError: some could not be run, or not recorded, for no fault of theirs; the others are recorded.
+
     Args:
         watch: stops hopeless trials, see Crew.
         latency: time each model in turn with its teacher, as share_of_time in the card.
@@ -70,6 +73,9 @@ def run(
                     cards[name] = Failed("; ".join(map(_last_line, pipeline.failed.values())))
                     _dvc(repo, "queue", "remove", name)
             experiments.record(repo, wanted.keys() - cards.keys())
+            if unlucky := [pipeline.experiment for pipeline in ran if pipeline.lost]:  # that says nothing of a trial
+                why = cast(Failed, cards[unlucky[0]]).why
+                raise RunError(f"{', '.join(unlucky)}: {why}; the same command goes on")
         commits = experiments.revisions(repo, wanted.keys() - cards.keys())
         if lost := sorted(wanted.keys() - cards.keys() - commits.keys()):
             raise RunError(experiments.NOT_RECORDED.format(", ".join(lost)))
