@@ -345,9 +345,9 @@ def check_same(
 def _same_in_double(
     graph: GraphModule, network: nn.Module, images: Tensor, answers: Callable[[nn.Module, Tensor], Any]
 ) -> bool:
-    exact, reference, images = duplicate(graph).double(), duplicate(network).double(), images.double()
     with torch.no_grad():
         try:
+            exact, reference, images = duplicate(graph).double(), duplicate(network).double(), images.double()
             pairs = zip(tree_leaves(exact(images)), tree_leaves(answers(reference, images)), strict=True)
             return all(_apart(*pair) <= SAME for pair in pairs)
         except Exception:  # it fixes a precision of its own
