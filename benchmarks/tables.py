@@ -710,6 +710,28 @@ def memory_of_devices() -> Table:
     return "Cortex-M7 | bytes of flash: | of RAM: | arithmetic:", made
 
 
+@table("search-fronts")
+def searches() -> Table:
+    """What a search finds beside the default branches."""
+    images, named = 359, {"tpe": "search, TPE", "random": "search, by chance"}
+    made = []
+    for r in rows("search_fronts"):
+        best = r.smallest_within
+        test = wilson(round(images * best.test.accuracy), images)
+        made.append(
+            [
+                named.get(r.way, r.way),
+                str(r.models),
+                f"{r.hypervolume:.2f}",
+                f"{best.size_bytes:,}",
+                best.model.removeprefix("classifier-"),
+                percent(best.validation.accuracy),
+                f"{percent(test.value)} ({100 * test.low:.1f}–{100 * test.high:.1f})",
+            ]
+        )
+    return "digits, the classifier | models: | area: | smallest, bytes: | made by | validation: | test:", made
+
+
 @table("device-peers")
 def peers_of_devices() -> Table:
     """The same int8 classifier in other runtimes."""
