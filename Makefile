@@ -16,7 +16,7 @@ endef
 
 .PHONY: demo test test-all lint tests slow-tests coverage docs setup clean
 
-demo: .venv/ready # what is imported gets byte code on the way: ten seconds where compiling all packages takes fifty
+demo: .venv/ready # what is imported gets byte code on the way, which takes less than compiling all packages
 	PYTHONDONTWRITEBYTECODE= lowenergy run
 	@lowenergy table
 	@echo "Report: $(CURDIR)/report.html"

@@ -111,16 +111,16 @@ def _page(search: Search, rows: pd.DataFrame) -> str:
     if cost in known:  # what it takes as C is not known
         taken = {name: known[name] for name in ("size_bytes", cost)}
         drawn = pd.concat([pd.DataFrame([{"experiment": TEACHER, **taken, **_validation(search.teacher)}]), drawn])
-    sheet = pd.DataFrame()
+    sheet, on_line = pd.DataFrame(), search.front()
     if not rows.empty:
-        on_front = table_of(search.front())
+        on_front = table_of(on_line)
         values = on_front[[name for name in on_front if name in search.space.parameters]]
         sheet = _text(on_front).join(values.map(_plain)).set_index("experiment")
-    on_line = [result.name for result in search.front()]
     chart = ""
     if len(drawn):
+        names = [result.name for result in on_line]
         drawn = drawn.set_index("experiment")
-        chart = front.drawing(drawn, target=TEACHER, names=False, cost=cost, front=on_line)
+        chart = front.drawing(drawn, target=TEACHER, names=False, cost=cost, front=names)
     body = (
         f"<h1>{html.escape(search.name)}: {len(rows)} trials</h1><p>{html.escape(limits(search))}. All figures are of "
         f'validation images.</p><section class="card">{chart}'
@@ -189,7 +189,8 @@ def end(search: Search, experiment: str, card: Mapping[str, Any] | None) -> None
             print(f"  {result.name}  {result.chain}  {_cost(search, result)}  {_figures(result.figures['validation'])}")
         return
     own, theirs = (_figures(figures["validation"]) for figures in (best.figures, search.teacher))
-    print(f"Take {best.name}: {best.chain}, {_cost(search, best)}; validation {own}, the teacher {theirs}")
+    print(f"Take {best.name}: {best.chain}, {_cost(search, best)}")
+    print(f"On the validation images: {own}, the teacher {theirs}")
     tested, of_teacher = _figures(card), _figures(search.teacher)
     print(f"On the test images, looked at once: {tested}, the teacher {of_teacher}")
     print(f"  dvc exp apply {experiment}")

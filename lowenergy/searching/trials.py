@@ -44,15 +44,14 @@ def run(
 
     Trials that are recorded or queued already are not queued again, so that a killed search continues.
 
-    Raises:
-        RunError: some could not be run, or not recorded, for no fault of theirs; the others are recorded.
-
     Args:
         watch: stops hopeless trials, see Crew.
         latency: time each model in turn with its teacher, as share_of_time in the card.
         device: find what each model takes as C, as flash and ram in the card; a number: with at most so much RAM.
         trust: what networks may come from, see artifact.read.
         whole: measure all branches, so that the experiment can be applied, for which DVC wants every output.
+    Raises:
+        RunError: some could not be run, or not recorded, for no fault of theirs; the others are recorded.
     """
     recorded = experiments.revisions(repo, wanted.keys())
     queued = {experiments.name_of(entry) for entry in experiments.waiting(repo)}
