@@ -100,6 +100,11 @@ def _operators_are_read_once() -> None:
         ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_whatever_ran_before() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
