@@ -138,6 +138,7 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
         quantize(4, 0, 0.001, activation_bits=4, allocation="sensitivity", rounding="learned", calibration_images=125),
     ),
     "pq, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9)),
+    "codes that move, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9, reassign_every=10)),
 }
 
 

@@ -1,6 +1,6 @@
 """Pull a compressed network towards its teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -53,12 +53,14 @@ def finetune(
     run: Run,
     part: str = "fit",
     fraction: float = 1.0,
+    before_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> None:
     """Pull the parameters of `network` towards the teacher of `objective`, by Adam with a one-cycle learning rate.
 
     Args:
         part: see fit.
         fraction: how much of the epochs to spend, if they are spent in parts.
+        before_step: called before each step with its number and how many there are.
     """
     learning = [w for w in network.parameters() if w.requires_grad]
     if not p.epochs or not learning:  # or all is frozen
@@ -71,6 +73,7 @@ def finetune(
     schedule = OneCycleLR(optimizer, p.lr, total_steps=steps + 1)
 
     def loss(network: nn.Module, step: int) -> tuple[Tensor, Logs]:
+        before_step(step, steps)
         with run.autocast(objective.precision):
             return objective.loss(network, batches(step).to(run.device), run)
 

@@ -56,6 +56,8 @@ class Params(Method):
     """training of a layer's codewords after coding it"""
     finetune: Finetune = Finetune(epochs=10, batch_size=64, lr=0.005)
     """training of all codewords after coding all layers"""
+    reassign_every: Times = 0
+    """steps of this training after which codes are chosen anew; 0 to leave them as they are"""
     retrain: Retrain = Retrain(epochs=0, lr=0.3)
     """then training of all codewords by the target's own loss"""
 

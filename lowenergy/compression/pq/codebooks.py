@@ -181,7 +181,7 @@ def assign(
     (positions, out, _), k = white.shape, len(codewords)
     if penalty is not None:  # one more coordinate, so that a single product gives error and penalty together
         white = torch.cat([white, (1 / weights)[..., None].expand(positions, out, 1)], 2)
-    codes, errors = torch.empty(positions, out, dtype=torch.long), torch.empty(positions, out)
+    codes, errors = white.new_empty(positions, out, dtype=torch.long), white.new_empty(positions, out)
     for some in torch.arange(positions).split(max(1, CHUNK // (out * k))):
         first, last = int(some[0]), int(some[-1]) + 1
         centers = codewords @ factors[first:last]  # (chunk, k, d)

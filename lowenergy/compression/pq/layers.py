@@ -101,24 +101,33 @@ def grams_for(moments: Moments, p: Params) -> Tensor:
 
 
 class PricedCode(CodedWeight):
-    """A coded weight that keeps what it takes to choose its codes again at another price of bits."""
+    """A coded weight that keeps what it takes to choose its codes again, at another price of bits or after training."""
 
     def __init__(self, learnt: Codebook, weight: Tensor, metric: Metric, rate: float, groups: int = 1) -> None:
         super().__init__(row_major(learnt.codes, groups), len(learnt.codewords), tuple(weight.shape))
         self.weight, self.metric, self.rate, self.groups = weight, metric, rate, groups
         self.first = self.codes.clone()
+        self.penalty = rate * bits(learnt.codes, len(learnt.codewords))  # of each codeword, when codes were last chosen
+        self.missed: nn.Parameter | None = None  # see moving.py
+        self.scale = 0.0
+
+    def forward(self, codebook: Tensor) -> Tensor:
+        decoded = super().forward(codebook)
+        if self.missed is None:
+            return decoded
+        return decoded + self.scale * (self.missed - self.missed.detach())  # 0, with a gradient
 
     def assign(self, codebook: Tensor, dearer: float) -> None:
         """Choose the codeword of each block again, as if a bit had cost this many times as much.
 
         It starts from the first codes: codes chosen at a high price would not bring back a codeword they left unused.
         """
-        factors = self.metric.factors()
+        factors, codebook = self.metric.factors(), codebook.detach().cpu()
         white = blocks_of(self.weight, codebook.shape[1], self.groups) @ factors
         chosen = self.first.long()
         for _ in range(SETTLING):
-            penalty = dearer * self.rate * bits(chosen, len(codebook))
-            chosen, _ = assign(white, factors, self.metric.weights, codebook.detach(), penalty)
+            self.penalty = dearer * self.rate * bits(chosen, len(codebook))
+            chosen, _ = assign(white, factors, self.metric.weights, codebook, self.penalty)
         self.codes.copy_(row_major(chosen, self.groups))
 
     def settle(self, codebook: Tensor) -> None:

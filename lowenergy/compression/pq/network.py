@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lowenergy import networks, training
-from lowenergy.compression.pq import Params
+from lowenergy.compression.pq import Params, moving
 from lowenergy.compression.pq.activations import moments_of, output_weights, plain_products
 from lowenergy.compression.pq.allocation import shapes_of
 from lowenergy.compression.pq.codebooks import Codebook, Metric, Moments, blocks_of, by_position, learn
@@ -32,7 +32,7 @@ from lowenergy.compression.pq.layers import (
     layers_to_code,
     owners_of,
 )
-from lowenergy.compression.pq.price import check, fit_budget, keep_budget, price_of_bits
+from lowenergy.compression.pq.price import check, fit_again, fit_budget, keep_budget, price_of_bits
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.coded import attach, coded_weights
 from lowenergy.storage.encodings import entropy
@@ -59,9 +59,10 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pa
     if rest := networks.left_out(network):
         run.say(f"of no layer, and uncoded: {', '.join(rest)}")
     code_layers(network, objective, images, weights, shapes, rate, p, run)
-    fit_budget(network, target, p, run)
+    price = fit_budget(network, target, p, run)
     networks.refresh_batchnorm(network, some(objective, max(p.calibration_images, NORMS)))
-    training.finetune(network, objective, p.finetune, run)
+    with moving.codes(network, p, lambda: fit_again(network, target, p, run, price)) as move:
+        training.finetune(network, objective, p.finetune, run, before_step=move)
     if p.retrain.epochs:
         objective.retrain(network, p.retrain, run)
     keep_budget(network, target, p, run)

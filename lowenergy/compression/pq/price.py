@@ -34,6 +34,7 @@ from lowenergy.training import Run, chance
 
 SAMPLE = 2**13  # blocks per layer that are enough to find the price of a bit
 FILL = 0.99, 0.997  # least and largest share of the budget to use before training, which may cost a few bytes
+LEAST_PRICE = 1e-3  # to start from where bits were free, as a factor of the first
 HEADER_VARIES = 24  # bytes: its digest and its answers compress by chance, and its text is padded to eight
 
 
@@ -69,9 +70,10 @@ def _incompressible(shape: torch.Size) -> Tensor:
 
 
 def _too_small(p: Params, smallest: int) -> UserError:
+    enough = math.ceil((smallest + HEADER_VARIES) / FILL[1])
     return UserError(
         f"params.yaml: pq.budget_bytes = {p.budget_bytes}: the smallest file found has {smallest:,} bytes; give at "
-        f"least {math.ceil((smallest + HEADER_VARIES) / FILL[1]):,}, as training may cost a few, or larger blocks or fewer codewords"
+        f"least {enough:,}, as training may cost a few, or larger blocks or fewer codewords"
     )
 
 
@@ -125,29 +127,33 @@ def price_of_bits(
     return math.exp((low + high) / 2)
 
 
-def fit_budget(network: networks.Network, target: str, p: Params, run: Run) -> None:
+def fit_budget(network: networks.Network, target: str, p: Params, run: Run, start: float = 1.0) -> float:
     """Choose all codes again, at the price of bits that brings the file just below the budget: bracket, then bisect.
 
     A higher price need not mean fewer bytes, so the largest file that fits is kept. If one fits even with free bits,
     the search ends.
 
+    Args:
+        start: the price at which codes are chosen now.
+    Returns:
+        the price that was found, as a factor of the first.
     Raises:
         UserError: no price brings the file below the budget.
     """
     if p.budget_bytes is None:
-        return
+        return start
     low, high = FILL[0] * p.budget_bytes, FILL[1] * p.budget_bytes
     smallest = sys.maxsize
     dear = cheap = None  # prices, as factors of the first: of a file that fits, and of one that does not
-    price, stride = 1.0, 1.1
+    price, stride = start, 1.1
     coded = priced_codes(network)
-    best, kept = 0, [code.codes.clone() for _, code in coded]
+    best, kept, found = 0, [(code.codes.clone(), code.penalty) for _, code in coded], start
     for _ in range(24):
         size = _size(network, target, p, run, reserved=True)
         print(f"{target}/pq  at {price:.3g} times the price of a bit: {size:,} bytes", flush=True)
         smallest = min(smallest, size)
         if best < size <= high:
-            best, kept = size, [code.codes.clone() for _, code in coded]
+            best, kept, found = size, [(code.codes.clone(), code.penalty) for _, code in coded], price
         if low < best:
             break
         if price:
@@ -156,7 +162,7 @@ def fit_budget(network: networks.Network, target: str, p: Params, run: Run) -> N
             break
         if dear and cheap:
             new = math.sqrt(dear * cheap)
-        elif dear == price == 1:  # the first file fits; perhaps one with free bits does, too
+        elif dear == price == start:  # the first file fits; perhaps one with free bits does, too
             new = 0.0
         else:
             last = cheap or dear or price
@@ -166,8 +172,17 @@ def fit_budget(network: networks.Network, target: str, p: Params, run: Run) -> N
         price = new
     if not best:
         raise _too_small(p, smallest)
-    for (_, code), codes in zip(coded, kept, strict=True):
+    for (_, code), (codes, code.penalty) in zip(coded, kept, strict=True):
         code.codes.copy_(codes)
+    return found
+
+
+def fit_again(network: networks.Network, target: str, p: Params, run: Run, price: float) -> None:
+    """The same for other weights than before, whose price was `price`."""
+    start = price or LEAST_PRICE
+    for codebook, code in priced_codes(network) if p.budget_bytes else ():
+        code.assign(codebook, start)
+    fit_budget(network, target, p, run, start)
 
 
 def keep_budget(network: networks.Network, target: str, p: Params, run: Run) -> None:
