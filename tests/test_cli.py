@@ -107,6 +107,35 @@ def test_a_kept_table_of_a_sweep_is_drawn(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
+    ("method", "finetune", "retrain", "untrained"),
+    [
+        ("prune", "0", "0", True),
+        ("quantize", "0", "0", True),
+        ("pq", "0", "", True),
+        ("pq", "0", "3", False),
+        ("quantize", "20", "0", False),
+        ("distill", "", "0", False),  # a student was trained all the same
+    ],
+)
+def test_a_chart_tells_what_was_trained_after_it_was_compressed(
+    tmp_path: Path, method: str, finetune: str, retrain: str, untrained: bool
+) -> None:
+    head = "target,chain,prune.kind,prune.scope,prune.amount,{0}.finetune.epochs,{0}.retrain.epochs,{1}\n"
+    lines = [
+        head.format(method, "compression_ratio,size_bytes,accuracy"),
+        "classifier,teacher,,,,,,1,4000,0.9\n",
+        f"classifier,{method},structured,conv,0.5,{finetune},{retrain},2,2000,0.8\n",
+    ]
+    (tmp_path / "kept.csv").write_text("".join(lines))
+    assert (
+        cli.main(["sweep-plot", str(tmp_path / "kept.csv"), "--target", "classifier", "--out", f"{tmp_path}/out"]) == 0
+    )
+    chart = (tmp_path / "out" / "classifier-ratio.svg").read_text()
+    assert ("not trained after -->" in chart) is untrained
+    assert f"<!-- {method}" in chart
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         (b"", "No columns to parse from file"),

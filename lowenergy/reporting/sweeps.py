@@ -30,6 +30,10 @@ SETTINGS = (  # parameters that tell cells apart, kept wherever they occur; othe
     "distill.student.name",
     "distill.student.width",
     "quantize.weight_bits",
+    "quantize.finetune.epochs",
+    "quantize.retrain.epochs",
+    "pq.finetune.epochs",
+    "pq.retrain.epochs",
 )
 OF_PRUNED = ("prune.kind", "prune.scope", "prune.amount")
 NUMBERS = ("prune.amount", "prune.finetune.epochs", "prune.retrain.epochs")
@@ -173,10 +177,11 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _trained(row: Mapping[Any, Any]) -> bool:
-    """True if weights were trained after pruning; what other methods made counts as trained."""
-    if _method(row["chain"]) != "prune":
+    """False if the last method compressed what there was, and nothing was trained after that."""
+    epochs = [row.get(f"{_method(row['chain'])}.{part}.epochs") for part in ("finetune", "retrain")]
+    if pd.isna(epochs[0]):  # a method without such training: a student starts anew
         return True
-    return any(float(row.get(f"prune.{part}.epochs", 0)) > 0 for part in ("finetune", "retrain"))
+    return any(float(count) > 0 for count in epochs if not pd.isna(count))
 
 
 def by_amount(pruned: pd.DataFrame, quality: str) -> Any:
@@ -202,7 +207,7 @@ def by_amount(pruned: pd.DataFrame, quality: str) -> Any:
 
 
 def by_ratio(table: pd.DataFrame, quality: str) -> Any:
-    """Draw quality against compression ratio for all methods; hollow marks are models not trained after pruning."""
+    """Draw quality against compression ratio for all methods; hollow marks are models not trained afterwards."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = new_axes(8.4, 4.0)
@@ -218,7 +223,7 @@ def by_ratio(table: pd.DataFrame, quality: str) -> Any:
                 s=22,
                 color=f"C{i}",
                 facecolors=f"C{i}" if trained else "none",
-                label=f"{plain(str(method))}{'' if trained else ', before retraining'}",
+                label=f"{plain(str(method))}{'' if trained else ', not trained after'}",
             )
     axes.set(xscale="log", xlabel="compression ratio (bytes on disk)", ylabel=_title(quality))
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
