@@ -50,6 +50,7 @@ def rows(budget: int) -> dict[str, dict[str, Any]]:
         "covariance, output weights + global finetuning": TUNED,
         "... + price of bits, small layers by rows": PRICED | {"budget_bytes": budget},
         "... in half of the bytes": PRICED | {"budget_bytes": budget // 2},
+        "... and codes chosen anew every ten steps": PRICED | {"budget_bytes": budget // 2, "reassign_every": 10},
     }
 
 
