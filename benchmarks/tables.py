@@ -538,7 +538,7 @@ def bars() -> Table:
         ],
         [
             "bits by layer, beside uniform bits and NNCF",
-            f"{percent(average.accuracy)} in {average.size_bytes:,} bytes; {percent(uniform.accuracy)} in {uniform.size_bytes:,}; NNCF {nncf.bytes:,} bytes",
+            f"{percent(average.accuracy)} in {average.size_bytes:,} bytes; {percent(uniform.accuracy)} in {uniform.size_bytes:,}; NNCF {nncf.zstd_bytes:,} bytes, all after zstd",
             "`cifar100_mixed_bits`, `mixed_peers`",
             "",
         ],
