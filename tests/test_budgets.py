@@ -116,6 +116,16 @@ def test_the_smallest_budget_that_is_not_refused_is_kept(coded: Any, seed: int) 
         assert coded(source, {**changes, "budget_bytes": budget}).stat().st_size <= budget
 
 
+def test_a_budget_foresees_what_training_makes_of_constants(coded: Any) -> None:
+    """Factors of 1e-6, which float16 is too coarse for, all alike until they are trained."""
+    source = network("Scaled")
+    changes = {**TRAINED, "finetune.epochs": 5, "retrain.epochs": 0}
+    with pytest.raises(UserError) as error:
+        coded(copy.deepcopy(source), {**changes, "budget_bytes": 100})
+    budget = int(str(error.value).partition("give at least ")[2].partition(", as")[0].replace(",", ""))
+    assert coded(source, {**changes, "budget_bytes": budget}).stat().st_size <= budget
+
+
 def test_a_search_keeps_to_the_bytes_of_the_saved_file(coded: Any) -> None:
     size = coded("Few", {**TRAINED, "budget_bytes": 4000}).stat().st_size
     figures = {"size_bytes": size, "validation": {"accuracy": 0.5}}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowenergy import data, networks, params, targets, training
 from lowenergy.base import checkpoint
+from lowenergy.base.errors import UserError
 from lowenergy.compression.pq import moving
 from lowenergy.compression.pq import network as pq
 from lowenergy.compression.pq.codebooks import Codebook, Metric, bits, blocks_of, by_position
@@ -51,15 +52,15 @@ def test_each_block_gets_the_codeword_that_is_best_for_its_weight_now(generator:
     roots = torch.randn(len(blocks), 9, 9, generator=generator)
     metric = Metric(roots @ roots.mT, torch.rand(blocks.shape[:2], generator=generator) + 0.1)
     code = PricedCode(Codebook(codewords, codes, 0, 0), weight, metric, rate=0.0, groups=groups)
-    code.scale, code.penalty = 0.1, 3 * bits(codes, 5)
+    code.scale, penalty = 0.1, 3 * bits(codes, 5)
     code.missed = nn.Parameter(10 * torch.randn(weight.shape, generator=generator))
     wanted = CodedWeight.forward(code, codewords) + 0.1 * code.missed.detach()
     factors = metric.factors()
     off = blocks_of(wanted, 9, groups)[:, :, None] - codewords
     errors = torch.einsum("pokd,pde,poke->pok", off, factors @ factors.mT, off) * metric.weights[..., None]
-    least = (errors + code.penalty).min(2).indices
+    least = (errors + penalty).min(2).indices
     assert not torch.equal(least, codes)
-    moving.choose(code, codewords, factors)
+    moving.choose(code, codewords, factors, penalty)
     assert torch.equal(by_position(code.codes.long(), 6, groups), least)
     missed = wanted - CodedWeight.forward(code, codewords)
     torch.testing.assert_close(0.1 * code.missed.detach(), missed, rtol=1e-4, atol=1e-5)
@@ -69,7 +70,7 @@ def test_the_network_computes_with_codewords_and_blocks_get_their_own_gradient(s
     net, _, objective, p, run = setting("Few", MOVING)
     pq.code_layers(net, objective, images(), None, pq.shapes_of(net, objective, images(), None, p, run), 0.0, p, run)
     before = net(images())
-    with moving.codes(net, p, lambda: None):
+    with moving.codes(net, p, run, lambda: None):
         assert torch.equal(net(images()), before)
         net(images()).square().sum().backward()
         for _, layer, codebook, code in coded_weights(net):
@@ -131,6 +132,57 @@ def test_a_budget_is_kept_to_while_codes_move(setting: Any, tmp_path: Path) -> N
     assert 0.9 * budget < (tmp_path / "model").stat().st_size <= budget
 
 
+@pytest.mark.parametrize("every", [0, 3])
+def test_the_smallest_budget_holds_whatever_codes_do(setting: Any, tmp_path: Path, every: int) -> None:
+    """Once trained, a file may be too large for a while; what keeps the budget at the end still comes."""
+    changes = {**MOVING, "codewords": 64, "finetune.epochs": 1, "reassign_every": every}
+    with pytest.raises(UserError) as error:
+        pq.compress(*setting("Scaled", {**changes, "budget_bytes": 100}))
+    budget = int(str(error.value).partition("give at least ")[2].partition(", as")[0].replace(",", ""))
+    net, target, objective, p, run = setting("Scaled", {**changes, "budget_bytes": budget})
+    artifact.save(pq.compress(net, target, objective, p, run), tmp_path / "model", run.provenance)
+    assert (tmp_path / "model").stat().st_size <= budget
+
+
+def test_a_training_that_goes_back_chooses_at_the_same_prices(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last choice changes prices; a step before it that comes again must not care."""
+    net, _, objective, p, run = setting("Few", MOVING)
+    pq.code_layers(net, objective, images(), None, pq.shapes_of(net, objective, images(), None, p, run), 1e-4, p, run)
+    choose, seen = moving.choose, []
+
+    def noted(code: PricedCode, codebook: Tensor, factors: Tensor, penalty: Tensor) -> Tensor:
+        seen.append(penalty.clone())
+        return choose(code, codebook, factors, penalty)
+
+    def dearer() -> None:
+        for codebook, code in priced_codes(net):
+            code.assign(codebook, 5.0)
+
+    monkeypatch.setattr(moving, "choose", noted)
+    with moving.codes(net, p, run, dearer) as move:
+        for step in (2, 4, 6, 8, 2):
+            move(step, 10)
+    count = len(seen) // 5
+    assert count and all(map(torch.equal, seen[:count], seen[-count:]))
+    assert not all(
+        torch.equal(penalty, code.penalty) for penalty, (_, code) in zip(seen, priced_codes(net), strict=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reassign_every": 45}, "pq.reassign_every = 45: more than 32 of 40 steps, so no code is chosen anew"),
+        ({"finetune.epochs": 0}, "pq.finetune.epochs = 0, so no code is chosen anew"),
+    ],
+)
+def test_codes_that_never_move_are_said(
+    setting: Any, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    pq.compress(*setting("Few", {**MOVING, **changes}))
+    assert said in capsys.readouterr().out
+
+
 def test_a_killed_run_goes_on_with_the_same_bytes(
     setting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,5 +206,5 @@ def test_a_killed_run_goes_on_with_the_same_bytes(
 def test_priced_codes_without_moving_have_nothing_to_train_but_codewords(setting: Any) -> None:
     net, _, objective, p, run = setting("Few", {**MOVING, "reassign_every": 0})
     pq.code_layers(net, objective, images(), None, pq.shapes_of(net, objective, images(), None, p, run), 0.0, p, run)
-    with moving.codes(net, p, lambda: None):
+    with moving.codes(net, p, run, lambda: None):
         assert all(code.missed is None for _, code in priced_codes(net))

@@ -61,7 +61,7 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pa
     code_layers(network, objective, images, weights, shapes, rate, p, run)
     price = fit_budget(network, target, p, run)
     networks.refresh_batchnorm(network, some(objective, max(p.calibration_images, NORMS)))
-    with moving.codes(network, p, lambda: fit_again(network, target, p, run, price)) as move:
+    with moving.codes(network, p, run, lambda: fit_again(network, target, p, run, price)) as move:
         training.finetune(network, objective, p.finetune, run, before_step=move)
     if p.retrain.epochs:
         objective.retrain(network, p.retrain, run)

@@ -54,19 +54,20 @@ def check(network: networks.Network, target: str, p: Params, run: Run) -> None:
     for name, layer in layers.items():
         shape = tuple(layer.weight.shape)
         codes = torch.zeros(layer.weight.numel() // (d := block_length(layer, p)), dtype=torch.long)
-        tensors[f"{name}.weight"] = Coded(codes, _incompressible(torch.Size((1, d))), shape)
+        tensors[f"{name}.weight"] = Coded(codes, _incompressible(torch.Size((1, d)), torch.float16), shape)
+    learning = {name for name, value in network.named_parameters() if value.requires_grad}
     for name, part in tensors.items():
-        if isinstance(part, Dense) and part.values.dtype == torch.float16:
-            tensors[name] = Dense(_incompressible(part.values.shape))
+        if isinstance(part, Dense) and (part.values.dtype == torch.float16 or name in learning):
+            tensors[name] = Dense(_incompressible(part.values.shape, part.values.dtype))
     said = _provenance(p, run, training.POSSIBLE_WARNINGS)
     smallest = len(artifact.to_bytes(Model(target, network.spec, tensors), said))
     if smallest + HEADER_VARIES > FILL[1] * p.budget_bytes:
         raise _too_small(p, smallest)
 
 
-def _incompressible(shape: torch.Size) -> Tensor:
+def _incompressible(shape: torch.Size, kind: torch.dtype) -> Tensor:
     """Numbers as hard to compress as those that training may make."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(kind)
 
 
 def _too_small(p: Params, smallest: int) -> UserError:
@@ -127,7 +128,9 @@ def price_of_bits(
     return math.exp((low + high) / 2)
 
 
-def fit_budget(network: networks.Network, target: str, p: Params, run: Run, start: float = 1.0) -> float:
+def fit_budget(
+    network: networks.Network, target: str, p: Params, run: Run, start: float = 1.0, *, must: bool = True
+) -> float:
     """Choose all codes again, at the price of bits that brings the file just below the budget: bracket, then bisect.
 
     A higher price need not mean fewer bytes, so the largest file that fits is kept. If one fits even with free bits,
@@ -135,6 +138,7 @@ def fit_budget(network: networks.Network, target: str, p: Params, run: Run, star
 
     Args:
         start: the price at which codes are chosen now.
+        must: refuse a budget that no price keeps to; otherwise, keep the smallest file.
     Returns:
         the price that was found, as a factor of the first.
     Raises:
@@ -148,10 +152,12 @@ def fit_budget(network: networks.Network, target: str, p: Params, run: Run, star
     price, stride = start, 1.1
     coded = priced_codes(network)
     best, kept, found = 0, [(code.codes.clone(), code.penalty) for _, code in coded], start
+    least = kept
     for _ in range(24):
         size = _size(network, target, p, run, reserved=True)
         print(f"{target}/pq  at {price:.3g} times the price of a bit: {size:,} bytes", flush=True)
-        smallest = min(smallest, size)
+        if size < smallest:
+            smallest, least = size, [(code.codes.clone(), code.penalty) for _, code in coded]
         if best < size <= high:
             best, kept, found = size, [(code.codes.clone(), code.penalty) for _, code in coded], price
         if low < best:
@@ -170,19 +176,19 @@ def fit_budget(network: networks.Network, target: str, p: Params, run: Run, star
         for codebook, code in coded:
             code.assign(codebook, new)
         price = new
-    if not best:
+    if not best and must:
         raise _too_small(p, smallest)
-    for (_, code), (codes, code.penalty) in zip(coded, kept, strict=True):
+    for (_, code), (codes, code.penalty) in zip(coded, kept if best else least, strict=True):
         code.codes.copy_(codes)
     return found
 
 
 def fit_again(network: networks.Network, target: str, p: Params, run: Run, price: float) -> None:
-    """The same for other weights than before, whose price was `price`."""
+    """The same for other weights than before, whose price was `price`; what is still too large is for keep_budget."""
     start = price or LEAST_PRICE
     for codebook, code in priced_codes(network) if p.budget_bytes else ():
         code.assign(codebook, start)
-    fit_budget(network, target, p, run, start)
+    fit_budget(network, target, p, run, start, must=False)
 
 
 def keep_budget(network: networks.Network, target: str, p: Params, run: Run) -> None:
