@@ -102,10 +102,13 @@ def _build(p: "parameters.Params", foreign: "dict[str, parameters.Architecture]"
 
 def table(*, everything: bool = False) -> None:
     from lowenergy import params
+    from lowenergy.base import cards
     from lowenergy.reporting import tables
 
     p = params.load()
     tables.show(tables.collect(p), p, everything=everything)
+    for remark in cards.remarks(list(p.models)):
+        print(remark)
 
 
 def report(base: str = "HEAD") -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from lowenergy import params
 from lowenergy.base import cards
+from lowenergy.base.files import FileError
 from lowenergy.reporting import markdown
 
 RECIPE = b'{"epochs": 1}'
@@ -110,3 +111,28 @@ def test_a_comment_has_nothing_but_its_text(
     capfd.readouterr()
     assert markdown.text(params.load(), "HEAD", tmp_path).startswith("## Compressed models")
     assert capfd.readouterr().out == ""
+
+
+def test_what_the_figures_do_not_show_is_said(root: Path) -> None:
+    """A branch that has none yet, and one whose figures are from before a change, as after a run that failed."""
+    names = ["ebm", "ebm-prune", "ebm-new"]
+    (root / "cards").mkdir()
+    (root / "cards/ebm-prune.json").write_text(json.dumps({"fid": 2.0}))
+    assert cards.remarks(names, root) == ["no figures yet: ebm-new"]
+    (root / "params.yaml").write_text(yaml.safe_dump({**VALUES, "prune": {"amount": 0.9}}))
+    assert cards.remarks(names, root) == [
+        "no figures yet: ebm-new",
+        "figures from before a change of what they are made from: ebm-prune",
+    ]
+    assert cards.collect(["ebm-prune"], root)["ebm-prune"] == {"fid": 2.0}
+    (root / "dvc.lock").unlink()
+    assert cards.remarks(["ebm-prune"], root) == []
+
+
+@pytest.mark.parametrize("content", ["", '{"fid": 1.', "[]", "{}", "3"])
+@pytest.mark.parametrize("name", ["cards/ebm.json", "cards.json"])
+def test_a_damaged_card_is_one_line(root: Path, name: str, content: str) -> None:
+    (root / "cards").mkdir()
+    (root / name).write_text(content)
+    with pytest.raises(FileError, match=f"{name}: damaged, there are no figures in it; `dvc repro` makes it again"):
+        cards.collect(["ebm"], root)

@@ -104,8 +104,46 @@ def collect(names: Iterable[str], root: str | Path = ".") -> dict[str, Card]:
     root = Path(root)
     own = {name: root / FOLDER / f"{name}.json" for name in names}
     known = _in_git([name for name, path in own.items() if not path.exists()], root)
-    cards = {name: json.loads(path.read_text()) if path.exists() else known.get(name) for name, path in own.items()}
+    cards = {name: _read(path) if path.exists() else known.get(name) for name, path in own.items()}
     return {name: card for name, card in cards.items() if card is not None}
+
+
+def remarks(names: Sequence[str], root: str | Path = ".") -> list[str]:
+    """What the figures of these models do not show, a line each: which have none, and which are of other values of
+    params.yaml than it has now, as after a run that failed."""
+    root, there = Path(root), collect(names, root)
+    values, stages = _now_and_then(root)
+    here = [name for name in there if (root / FOLDER / f"{name}.json").exists()]
+    changed = [name for name in here if stages and _changed(name, values, stages, root)]
+    lines = {
+        "no figures yet": [name for name in names if name not in there],
+        "figures from before a change of what they are made from": changed,
+    }
+    return [f"{said}: {', '.join(found)}" for said, found in lines.items() if found]
+
+
+def _read(path: Path) -> Any:
+    """
+    Raises:
+        FileError: the file holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not content:
+        raise files.FileError(f"{path}: damaged, there are no figures in it; `dvc repro` makes it again")
+    return content
+
+
+def _now_and_then(root: Path) -> tuple[Any, Any]:
+    """The values of params.yaml and the stages of dvc.lock; of both nothing, if one of them is not there."""
+    if not all((root / file).exists() for file in ("params.yaml", "dvc.lock")):
+        return {}, {}
+    import yaml
+
+    values, lock = (yaml.safe_load((root / file).read_text()) for file in ("params.yaml", "dvc.lock"))
+    return values, lock.get("stages") or {}
 
 
 def _in_git(names: Sequence[str], root: Path) -> dict[str, Card]:
@@ -115,13 +153,10 @@ def _in_git(names: Sequence[str], root: Path) -> dict[str, Card]:
     """
     if not (names and (root / ALL).exists()):
         return {}
-    known: dict[str, Card] = json.loads((root / ALL).read_text())
-    if not all((root / file).exists() for file in ("params.yaml", "dvc.lock")):
+    known: dict[str, Card] = _read(root / ALL)
+    values, stages = _now_and_then(root)
+    if not stages:
         return known
-    import yaml
-
-    values, lock = (yaml.safe_load((root / file).read_text()) for file in ("params.yaml", "dvc.lock"))
-    stages = lock.get("stages") or {}
     return {name: known[name] for name in names if name in known and not _changed(name, values, stages, root)}
 
 
@@ -153,7 +188,7 @@ def _changed(name: str, values: Mapping[str, Any], stages: Mapping[str, Any], ro
 
 def publish(names: Iterable[str]) -> None:
     """Write the files that git keeps, from the cards of these models and of the scorer."""
-    cards = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in (SCORER, *names)}
+    cards = {name: _read(FOLDER / f"{name}.json") for name in (SCORER, *names)}
     files.write_json(ALL, cards)
     for name, card in cards.items():
         files.write_json(METRICS / f"{name}.json", card if name == SCORER else decisive(card))

@@ -37,6 +37,8 @@ def text(p: Params, base: str, root: Path = Path()) -> str:
         parts += [f"### {title_of(p, str(target))}: which to take", "", rendered, ""]
         parts += [f"{LEGEND}.", ""] if ALIKE in rendered else []
         parts += _pictures(list(rows["model"]), root)
+    for remark in cards.remarks(list(p.models), root):
+        parts += [f"{remark[0].upper()}{remark[1:]}.", ""]
     return "\n".join(parts)
 
 
