@@ -150,7 +150,8 @@ def main() -> None:
         os.chdir(place)
         rows += network(name, images, args.epochs)
         os.chdir(ROOT)
-        others = [row for row in recorded(args.record) if row["network"] not in args.only]
+        again = {row["network"] for row in rows}
+        others = [row for row in recorded(args.record) if row["network"] not in again]
         write(
             args.record, others + rows, changes={k: v for k, v in CHANGES.items() if k not in ("teachers", "branches")}
         )
