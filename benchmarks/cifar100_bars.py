@@ -139,6 +139,10 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
     ),
     "pq, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9)),
     "codes that move, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9, reassign_every=10)),
+    "codes that move, channels in another order, 64x": (
+        ("pq",),
+        pq(695_000, 8, block_conv=18, block_small=9, reassign_every=10, permute=True),
+    ),
     **{
         f"codes that move, 32x, seed {seed}": (("pq",), {"seed": seed, **pq(1_400_000, 5, reassign_every=10)})
         for seed in (0, 1, 2)

@@ -33,6 +33,7 @@ PLAIN |= {"small_weights": 0, "block_small": 3, "finetune.epochs": 0}
 AWARE = PLAIN | {"gram": "covariance", "output_weights": True}
 TUNED = AWARE | {"finetune.epochs": 1}
 PRICED = TUNED | {"small_weights": 150000}
+WIDE = PRICED | {"block_conv": 18, "block_small": 9}
 
 
 def rows(budget: int) -> dict[str, dict[str, Any]]:
@@ -51,6 +52,17 @@ def rows(budget: int) -> dict[str, dict[str, Any]]:
         "... + price of bits, small layers by rows": PRICED | {"budget_bytes": budget},
         "... in half of the bytes": PRICED | {"budget_bytes": budget // 2},
         "... and codes chosen anew every ten steps": PRICED | {"budget_bytes": budget // 2, "reassign_every": 10},
+        **{
+            f"blocks of two kernels in half of the bytes{which}": WIDE | {"budget_bytes": budget // 2} | changes
+            for which, changes in {
+                "": {},
+                ", channels in another order": {"permute": True},
+                ", codes chosen anew": {"reassign_every": 10},
+                ", both": {"permute": True, "reassign_every": 10},
+                ", not finetuned": {"finetune.epochs": 0},
+                ", not finetuned, channels in another order": {"finetune.epochs": 0, "permute": True},
+            }.items()
+        },
     }
 
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from lowenergy import data, networks, params, targets, training
 from lowenergy.base.errors import UserError
-from lowenergy.compression import prune
-from lowenergy.compression.prune import channels, pruning
+from lowenergy.compression import channels, prune
+from lowenergy.compression.prune import pruning
 from lowenergy.scoring import report_card
 from lowenergy.storage import artifact
 from lowenergy.training import Run

@@ -41,6 +41,8 @@ class Params(Method):
     times as many or few codewords, where they lower the matching loss most in as many bits"""
     keep_first: bool = True
     """leave the first convolution uncoded"""
+    permute: bool = False
+    """order channels so that weights that are alike share a block, where blocks are longer than a kernel"""
     gram: Literal["covariance", "position", "layer", "none"] = "covariance"
     """what weighs a block's error: covariance or second moment of the inputs it meets, the second moment of all inputs
     of its layer (as published), or nothing"""

@@ -1,5 +1,6 @@
 """Product quantization of weights, layer after layer, then of the whole network (Stock et al. 2019, arXiv 1907.05686).
 
+    order the channels so that weights that are alike share a block, if asked to
     for each layer, from the input side:
         learn its codebook on activations that come through the coded layers below it
         finetune its codewords towards the teacher
@@ -32,6 +33,7 @@ from lowenergy.compression.pq.layers import (
     layers_to_code,
     owners_of,
 )
+from lowenergy.compression.pq.permuting import permute
 from lowenergy.compression.pq.price import check, fit_again, fit_budget, keep_budget, price_of_bits
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.coded import attach, coded_weights
@@ -52,6 +54,8 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pa
     network = network.cpu().eval()
     check(network, target, p, run)
     images = some(objective, p.calibration_images)
+    if p.permute:
+        permute(network, images, p, run)
     generator = torch.Generator().manual_seed(run.seed)
     weights = output_weights(network, images, generator) if p.output_weights else None
     shapes = shapes_of(network, objective, images, weights, p, run)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from lowenergy import networks, training
 from lowenergy.base import files
 from lowenergy.base.errors import UserError
-from lowenergy.compression.prune import Params, channels
-from lowenergy.compression.prune.channels import THINNEST, ChannelGraph, Group, Holder
+from lowenergy.compression import channels
+from lowenergy.compression.channels import THINNEST, ChannelGraph, Group, Holder
+from lowenergy.compression.prune import Params
 from lowenergy.storage.artifact import Model, dense, weights
 from lowenergy.storage.encodings import Dense, Sparse
 from lowenergy.training import Objective, Run
@@ -105,7 +106,11 @@ def check(network: networks.Network, p: Params) -> None:
     """
     name, first = network.spec.name, f"params.yaml: prune.kind = {p.kind}"
     if p.kind == "structured":
-        groups, stay = can_go(ChannelGraph(network), p)
+        try:
+            graph = ChannelGraph(network)
+        except UserError as error:
+            raise UserError(f"{first}: {error}; give unstructured") from None
+        groups, stay = can_go(graph, p)
         if not groups:
             why = "; ".join(dict.fromkeys(stay.values())) or f"scope {p.scope} has none but the outputs"
             raise UserError(f"{first}: no channels of {name} can go: {why}; give unstructured")

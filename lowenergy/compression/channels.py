@@ -1,4 +1,4 @@
-"""Find the channels that only go together and which of them can go, and remove them.
+"""Find the channels that only go together; remove those that can go, or give them another order.
 
 Torch-Pruning's dependency graph (Fang et al. 2023, arXiv 2301.12900) says which weights belong to a channel. It assumes
 that an operation it does not know leaves channels where they are. So before anything is removed from a network from
@@ -98,8 +98,7 @@ class ChannelGraph:
             except Exception as error:  # in the network's own code; or in a mapping, which comes last, see _together
                 if not hasattr(self.graph, "module2node"):
                     raise UserError(
-                        f"params.yaml: prune.kind = structured: {network.spec.name} cannot be traced "
-                        f"({_first_line(error)}); give unstructured"
+                        f"the channels of {network.spec.name} cannot be traced: {_first_line(error)}"
                     ) from None
         for node in self.graph.module2node.values():
             if node.type == tp.ops.OPTYPE.RESHAPE and not _flattens(node):
@@ -283,14 +282,45 @@ class ChannelGraph:
             for i, j in copy_of.items()
             for old, new in zip(group.sets[i], group.sets[j], strict=True)
         }  # fmt: skip
-        for module, side, held, roots in self._held(self._together(group.root, sum(group.sets, ()))):
-            by_root: dict[int, list[int]] = defaultdict(list)
-            for channel, root in sorted(zip(held, roots, strict=True)):
-                by_root[root].append(channel)
+        for (module, side), by_root in self._places(group).items():
             pairs = [pair for old, new in channels.items() for pair in zip(by_root[old], by_root[new], strict=True)]
-            if pairs:
+            if pairs and isinstance(module, Layer) and side == "in":
+                place = torch.tensor([old for old, _ in pairs]) % module.weight.shape[_read_along(module)]
+                with torch.no_grad():
+                    module.weight.index_fill_(_read_along(module), place, 0)
+            elif pairs:
                 _copy_channels(self.graph, module, side, *map(list, zip(*pairs, strict=True)))
         return list(copy_of)
+
+    def _places(self, group: Group) -> dict[tuple[Any, str], dict[int, list[int]]]:
+        """Where the group's channels are: by module and "out" or "in", and by the root's channel."""
+        places: dict[tuple[Any, str], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+        for module, side, channels, roots in self._held(self._together(group.root, sum(group.sets, ()))):
+            for channel, root in zip(channels, roots, strict=True):
+                places[module, side][root].add(channel)
+        every = [channel for channels in group.sets for channel in channels]
+        return {at: {root: sorted(by_root[root]) for root in every} for at, by_root in places.items()}
+
+    def readers(self, group: Group) -> dict[str, list[int]]:
+        """The layers that read one channel from each of the group's sets, undivided, and which, by set."""
+        return {
+            self.names[module]: [by_root[root][0] for (root,) in group.sets]
+            for (module, side), by_root in self._places(group).items()
+            if isinstance(module, Layer) and side == "in" and module in self.names
+            if getattr(module, "groups", 1) == 1 and all(len(channels) == 1 for channels in group.sets)
+            if all(len(found) == 1 for found in by_root.values())
+        }
+
+    def arrange(self, group: Group, order: Sequence[int]) -> None:
+        """Put set order[i] of the group in the place of set i. What the network computes stays the same."""
+        channels = [
+            (old, new)
+            for i, j in enumerate(order)
+            for old, new in zip(group.sets[i], group.sets[j], strict=True)
+        ]  # fmt: skip
+        for (module, side), by_root in self._places(group).items():
+            pairs = [pair for old, new in channels for pair in zip(by_root[old], by_root[new], strict=True)]
+            _copy_channels(self.graph, module, side, *map(list, zip(*pairs, strict=True)))
 
 
 @contextmanager
@@ -359,25 +389,30 @@ def _size(graph: Any, module: Any, side: str) -> int:
 
 @torch.no_grad()
 def _copy_channels(graph: Any, module: Any, side: str, old: list[int], new: list[int]) -> None:
-    """Copy the values of channels `new` into `old`; where a layer reads them, stop reading `old` instead."""
+    """Copy the values of channels `new` into `old`, or where a layer reads them, what it reads `new` with."""
     if isinstance(module, nn.Parameter):
         dim = graph.module2node[module].pruning_dim
         module.index_copy_(
             dim % module.ndim, torch.tensor(old), module.index_select(dim % module.ndim, torch.tensor(new))
         )
         return
-    transposed = getattr(module, "transposed", False)
-    depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.out_channels
     if isinstance(module, Layer) and side == "in":
-        place = torch.tensor(old) % module.weight.shape[0 if transposed else 1]
-        module.weight.index_fill_(0 if transposed else 1, place, 0)
+        dim = _read_along(module)
+        to, of = (torch.tensor(channels) % module.weight.shape[dim] for channels in (old, new))
+        module.weight.index_copy_(dim, to, module.weight.index_select(dim, of))
         return
-    dim = 1 if isinstance(module, nn.Embedding) or (transposed and not depthwise) else 0
+    depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.out_channels
+    dim = 1 if isinstance(module, nn.Embedding) or (getattr(module, "transposed", False) and not depthwise) else 0
     weight: Any = getattr(module, "weight", None)
     for value in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
         at = dim if value is weight and value.ndim > 1 else 0
         if value.ndim and value.shape[at] > max(old + new):
             value.index_copy_(at, torch.tensor(old), value.index_select(at, torch.tensor(new)))
+
+
+def _read_along(layer: Layer) -> int:
+    """The dimension of the weight that goes along what the layer reads."""
+    return 0 if getattr(layer, "transposed", False) else 1
 
 
 @contextmanager
