@@ -13,7 +13,7 @@ from lowenergy.params.section import Count, Fraction, NotNegative, Positive, Sec
 class Sampler(Section):
     """x <- clamp(x - step_size * clamp(grad E, +-gradient_clamp) + noise * N(0, 1), [-1, 1])."""
 
-    step_size: Positive = 0.05
+    step_size: Positive = 0.1
     """factor of the energy's input gradient in one Langevin step"""
     noise: NotNegative = 0.015
     """standard deviation of the noise in one step; images span [-1, 1]"""
@@ -64,9 +64,9 @@ class EnergyTraining(Section):
     """chains kept in the replay buffer"""
     fresh_fraction: Annotated[float, Field(ge=0, le=1)] = 0.067
     """chains restarted from uniform noise"""
-    chain_steps: Count = 10
+    chain_steps: Count = 5
     """Langevin steps between two updates of the weights"""
-    burn_in: Times = 30
+    burn_in: Times = 15
     """a chain counts as a sample after so many steps from noise"""
     precision: Precision = "32-true"
     """of the forward and backward passes"""
@@ -104,7 +104,7 @@ class EnergyMatching(Section):
     """training images to match at, and as many with noise"""
     chains: Times = 600
     """chains of the teacher, started at uniform noise, to match along"""
-    chain_steps: Count = 60
+    chain_steps: Count = 30
     """their length; their start and four evenly spaced states are kept"""
     student_chains: Times = 0
     """chains of the compressed network itself, each a step further whenever it is matched; 0 for none"""

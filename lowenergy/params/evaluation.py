@@ -17,5 +17,5 @@ class EnergyEvaluation(Section):
     """images drawn for FID and Inception Score"""
     chain_steps: Count = 75
     """Langevin steps from uniform noise to a sample"""
-    step_factor: Positive = 2.0
+    step_factor: Positive = 1.0
     """how much longer those steps are than in training; half as many, twice as long, draw as well"""
