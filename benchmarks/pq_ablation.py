@@ -33,7 +33,7 @@ PLAIN |= {"small_weights": 0, "block_small": 3, "finetune.epochs": 0}
 AWARE = PLAIN | {"gram": "covariance", "output_weights": True}
 TUNED = AWARE | {"finetune.epochs": 1}
 PRICED = TUNED | {"small_weights": 150000}
-WIDE = PRICED | {"block_conv": 18, "block_small": 9}
+WIDE: dict[str, Any] = PRICED | {"block_conv": 18, "block_small": 9}
 
 
 def rows(budget: int) -> dict[str, dict[str, Any]]:

@@ -220,7 +220,7 @@ def _made_otherwise(spec: Spec, images: Tensor) -> str | None:
             outputs = again(images)
         except Exception as error:  # anything that its constructor or its code raises
             return f"with them, {first_line(error)}"
-        if outputs.shape == wanted.shape and (outputs - wanted).norm() <= networks.SAME * wanted.norm():
+        if networks.distance(outputs, wanted) <= networks.SAME:
             return None
         return f"with them, and with its weights, {spec.name} gives other outputs than the module"
 

@@ -515,7 +515,7 @@ def _wrong_without(original: networks.Network, roots: Sequence[str]) -> str | No
 
 
 def same(found: Tensor, wanted: Tensor) -> bool:
-    return found.shape == wanted.shape and bool((found - wanted).norm() <= SAME * wanted.norm())
+    return networks.distance(found, wanted) <= SAME
 
 
 # -- which of them go -------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from lowenergy.base.errors import UserError
 from lowenergy.networks.copies import duplicate
+from lowenergy.networks.distance import distance
 from lowenergy.networks.spec import spec_of
 
 aten = torch.ops.aten
@@ -296,12 +297,8 @@ def sensitivity(function: Callable[[Tensor], Any], images: Tensor, most: float =
         moved = tree_leaves(
             function(images + ERROR * images.abs().mean() * torch.randn(images.shape, generator=generator))
         )
-        off = [max(by, MARGIN * _apart(*pair)) for by, *pair in zip(off, moved, wanted, strict=True)]
+        off = [max(by, MARGIN * distance(*pair)) for by, *pair in zip(off, moved, wanted, strict=True)]
     return [min(by, most) for by in off]
-
-
-def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one.detach() - other).norm() / other.norm().clamp_min(1e-12))
 
 
 def check_same(
@@ -330,7 +327,7 @@ def check_same(
                 outputs = tree_leaves(graph(batch))
             except Exception as error:
                 raise UserError(f"{what} does not run on {len(batch)} images: {reason_of(error)}") from None
-            off = [_apart(*pair) for pair in zip(outputs, wanted, strict=True)]
+            off = [distance(*pair) for pair in zip(outputs, wanted, strict=True)]
             if all(distance <= SAME for distance in off):  # false for values that are not finite
                 continue
             bounds = sensitivity(reference, batch)
@@ -349,7 +346,7 @@ def _same_in_double(
         try:
             exact, reference, images = duplicate(graph).double(), duplicate(network).double(), images.double()
             pairs = zip(tree_leaves(exact(images)), tree_leaves(answers(reference, images)), strict=True)
-            return all(_apart(*pair) <= SAME for pair in pairs)
+            return all(distance(*pair) <= SAME for pair in pairs)
         except Exception:  # it fixes a precision of its own
             return False
 

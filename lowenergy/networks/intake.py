@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from lowenergy.networks.building import build, build_with, stored_state
 from lowenergy.networks.copies import duplicate
+from lowenergy.networks.distance import distance
 from lowenergy.networks.foreign import (
     Foreign,
     described,
@@ -242,14 +243,14 @@ def check_answers(network: Network, images: Tensor, what: str) -> None:
         )
     if network.spec.head in (None, "logsumexp") and together.shape[1] > 1 and _are_probabilities(together):
         raise NetworkError(f"{what} gives probabilities; return what it takes the softmax of, the logits")
-    if not (difference := _difference(again, together)) <= EQUAL:
+    if not (off := distance(again, together)) <= EQUAL:
         raise NetworkError(
-            f"{what} gives other outputs when asked again, by {difference:.2g} of their norm, in evaluation mode: "
+            f"{what} gives other outputs when asked again, by {off:.2g} of their norm, in evaluation mode: "
             "something in it is random or remembers; dropout must heed self.training"
         )
-    if not (difference := _difference(torch.cat(alone), together)) <= CLOSE:
+    if not (off := distance(torch.cat(alone), together)) <= CLOSE:
         raise NetworkError(
-            f"{what} gives an image other outputs alone than among {len(images)}, by {difference:.2g} of their norm, "
+            f"{what} gives an image other outputs alone than among {len(images)}, by {off:.2g} of their norm, "
             "in evaluation mode: no image may depend on its companions; norms need running statistics"
         )
     if network.spec.head is not None:
@@ -278,21 +279,16 @@ def _check_slopes(network: Network, images: Tensor, what: str) -> None:
     together, alone = slopes(images), torch.cat([slopes(image[None]) for image in images])
     if not together.isfinite().all():
         raise NetworkError(f"{what}: the gradient of its energy by the images {NOT_FINITE}")
-    difference = _difference(alone, together)
-    if not difference <= CLOSE and not difference <= sensitivity(slopes, images)[0]:
+    off = distance(alone, together)
+    if not off <= CLOSE and not off <= sensitivity(slopes, images)[0]:
         raise NetworkError(
-            f"{what} has other gradients by an image alone than among {len(images)}, by {difference:.2g} of their "
+            f"{what} has other gradients by an image alone than among {len(images)}, by {off:.2g} of their "
             "norm, in evaluation mode, and an energy is sampled by them"
         )
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
     return bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < CLOSE).all())
-
-
-def _difference(one: Tensor, other: Tensor) -> float:
-    one, other = one.double(), other.double()  # so that squares of large numbers do not overflow
-    return float((one - other).norm() / other.norm().clamp_min(1e-30))
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -394,7 +390,7 @@ def _check_foreign(
         _check_trainable(twin, images, what)
     check_answers(twin, images, what)
     with torch.no_grad():
-        if not _difference(network.eval()(images), twin(images)) <= CLOSE:
+        if not distance(network.eval()(images), twin(images)) <= CLOSE:
             raise NetworkError(f"{what}: built again and given the same weights, it gives other outputs{RANDOM}")
     _check_rebuilt(twin, images, what)
 
@@ -406,7 +402,7 @@ def _check_rebuilt(network: Network, images: Tensor, what: str) -> None:
     except ValueError as error:
         raise NetworkError(f"{what}: cannot be made again from its tensors: {first_line(error)}") from None
     with torch.no_grad():
-        if not _difference(again(images), network(images)) <= CLOSE:
+        if not distance(again(images), network(images)) <= CLOSE:
             raise NetworkError(f"{what}: made again from its tensors, it gives other outputs{RANDOM}")
 
 
@@ -561,7 +557,7 @@ def _without_auxiliary(network: Network, images: Tensor) -> Network:
     kept._metadata = versions  # type: ignore[attr-defined]
     lean.load_state_dict(kept)
     with torch.no_grad():
-        return lean if _difference(lean.eval()(images), network.eval()(images)) <= EQUAL else network
+        return lean if distance(lean.eval()(images), network.eval()(images)) <= EQUAL else network
 
 
 def _training_outputs(network: Network, images: Tensor) -> list[Tensor]:

@@ -12,6 +12,7 @@ from lowenergy.base.errors import UserError
 from lowenergy.networks.backbone import Backbone
 from lowenergy.networks.building import build_with
 from lowenergy.networks.copies import duplicate
+from lowenergy.networks.distance import distance
 from lowenergy.networks.graphs import exported
 from lowenergy.networks.network import Network
 from lowenergy.networks.zoo.blocks import ConvNorm
@@ -60,7 +61,7 @@ def fold_batchnorm(network: Network, images: Tensor | None = None) -> Network:
                 outputs = folded(images)
         except Exception:  # its code uses something of a norm that is gone
             return False
-        return float((outputs - wanted).norm()) <= SAME * float(wanted.norm())  # false if not finite
+        return distance(outputs, wanted) <= SAME  # false if not finite
 
     if isinstance(network, Backbone):
         folded = _without_norms(network)

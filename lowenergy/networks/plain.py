@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from lowenergy.networks.distance import distance
 from lowenergy.networks.importing import NetworkError
 
 Found = dict[tuple[nn.Module, int], list[str]]  # (module, id of its hook) -> the weights that the hook sets
@@ -64,7 +65,7 @@ def plain_weights(network: nn.Module, images: Tensor) -> list[str]:
                 done.append(f"{names[module]}.{tensor}")
         if set_by_hooks:
             _drop_sources({module: tensors for (module, _), tensors in set_by_hooks.items()}, network, images)
-        difference = float((network(images) - wanted).norm() / wanted.norm().clamp_min(1e-30))
+        difference = distance(network(images), wanted)
     if not difference <= SAME:
         raise NetworkError(
             f"{', '.join(done)}: computed before each use, and made plain the outputs change by {difference:.2g} of "

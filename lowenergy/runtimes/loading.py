@@ -40,8 +40,8 @@ def coded_network(model: Model) -> networks.Network:
             code = CodedWeight(encoded.codes, len(encoded.codebook), encoded.shape)
             attach(network, layer, encoded.codebook.float(), code)
     with torch.no_grad():
-        off = float((network(images) - wanted).norm())
-    if wanted.isfinite().all() and not off <= SAME * float(wanted.norm()):
+        off = networks.distance(network(images), wanted)
+    if wanted.isfinite().all() and not off <= SAME:
         raise FileError(
             f"{model.origin or model.spec.name}: {model.spec.name} writes into its weights where it uses them, which "
             "coded ones do not keep; load it without coded"

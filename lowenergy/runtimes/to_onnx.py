@@ -453,19 +453,20 @@ def _checked(
             raise FileError(f"{where}: its output `{name}` is not finite, in torch either; nothing is written")
         rest = resting.get(name, wanted[name].mean(0))
         same = actual[name].shape == wanted[name].shape
-        off = float((torch.from_numpy(actual[name]) - wanted[name]).norm()) if same else math.inf
-        spread, size = float((wanted[name] - rest).norm()), float(wanted[name].norm())
-        ties = max((2 * float((other[name] - wanted[name]).norm()) for other in near), default=0.0)
-        bound = max((TIES if model.activations else OFF) * spread, ties) + ROUNDED_OFF * size
-        if off <= bound:
-            continue
-        if not own:
-            own = _own_errors(run, given, list(wanted), resting, TIES_MOST if model.activations else networks.MOST)
-        if not off <= max(bound, own.get(name, 0.0) * spread):
-            raise FileError(
-                f"{where}: onnxruntime's output `{name}` is off by {off / (spread or 1):.3g} of its spread, "
-                f"{_first_to_differ(run, given, list(wanted), where)}; nothing is written"
-            )
+        for of in networks.together(wanted[name]):
+            off = float((torch.from_numpy(actual[name]) - wanted[name])[..., of].norm()) if same else math.inf
+            spread, size = (float(values[..., of].norm()) for values in (wanted[name] - rest, wanted[name]))
+            ties = max((2 * float((other[name] - wanted[name])[..., of].norm()) for other in near), default=0.0)
+            bound = max((TIES if model.activations else OFF) * spread, ties) + ROUNDED_OFF * size
+            if off <= bound:
+                continue
+            if not own:
+                own = _own_errors(run, given, list(wanted), resting, TIES_MOST if model.activations else networks.MOST)
+            if not off <= max(bound, own.get(name, 0.0) * spread):
+                raise FileError(
+                    f"{where}: onnxruntime's output `{name}` is off by {off / (spread or 1):.3g} of its spread, "
+                    f"{_first_to_differ(run, given, list(wanted), where)}; nothing is written"
+                )
     return content, session
 
 

@@ -228,9 +228,7 @@ def _remembered(network: networks.Network) -> tuple[float, ...]:
 
 def _apart(found: Sequence[float], wanted: Sequence[float]) -> float:
     """The distance between two answers, as a fraction of the norm of the wanted one."""
-    if len(found) != len(wanted):
-        return math.inf
-    return math.dist(found, wanted) / max(math.hypot(*wanted), 1e-6)
+    return networks.distance(torch.tensor([found]), torch.tensor([wanted]))
 
 
 def _answers(network: nn.Module, images: Tensor) -> Tensor:
