@@ -33,7 +33,15 @@ PLAIN |= {"small_weights": 0, "block_small": 3, "finetune.epochs": 0}
 AWARE = PLAIN | {"gram": "covariance", "output_weights": True}
 TUNED = AWARE | {"finetune.epochs": 1}
 PRICED = TUNED | {"small_weights": 150000}
-WIDE: dict[str, Any] = PRICED | {"block_conv": 18, "block_small": 9}
+WIDE = PRICED | {"block_conv": 18, "block_small": 9}
+WAYS: dict[str, dict[str, Any]] = {
+    "": {},
+    ", channels in another order": {"permute": True},
+    ", codes chosen anew": {"reassign_every": 10},
+    ", both": {"permute": True, "reassign_every": 10},
+    ", not finetuned": {"finetune.epochs": 0},
+    ", not finetuned, channels in another order": {"finetune.epochs": 0, "permute": True},
+}
 
 
 def rows(budget: int) -> dict[str, dict[str, Any]]:
@@ -53,15 +61,8 @@ def rows(budget: int) -> dict[str, dict[str, Any]]:
         "... in half of the bytes": PRICED | {"budget_bytes": budget // 2},
         "... and codes chosen anew every ten steps": PRICED | {"budget_bytes": budget // 2, "reassign_every": 10},
         **{
-            f"blocks of two kernels in half of the bytes{which}": WIDE | {"budget_bytes": budget // 2} | changes
-            for which, changes in {
-                "": {},
-                ", channels in another order": {"permute": True},
-                ", codes chosen anew": {"reassign_every": 10},
-                ", both": {"permute": True, "reassign_every": 10},
-                ", not finetuned": {"finetune.epochs": 0},
-                ", not finetuned, channels in another order": {"finetune.epochs": 0, "permute": True},
-            }.items()
+            f"blocks of two kernels in half of the bytes{how}": WIDE | {"budget_bytes": budget // 2} | changes
+            for how, changes in WAYS.items()
         },
     }
 

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import shutil
+from collections import OrderedDict
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from conftest import TARGETS, with_changes
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import lowenergy
 from lowenergy import data, energies, networks, params, targets
@@ -276,6 +278,36 @@ def test_inductors_int8_kernels_do_what_is_simulated(compress: Any) -> None:
     exact = "vnni" in Path("/proc/cpuinfo").read_text()
     for a, b in zip(found, wanted, strict=True):
         assert (a - b).norm() < (0.02 if exact else 0.5) * b.norm()
+
+
+def made_of(names: list[str], head: str | None) -> networks.Foreign:
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2)]
+    body = nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
+    spec = networks.Spec("x:Y", channels=1, image_size=8, outputs=2, head=head, given=networks.Given(body))
+    net = networks.Foreign(spec, body.eval()).eval()
+    net.find_layers()
+    return net
+
+
+def test_layers_have_names_with_slashes_and_kinds_exist(small: params.Params) -> None:
+    net = made_of(["block/1", "relu", "ebm/2", "flat", "fc"], None)
+
+    def kept(*names: str) -> set[str]:
+        return quantizing._kept_float(net, "ebm", small.quantize.model_copy(update={"keep_float": [*names]}))
+
+    assert kept("body.block/1", "body.ebm/2", "ebm/body.fc") == {"body.block/1", "body.ebm/2", "body.fc"}
+    assert kept("classifier/body.block/1", "jem/nonsense") == set()
+    for unknown in ("body.block/3", "emb/body.fc", "ebm/nonsense"):
+        with pytest.raises(UserError, match=f"{unknown.removeprefix('ebm/')} is no layer of ebm; it has body.block/1"):
+            kept("body.fc", unknown)
+
+
+@pytest.mark.parametrize("head", [None, "mean"])
+@pytest.mark.parametrize("name", ["global", "class", 'say "a"', "back\\slash"])
+def test_names_that_python_cannot_write_are_one_line(name: str, head: str | None) -> None:
+    net = made_of(["first", "relu", name, "flat", "fc"], head)
+    with pytest.raises(UserError, match=r"cannot write a graph with a module named .*; rename it$"):
+        int8.prepare(net, {}, {}, gradient=head is not None)
 
 
 @pytest.mark.slow

@@ -368,6 +368,27 @@ def test_what_has_no_c_form_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+class Drawing(nn.Module):
+    """The same noise each time; code in C would have that of the export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            x = x + torch.randn(x.shape[2:])
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("target", ["classifier", "ebm"])
+def test_random_numbers_are_refused(target: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="draws random numbers, which C has not: aten.randn"):
+        c.export(foreign(Drawing(), target), HEADER, tmp_path / "c")
+    assert not list(tmp_path.iterdir())
+
+
 def encoded(kind: str) -> Model:
     """An EBM with every weight of one encoding; odd channels, so that rows end anywhere."""
     model = zoo("strided", "ebm", width=5)

@@ -199,6 +199,7 @@ def export(
 
 def _off_by_outputs(model: Model) -> float:
     """How far rounding layers' outputs moves an int8 model's energies or logits, as a fraction of their spread."""
+    from lowenergy import networks
     from lowenergy.energies import HEADS
     from lowenergy.runtimes import int8, to_onnx
 
@@ -206,7 +207,9 @@ def _off_by_outputs(model: Model) -> float:
     head = HEADS[model.spec.head] if model.spec.head else (lambda logits: logits)
     with torch.no_grad():
         measured, written = (head(int8.restore(model, outputs=outputs)(images)) for outputs in (False, True))
-    return float((written - measured).norm() / (measured - measured.mean(0)).norm().clamp_min(1e-12))
+    usual, *_ = networks.together(measured)
+    apart, spread = (written - measured)[..., usual], (measured - measured.mean(0))[..., usual]
+    return float(apart.norm() / spread.norm().clamp_min(1e-12))
 
 
 def check_out(out: Path, model: "Made | nn.Module | str | Path") -> None:

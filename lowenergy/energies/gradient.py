@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lowenergy.base import UserError
 from lowenergy.energies.energy import HEADS, logits_and_gradient
 from lowenergy.networks import own_tensors
-from lowenergy.networks.graphs import check_same, quiet, reason_of, traced, writes, writes_in_place
+from lowenergy.networks.graphs import check_names, check_same, quiet, reason_of, traced, writes, writes_in_place
 from lowenergy.networks.inputconv import input_gradient
 
 aten = torch.ops.aten
@@ -47,6 +47,7 @@ def gradient_graph(network: nn.Module, head: str, input_shape: tuple[int, int, i
     Raises:
         UserError: an operation cannot be traced, with torch's reason, or its gradient differs in the graph.
     """
+    check_names(network)
     images = torch.rand(3, *input_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
     def answers(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Turn a network into a graph of plain operations that write nothing in place, and check what a graph computes."""
 
 import io
+import keyword
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -33,6 +34,7 @@ def exported(network: nn.Module, input_shape: Sequence[int] | None = None) -> An
     Raises:
         UserError: it cannot be exported, with torch's reason.
     """
+    check_names(network)
     images = torch.zeros(2, *(input_shape or spec_of(network).input_shape))
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
@@ -45,6 +47,17 @@ def exported(network: nn.Module, input_shape: Sequence[int] | None = None) -> An
     finally:
         for parameter in trained:
             parameter.requires_grad_()
+
+
+def check_names(network: nn.Module) -> None:
+    """Check that torch.fx can write code that names the network's parts.
+
+    Raises:
+        UserError: a part has a name that it cannot.
+    """
+    for name, _ in network.named_modules():
+        if odd := [part for part in name.split(".") if keyword.iskeyword(part) or {*part} & set('"\\\n\r')]:
+            raise UserError(f"{_name(network)}: torch cannot write a graph with a module named {odd[0]!r}; rename it")
 
 
 def export(module: nn.Module, batches: tuple[Tensor, ...]) -> Any:

@@ -29,6 +29,7 @@ from lowenergy.base.progress import Progress
 from lowenergy.compression.quantize import Params, allocation
 from lowenergy.compression.quantize.inputs import of_inputs, rounded_inputs
 from lowenergy.compression.quantize.rounding import IMAGES, learn_rounding
+from lowenergy.params import kinds
 from lowenergy.runtimes import int8
 from lowenergy.storage.artifact import Model, weights
 from lowenergy.storage.encodings import Dense, Encoding, Int8, Range
@@ -76,7 +77,13 @@ def _kept_float(network: networks.Network, target: str, p: Params) -> set[str]:
         UserError: it has no such layer.
     """
     layers = networks.coded_layers(network)
-    keep_float = {name.removeprefix(f"{target}/") for name in p.keep_float if name.split("/")[0] in (name, target)}
+    keep_float = set()
+    for name in p.keep_float:
+        kind, slash, layer = name.partition("/")
+        if name in layers or not slash or kind not in kinds():
+            keep_float.add(name)
+        elif kind == target:
+            keep_float.add(layer)
     if unknown := keep_float - set(layers):
         raise UserError(
             f"params.yaml: quantize.keep_float: {', '.join(sorted(unknown))} is no layer of {target}; it has "
