@@ -33,7 +33,6 @@ from lowenergy.compression.pq.layers import (
     layers_to_code,
     owners_of,
 )
-from lowenergy.compression.pq.permuting import permute
 from lowenergy.compression.pq.price import check, fit_again, fit_budget, keep_budget, price_of_bits
 from lowenergy.storage.artifact import Model
 from lowenergy.storage.coded import attach, coded_weights
@@ -55,6 +54,8 @@ def compress(network: networks.Network, target: str, objective: Objective, p: Pa
     check(network, target, p, run)
     images = some(objective, p.calibration_images)
     if p.permute:
+        from lowenergy.compression.pq.permuting import permute  # with Torch-Pruning, which takes a second to import
+
         permute(network, images, p, run)
     generator = torch.Generator().manual_seed(run.seed)
     weights = output_weights(network, images, generator) if p.output_weights else None
