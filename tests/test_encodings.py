@@ -34,7 +34,8 @@ from lowenergy.storage.encodings import (
 )
 
 SPEC = networks.Spec("cnn", 8, "3x3", "swish", "batch", channels=1, image_size=8, outputs=10)
-floats = npst.arrays(np.float32, npst.array_shapes(max_dims=4, max_side=6), elements=st.sampled_from([0, 1, -2.5]))
+SOME = st.sampled_from([0, -0.0, 1, -2.5])
+floats = npst.arrays(np.float32, npst.array_shapes(max_dims=4, max_side=6), elements=SOME)
 
 
 @given(st.integers(1, 16).flatmap(lambda b: st.tuples(st.just(b), st.lists(st.integers(0, 2**b - 1), max_size=99))))
@@ -55,7 +56,9 @@ def test_codes_that_do_not_fit_are_refused() -> None:
 def test_sparse_is_exact_and_holds_no_zeros(array: np.ndarray) -> None:
     sparse = Sparse(torch.from_numpy(array))
     parts = sparse.parts()
-    assert torch.equal(from_parts(parts, "sparse", sparse.facts()).decode(), torch.from_numpy(array))
+    again = from_parts(parts, "sparse", sparse.facts()).decode()
+    assert torch.equal(again, torch.from_numpy(array))
+    assert torch.equal(again.signbit(), sparse.decode().signbit())  # a mask by multiplication leaves zeros with a sign
     assert len(parts["values"]) == np.count_nonzero(array)
     assert set(parts) - {"values"} in ({"bitmask"}, {"gaps"})
 

@@ -143,6 +143,9 @@ class Sparse:
     values: Tensor  # (...) float32, zeros included
     kind = "sparse"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", self.values + 0.0)  # the file has no place for the sign of a zero
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape

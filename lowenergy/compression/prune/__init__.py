@@ -32,7 +32,7 @@ class Params(Method):
     """inputs on which each layer's sensitivity is scanned and plotted; 0 for no scan"""
     finetune: Finetune = Finetune(epochs=5, batch_size=64, lr=0.002)
     """matching the target after pruning, in all rounds together; zeros stay zeros"""
-    retrain: Retrain = Retrain(epochs=10, lr=1.0)
+    retrain: Retrain = Retrain(epochs=15, lr=1.0)
     """then training by the target's own loss; zeros stay zeros"""
 
     @model_validator(mode="after")
