@@ -77,6 +77,14 @@ def test_figures_of_other_values_do_not_count(root: Path, place: tuple[str, ...]
     assert there(root) == left
 
 
+def test_values_are_read_as_dvc_reads_them(root: Path) -> None:
+    """To YAML 1.1, 5e-1 is a text and 00 an octal number."""
+    text = (root / "params.yaml").read_text()
+    assert "amount: 0.5" in text and "seed: 0" in text
+    (root / "params.yaml").write_text(text.replace("amount: 0.5", "amount: 5e-1").replace("seed: 0", "seed: 00"))
+    assert there(root) == ["ebm", "ebm-prune", "ebm-twice"]
+
+
 @pytest.mark.parametrize(("made", "left"), [("teacher@ebm", ["ebm"]), ("prepare", [])])
 def test_figures_of_other_files_do_not_count(root: Path, made: str, left: list[str]) -> None:
     """A run that has got as far as this stage has made another file than the figures are of."""

@@ -1,5 +1,6 @@
 """FID as papers have it: the network, its file and its figures, with random weights, for none are to be had here."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,6 +153,13 @@ def test_what_cannot_be_measured_is_one_line(weights: Path, tmp_path: Path, caps
     with pytest.raises(SystemExit):
         cli.main(["fid", "images.npz", "--inception", "a", "--scorer", "b"])
     assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 3, 8, 8), (6, 3, 0, 8), (6, 8, 8, 4), (6,)])
+def test_arrays_that_are_no_images_are_one_line(shape: tuple[int, ...], weights: Path, tmp_path: Path) -> None:
+    np.save(path := tmp_path / "a.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(UserError, match=rf"^{path}: an array {re.escape(str(shape))}; give images \(n, h, w\), or"):
+        lowenergy.fid(path, inception=weights, real=images(3, 20))
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,18 @@ class Folder:
                 self.add(f"{name}/{i}{suffix}", picture, **options)
         return self.prepared().train.images[0]
 
+    def of_png(self, bits: int, colour_type: int, rows: bytes, **chunks: bytes) -> torch.Tensor:
+        """All pictures are this PNG of 16 pixels a side; Pillow reads more kinds of them than it writes."""
+        content = b"\x89PNG\r\n\x1a\n"
+        head = struct.pack(">IIBBBBB", 16, 16, bits, colour_type, 0, 0, 0)
+        for name, body in {"IHDR": head, **chunks, "IDAT": zlib.compress(rows), "IEND": b""}.items():
+            chunk = name.encode() + body
+            content += struct.pack(">I", len(body)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        self.fill("a", "b")
+        for path in self.path.rglob("*.png"):
+            path.write_bytes(content)
+        return self.prepared().train.images[0]
+
     def prepared(self, **changes: Any) -> data.Splits:
         given = {"source": "folder", "folder": str(self.path), "image_size": 16, **changes}
         return data.prepare(section(self.values, **given), seed=0).read()
@@ -114,17 +126,30 @@ def test_sixteen_bits_of_colour(folder: Folder, colour_type: int, channels: int)
     if colour_type > 2:
         pixels[:, :, -1] = 65535
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    content = b"\x89PNG\r\n\x1a\n"
-    for name, body in (
-        (b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, colour_type, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows)),
-        (b"IEND", b""),
-    ):
-        content += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-    folder.fill("a", "b")
-    for path in folder.path.rglob("*.png"):
-        path.write_bytes(content)
-    assert folder.prepared().train.images[0, 0, 0].tolist() == list(range(0, 256, 17))
+    assert folder.of_png(16, colour_type, rows)[0, 0].tolist() == list(range(0, 256, 17))
+
+
+def test_a_colour_of_sixteen_bits_can_be_the_hole(folder: Folder) -> None:
+    pixels = np.repeat(GRADIENT[:, :, None], 3, 2).astype(">u2")
+    rows, hole = b"".join(b"\0" + row.tobytes() for row in pixels), pixels[0, 2].tobytes()
+    assert folder.of_png(16, 2, rows, tRNS=hole)[0, 0].tolist() == [0, 17, 255, *range(51, 256, 17)]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_grey_of_few_bits_can_be_the_hole(folder: Folder, bits: int) -> None:
+    """Viewers show white there, whatever grey it is; the other greys fill all of black to white."""
+    most, hole = 2**bits - 1, (2**bits - 1) // 3
+    shades = [x * most // 15 for x in range(16)]
+    row = int("".join(f"{shade:0{bits}b}" for shade in shades), 2).to_bytes(2 * bits, "big")
+    seen = [255 if shade == hole else shade * 255 // most for shade in shades]
+    assert folder.of_png(bits, 0, (b"\0" + row) * 16, tRNS=struct.pack(">H", hole))[0, 0].tolist() == seen
+
+
+def test_sixteen_bits_with_a_sign(folder: Folder) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0x0153] = 2
+    image = Image.fromarray((GRADIENT / 65535 * 32767).round().astype(np.uint16))
+    assert folder.all_of(image, ".tif", tiffinfo=tags)[0, 0].tolist() == list(range(0, 256, 17))
 
 
 def test_sixteen_bits_where_zero_is_white(folder: Folder) -> None:
@@ -220,6 +245,12 @@ def test_images_are_upright(folder: Folder) -> None:
                 path.unlink()
 
 
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
+def test_damaged_exif_is_no_damaged_picture(folder: Folder, suffix: str) -> None:
+    read = folder.all_of(100, suffix, exif=b"Exif\0\0garbage that is no tiff")
+    assert read.unique().tolist() == [100]
+
+
 def test_what_is_no_picture_of_a_class_is_left_out_and_counted(
     folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,15 +269,16 @@ def test_what_is_no_picture_of_a_class_is_left_out_and_counted(
 
 def test_all_that_pillow_reads_is_read(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["0.PNG", "1.gif", "2.jfif", "3.jpe", "4.JPEG", "5.webp", "6.bmp", "7.tiff", "8.pgm", "9.pcx", "10.jp2"]
+    names += ["11.mpo"]
     for i, name in enumerate(names):
         options = {"format": "JPEG"} if name.endswith(("jfif", "jpe")) else {}
         folder.add(f"a/{name}", np.full((16, 16), 20 * i, np.uint8), **options)
         folder.add(f"b/sub/deeper/{name}", np.full((16, 16), 255 - 20 * i, np.uint8), **options)
     prepared = folder.prepared()
     parts = (prepared.train, prepared.validation, prepared.test)
-    assert sum(map(len, parts)) == 22
+    assert sum(map(len, parts)) == 24
     shades = torch.cat([part.images for part in parts]).float().mean((1, 2, 3)).round().int()
-    assert sorted(shades.tolist()) == sorted([20 * i for i in range(11)] + [255 - 20 * i for i in range(11)])
+    assert sorted(shades.tolist()) == sorted([20 * i for i in range(12)] + [255 - 20 * i for i in range(12)])
     assert capsys.readouterr().out == ""
 
 
@@ -390,6 +422,8 @@ def test_names_of_all_kinds(folder: Folder) -> None:
     for part, form in (("train", "NFC"), ("test", "NFD")):
         folder.fill(*(f"{part}/{unicodedata.normalize(form, name)}" for name in ("é", "e")))
     assert folder.prepared().classes == ["e", "é"]
+    written = [unicodedata.normalize("NFD", "é"), "e"]
+    assert folder.prepared(classes=written).classes == ["é", "e"]
     for name in (b"caf\xe9", b"caf\xe8"):  # Latin-1, which would both be caf?
         folder.fill(f"train/{os.fsdecode(name)}")
     assert r"caf\udce8': its name is not UTF-8; rename it" in folder.refused()

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 from conftest import Clone, with_changes
 from hypothesis import given
@@ -374,13 +375,31 @@ def test_bad_limits(text: str) -> None:
         ({"chains": [["prune", "prune"]]}, "a method twice"),
         ({"chains": []}, "chains"),
         ({"chainz": []}, "chainz"),
+        (
+            {"parameters": {"prune.retrain.epochs": {"low": 0, "high": 6, "step": 1.5}}},
+            r"epochs = 1\.5: input should be",
+        ),
+        ({"parameters": {"quantize.keep_float": [[], ["fc"]]}}, "keep_float: the values of a list are numbers, texts"),
+        ({"parameters": {"prune.amount": 0.5}}, r"parameters\.prune\.amount: expected a list of values, or low and"),
+        ({"parameters": ["prune.amount"]}, "parameters: expected names of parameters, found list"),
+        ({"targets": {"clasifier": {"chains": [["pq"]]}}}, "targets: clasifier is no teacher of params.yaml and no"),
+        ({"targets": ["classifier"]}, "targets: expected names of teachers or kinds, found list"),
+        ({"targets": {"classifier": ["prune"]}}, r"targets\.classifier: expected chains or parameters, found list"),
     ],
 )
 def test_bad_spaces_are_one_line(tmp_path: Path, values: Any, change: dict[str, Any], message: str) -> None:
     path = written(tmp_path / "search.yaml", {**SPACE, **change})
     with pytest.raises(spaces.SpaceError, match=message) as error:
         spaces.load(path, "classifier", values)
-    assert all(line.startswith(str(path)) for line in str(error.value).splitlines())
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_a_step_that_is_no_whole_number_is_taken(tmp_path: Path, values: Any) -> None:
+    rates = {"prune.retrain.lr": {"low": 1, "high": 3, "step": 0.5}}
+    path = written(tmp_path / "search.yaml", {"chains": [["prune"]], "parameters": rates})
+    space, study = spaces.load(path, "classifier", values), optuna.create_study()
+    drawn = {space.draw(study.ask())[1]["prune.retrain.lr"] for _ in range(60)}
+    assert drawn == {1.0, 1.5, 2.0, 2.5, 3.0}
 
 
 def test_what_ships_is_a_space_for_every_target(values: Any, tmp_path: Path) -> None:

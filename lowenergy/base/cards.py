@@ -140,9 +140,9 @@ def _now_and_then(root: Path) -> tuple[Any, Any]:
     """The values of params.yaml and the stages of dvc.lock; of both nothing, if one of them is not there."""
     if not all((root / file).exists() for file in ("params.yaml", "dvc.lock")):
         return {}, {}
-    import yaml
+    from ruamel.yaml import YAML  # as DVC and the stages read them: to YAML 1.1, 2e-3 is a text and 010 is 8
 
-    values, lock = (yaml.safe_load((root / file).read_text()) for file in ("params.yaml", "dvc.lock"))
+    values, lock = (YAML(typ="safe").load(root / file) for file in ("params.yaml", "dvc.lock"))
     return values, lock.get("stages") or {}
 
 

@@ -215,15 +215,21 @@ def _opened(images: Images) -> Pixels:
 
 
 def _shape(path: Path) -> tuple[int, int, int]:
-    """Channels, height and width of the images in an array's file; arbitrary if read_array will refuse the file."""
+    """Channels, height and width of the images in an array's file; arbitrary if read_array will refuse the file.
+
+    Raises:
+        DataError: it holds no images.
+    """
+    shape: tuple[int, ...] = (0, 3, SIDE, SIDE)
     with suppress(Exception):
         saved: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         array = saved if isinstance(saved, np.ndarray) else saved["images" if "images" in saved else saved.files[0]]
-        if array.ndim == 3:  # grey
-            return (1, *array.shape[1:])
-        first, *_, last = array.shape[1:]
-        return array.shape[1:] if first in CHANNELS or last not in CHANNELS else (last, *array.shape[1:3])
-    return 3, SIDE, SIDE
+        shape = array.shape
+    if len(shape) == 3 and 0 not in shape[1:]:  # grey
+        return 1, *shape[1:]
+    if len(shape) == 4 and 0 not in shape[1:] and {shape[1], shape[3]} & {*CHANNELS}:
+        return shape[1:] if shape[1] in CHANNELS else (shape[3], *shape[1:3])
+    raise DataError(f"{path}: an array {shape}; give images (n, h, w), or (n, c, h, w) or (n, h, w, c) with c 1 or 3")
 
 
 # -- the distance -----------------------------------------------------------------------------------------------------

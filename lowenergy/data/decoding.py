@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -20,12 +20,17 @@ NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 # Values that may mean white in pixels of more than 8 bits. With 16 bits there is only one; otherwise the brightest
 # pixel of the whole folder decides, so that a dark image stays darker than its neighbours.
-WHITES = {"16-bit": (65535.0,), "32-bit integer": (255.0, 65535.0), "float": (1.0, 255.0, 65535.0)}
+WHITES = {
+    "16-bit": (65535.0,),
+    "signed 16-bit": (32767.0,),
+    "32-bit integer": (255.0, 65535.0),
+    "float": (1.0, 255.0, 65535.0),
+}
 DARKEST = 1 / 16  # fraction of white that the brightest pixel must reach: below it, less than 4 of 8 bits are left
 
 LONGEST = 16  # longer side of a picture that is resized as a whole, in multiples of the shorter one
 
-ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of Exif and of TIFF
+ORIENTATION, PHOTOMETRIC, BITS, SIGNED = 0x0112, 0x0106, 0x0102, 0x0153  # tags of Exif and of TIFF
 TURNS = {  # by orientation. ImageOps.exif_transpose also rewrites the metadata, and fails if they are odd
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -43,7 +48,7 @@ def suffixes() -> frozenset[str]:
     from PIL import Image
 
     Image.init()
-    drawn = Image.OPEN.keys() - NOT_DRAWN
+    drawn = (Image.OPEN.keys() - NOT_DRAWN) | {"MPO"}  # which is opened as the JPEG that it begins with
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in drawn)
 
 
@@ -71,6 +76,9 @@ def depth(image: "Pillow.Image") -> str | None:
     """The kind of an image's pixels of more than 8 bits, a key of WHITES; None if Pillow converts them correctly."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return "16-bit"
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "I" and tags.get(BITS) == (16,) and tags.get(SIGNED) == (2,):
+        return "signed 16-bit"
     return {"I": "32-bit integer", "F": "float"}.get(image.mode)
 
 
@@ -140,17 +148,20 @@ def eight_bit(image: "Pillow.Image", channels: int, whites: Mapping[str, float])
     """
     from PIL import Image
 
+    hole = _hole(image)
     image.load()  # Pillow turns a TIFF upright here
-    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    turn = TURNS.get(_orientation(image))
     kind = depth(image)
     if kind is not None:
         pixels = np.asarray(image) * (255 / whites[kind])
         if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # 0 is white, which Pillow heeds only in 8 bits
             pixels = 255 - pixels
-        if isinstance(hole := image.info.get("transparency"), int):  # the one value that a PNG leaves transparent
+        if isinstance(hole, int):
             pixels[np.asarray(image) == hole] = 255
         image = Image.fromarray(np.round(pixels).clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
+        if hole is not None:
+            image.info["transparency"] = hole
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode == "LAB":
@@ -158,6 +169,27 @@ def eight_bit(image: "Pillow.Image", channels: int, whites: Mapping[str, float])
     if turn is not None:
         image = image.transpose(Image.Transpose[turn])
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _hole(image: "Pillow.Image") -> Any:
+    """The one value that a PNG leaves transparent, in the pixels that Pillow makes of it; None if there is none.
+
+    Pillow stretches grey of 1, 2 and 4 bits to 8, and keeps the upper 8 bits of colours of 16, but not here.
+    """
+    hole = image.info.get("transparency")
+    tiles = getattr(image, "tile", None)  # not of images in memory
+    raw = str(tiles[0][3]) if image.format == "PNG" and tiles else ""
+    if isinstance(hole, int) and (raw == "1" or raw.startswith("L;")):
+        return hole * 255 // (2 ** int(raw.removeprefix("L;")) - 1)
+    return tuple(value >> 8 for value in hole) if isinstance(hole, tuple) and raw.startswith("RGB;16") else hole
+
+
+def _orientation(image: "Pillow.Image") -> int:
+    """As Exif says it; 1, upright, if that is damaged."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow raises nearly anything on damaged metadata, of some formats alone
+        return 1
 
 
 def square(image: "Pillow.Image", size: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Section `data`: where the images come from."""
 
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,6 +24,7 @@ def _source(name: str) -> str:
 
 
 def _named_once(names: list[str]) -> list[str]:
+    names = [unicodedata.normalize("NFC", name) for name in names]  # systems differ in how they write é
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice[:3])} stands there twice")
     return names

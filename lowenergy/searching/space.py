@@ -4,7 +4,7 @@ chains: [[prune], [prune, quantize]]           methods, starting from the teache
 parameters:
   prune.amount: {low: 0.3, high: 0.95}         a number in between; with `log: true` on a logarithmic scale, with
                                                `step` in steps of that size
-  quantize.weight_bits: {low: 2, high: 8}      whole numbers if both ends are
+  quantize.weight_bits: {low: 2, high: 8}      whole numbers if both ends and the step are
   prune.kind: [unstructured, structured]       one of these
 targets:
   ebm: {chains: ..., parameters: ...}          laid over the above for this teacher, or for all of this kind; null
@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from lowenergy import params
 from lowenergy.base.errors import UserError
@@ -46,6 +44,10 @@ class Range(_Section):
     high: int | float
     step: Annotated[int | float, Field(gt=0)] | None = None
     log: bool = False
+
+    @property
+    def is_of_whole_numbers(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int) and float(self.step or 1).is_integer()
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
@@ -114,8 +116,8 @@ def _drawn(trial: "Trial", name: str, kind: "Range | Choice") -> Value:
     if isinstance(kind, list):
         value: Value = trial.suggest_categorical(name, kind)
         return value
-    if isinstance(kind.low, int) and isinstance(kind.high, int):
-        return trial.suggest_int(name, kind.low, kind.high, step=int(kind.step or 1), log=kind.log)
+    if kind.is_of_whole_numbers:
+        return trial.suggest_int(name, int(kind.low), int(kind.high), step=int(kind.step or 1), log=kind.log)
     drawn = trial.suggest_float(name, kind.low, kind.high, step=kind.step, log=kind.log)
     return float(f"{drawn:.4g}")  # as a person would write it, so that two trials may share it
 
@@ -137,32 +139,54 @@ def load(path: Path, target: str, values: Mapping[str, Any]) -> Space:
         SpaceError: one line per problem: the file is missing, is not YAML, or names a parameter that does not exist, a
             value that it cannot have, or a chain that cannot be.
     """
+    if not path.exists():
+        raise SpaceError(f"{path}: no such file; `git checkout search.yaml`, or name one: --space FILE")
     try:
-        contents = YAML(typ="safe").load(path)
-    except FileNotFoundError:
-        raise SpaceError(f"{path}: no such file; `git checkout search.yaml`, or name one: --space FILE") from None
-    except YAMLError as error:
-        raise SpaceError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(contents, Mapping):
-        raise SpaceError(f"{path}: expected chains and parameters, found {type(contents).__name__}")
-    shared = {key: value for key, value in contents.items() if key != "targets"}
-    by_target = contents.get("targets") or {}
-    own = by_target.get(target) or by_target.get(values["teachers"][target]["kind"]) or {}
-    parameters = {**(shared.get("parameters") or {}), **(own.get("parameters") or {})}
+        contents = _section(params.read(path), "chains and parameters")
+        shared = {key: value for key, value in contents.items() if key != "targets"}
+        by_target = _section(contents.get("targets"), "names of teachers or kinds", "targets")
+        if unknown := sorted(by_target.keys() - values["teachers"].keys() - params.kinds().keys(), key=str):
+            raise SpaceError(f"targets: {unknown[0]} is no teacher of params.yaml and no kind")
+        at = target if by_target.get(target) else values["teachers"][target]["kind"]
+        own = _section(by_target.get(at), "chains or parameters", f"targets.{at}")
+        parameters = dict(_section(shared.get("parameters"), "names of parameters", "parameters"))
+        parameters |= _section(own.get("parameters"), "names of parameters", f"targets.{at}.parameters")
+    except params.ParamsError as error:
+        raise SpaceError(str(error)) from None
+    except SpaceError as error:
+        raise SpaceError(f"{path}: {error}") from None
     whole = {**shared, **own, "parameters": {name: kind for name, kind in parameters.items() if kind is not None}}
     try:
         space = Space.model_validate(whole)
     except ValidationError as error:
-        lines = [f"{path}: {_place(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-        raise SpaceError("\n".join(dict.fromkeys(lines))) from None
+        found = (_said(e["loc"], e["msg"], whole["parameters"]) for e in error.errors())
+        raise SpaceError("\n".join(dict.fromkeys(f"{path}: {line}" for line in found if line))) from None
     problems = [*_bad_chains(space, target, values), *_bad_parameters(space, values)]
     if problems:
         raise SpaceError("\n".join(f"{path}: {line}" for line in problems))
     return space
 
 
-def _place(loc: tuple[Any, ...]) -> str:
-    return ".".join(str(part) for part in loc if part not in ("Range",) and not str(part).startswith(("list[", "con")))
+def _section(value: Any, of: str, place: str = "") -> Mapping[str, Any]:
+    """A part of the file that must be a dictionary; {} where it is left out."""
+    if value is not None and not isinstance(value, Mapping):
+        raise SpaceError(f"{place}: expected {of}, found {type(value).__name__}".removeprefix(": "))
+    return value or {}
+
+
+def _said(loc: tuple[Any, ...], message: str, parameters: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in words; '' for those of a range where a list was given, and the other way round."""
+    message = message.removeprefix("Value error, ")
+    if loc[0] != "parameters" or len(loc) < 3:
+        return f"{'.'.join(map(str, loc))}: {message}"
+    value, of_range = parameters[loc[1]], "Range" in str(loc[2])
+    if not isinstance(value, Mapping | list):
+        return f"parameters.{loc[1]}: expected a list of values, or low and high"
+    if isinstance(value, Mapping) != of_range:
+        return ""
+    if isinstance(value, list) and value:
+        return f"parameters.{loc[1]}: the values of a list are numbers, texts, true, false or null"
+    return f"{'.'.join(map(str, (*loc[:2], *loc[3:])))}: {message}"
 
 
 def _bad_chains(space: Space, target: str, values: Mapping[str, Any]) -> list[str]:
@@ -186,7 +210,7 @@ def _bad_parameters(space: Space, values: Mapping[str, Any]) -> list[str]:
         if not _of(name, list(methods)) or value_at(values, name) is MISSING:
             problems.append(f"{name} is no parameter of a method; `lowenergy params` lists all of them")
             continue
-        for value in kind if isinstance(kind, list) else [kind.low, kind.high]:
+        for value in kind if isinstance(kind, list) else [kind.low, kind.low + (kind.step or 0), kind.high]:
             why = _refused(with_values(values, {name: value}))
             problems += [line for line in why.splitlines() if name in line][:1]
     return problems
