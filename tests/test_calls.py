@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import io
 import os
 import pathlib
 import random
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,10 +220,19 @@ def pillow(image: Tensor) -> Any:
     return Image.fromarray(image[0].numpy())
 
 
+def cut_off() -> Any:
+    """A picture whose file ends in the middle, which shows when it is decoded."""
+    from PIL import Image
+
+    Image.effect_noise((64, 64), 50).save(content := io.BytesIO(), "JPEG")
+    return Image.open(io.BytesIO(content.getvalue()[:900]))
+
+
 FLOATS = data.to_float(IMAGES)
 SOURCES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "tensor": (IMAGES, LABELS, {}),
     "array": (IMAGES.numpy(), LABELS.numpy(), {}),
+    "a pair": ((IMAGES, LABELS), None, {}),
     "without channels": (IMAGES[:, 0], LABELS.tolist(), {}),
     "channels last": (IMAGES.movedim(1, 3).numpy(), LABELS, {}),
     "floats": (FLOATS, LABELS, {}),
@@ -312,6 +323,8 @@ WRONG: list[tuple[Any, Any, dict[str, Any], str]] = [
     (IMAGES[:1], LABELS[:1], {}, "1 images are too few to hold some out"),
     ("folder", LABELS, {}, "str is none of tensor, array, Dataset, DataLoader"),
     ([IMAGES[0], IMAGES[0, :, :4, :4]], [0, 1], {}, "differ in size"),
+    ([cut_off()], [0], {}, r"images: one of them cannot be decoded \(.*truncated.*\); leave it out"),
+    ((2 * FLOATS).to(torch.float8_e4m3fn), LABELS, {}, "floats from -2 to .*, where -1 to 1 is expected"),
     (DataLoader(TensorDataset(FLOATS), 8), LABELS, {}, "a loader of batches brings its own"),
     (IMAGES.repeat(1, 3, 1, 1), LABELS, {}, r"does not take images of \(3, 8, 8\)"),
 ]
@@ -671,6 +684,10 @@ def test_fid_through_ones_own_classifier(network: Net, energy: making.Made) -> N
     card = energy.card(IMAGES, scorer="scorer.safetensors", samples=100, steps=2, trust=trust)
     assert card.generation.fid == far.fid and "FID" in str(card)
     assert energy.card(IMAGES).generation is None
+    energy.save("energy.safetensors")
+    for call in (lowenergy.fid, partial(lowenergy.evaluate, energy)):
+        with pytest.raises(UserError, match=r"energy\.safetensors: an energy, whose outputs are no classes; FID looks"):
+            call(IMAGES, scorer="energy.safetensors", trust=trust)
 
 
 # -- the package ------------------------------------------------------------------------------------------------------

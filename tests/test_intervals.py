@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowenergy import networks
 from lowenergy.scoring import answers, generation
-from lowenergy.scoring.intervals import Interval, bootstrap, mcnemar, standard_errors, wilson
+from lowenergy.scoring.intervals import Interval, around, bootstrap, mcnemar, standard_errors, wilson
 
 SHARES = st.integers(1, 20_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 ANSWERS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
@@ -142,6 +142,14 @@ def test_intervals_of_fid_cover_other_samples() -> None:
         inside += sum(others) / 60 in found
     assert inside >= 16
     assert distance(moments(300, 0.6)[1]) not in found
+
+
+def test_no_interval_reaches_below_what_a_figure_can_be() -> None:
+    assert around(0.1, [0.0, 0.1, 0.4, 0.9], 0.0).low == 0 > around(0.1, [0.0, 0.1, 0.4, 0.9]).low
+    features = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    moments = generation._moments(features)
+    value, *again = generation.distances(moments, features, seed=0).tolist()
+    assert around(value, again, 0.0).low == 0 < around(value, again, 0.0).high
 
 
 def test_figures_with_intervals_are_those_without() -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lowenergy.base.errors import one_line
 from lowenergy.base.progress import EVERY
 from lowenergy.data import DataError, Split, Splits
 
@@ -202,6 +203,8 @@ def _fill(
 
 def _batches(images: Images, labels: Any) -> Iterator[tuple[Any, Any]]:
     """Yield batches of images, each with its labels or None."""
+    if isinstance(images, tuple) and len(images) == 2 and labels is None and len(getattr(images[0], "shape", ())) == 4:
+        images, labels = images
     if isinstance(labels, Tensor):
         _check_plain(labels, "labels")
     elif hasattr(labels, "__array__"):
@@ -326,11 +329,15 @@ def _tensor(image: Any) -> Tensor:
         raise DataError(
             f"images: {type(image).__name__} is no image; give tensors, arrays or Pillow's images"
         ) from None
+    except OSError as error:  # of Pillow, which decodes only now
+        raise DataError(f"images: one of them cannot be decoded ({one_line(error)}); leave it out") from None
 
 
 def _upright(batch: Any) -> Tensor:
     """Return images as (n, c, h, w) on the CPU; they may also come without c, or with c last."""
     images = _tensor(batch).detach().cpu()
+    if images.is_floating_point() and images.element_size() == 1:
+        images = images.float()  # torch knows no minimum of eight bits
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim == 4 and images.shape[2] != images.shape[3] and images.shape[1] == images.shape[2] > 1:

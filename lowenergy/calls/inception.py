@@ -58,7 +58,7 @@ def measure(path: str | Path, images: Images, real: Images, seed: int) -> Genera
     if not (features.isfinite().all() and wanted.isfinite().all()):
         raise FileError(f"{path}: features are not finite; give the weights of a trained Inception")
     value, *again = distances(wanted, features, seed)
-    return Generation(around(value, again), score_surely(features @ answer.T, seed), len(drawn))
+    return Generation(around(value, again, 0.0), score_surely(features @ answer.T, seed), len(drawn))
 
 
 # -- the network ------------------------------------------------------------------------------------------------------

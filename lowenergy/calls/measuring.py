@@ -202,9 +202,21 @@ def _drawn(
     seed: int,
     trust: Collection[str],
 ) -> Generation:
-    looked_through = dense_network(opened(scorer, trust=trust).model)
+    looked_through = _scorer(scorer, trust)
     moments = _reference(scorer) if real is None else generation.moments_of(looked_through, real.images)
     return generation.measure_surely(looked_through, moments, draw(own, samples, steps, step_size, seed), seed)
+
+
+def _scorer(path: str | Path, trust: Collection[str]) -> networks.Network:
+    """The classifier in a file, to look at images through.
+
+    Raises:
+        UserError: it is an energy that knows no classes.
+    """
+    model = opened(path, trust=trust).model
+    if model.spec.head is not None and (model.spec.head != "logsumexp" or model.target == "ebm"):
+        raise UserError(f"{path}: an energy, whose outputs are no classes; FID looks at images through a classifier")
+    return dense_network(model)
 
 
 def _reference(scorer: str | Path) -> generation.Moments:
@@ -288,7 +300,7 @@ def fid(
         if inception is not None:
             return through_inception.measure(inception, images, real, seed)
         assert scorer is not None
-        looked_through = dense_network(opened(scorer, trust=trust).model)
+        looked_through = _scorer(scorer, trust)
         shape = looked_through.spec.input_shape
         drawn = _drawn_images(images, shape)
         if len(drawn) < generation.FEWEST:

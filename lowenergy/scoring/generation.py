@@ -147,7 +147,7 @@ def measure_surely(scorer: Network, real: Moments, images: Tensor, seed: int) ->
     """
     features, logits = looked_at(scorer, images)
     value, *again = distances(real, features, seed).tolist()
-    return Generation(around(value, again), score_surely(logits, seed), len(images))
+    return Generation(around(value, again, 0.0), score_surely(logits, seed), len(images))
 
 
 def distances(real: Moments, features: Tensor, seed: int) -> Tensor:
@@ -176,7 +176,7 @@ def score_surely(logits: Tensor, seed: int) -> Interval:
     def score(index: Tensor) -> float:
         return inception_score(logits[index], torch.Generator().manual_seed(seed))
 
-    return bootstrap(score, len(logits), seed=seed)
+    return bootstrap(score, len(logits), seed=seed, least=1.0)
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:

@@ -76,7 +76,13 @@ def _binomial_tail(k: int, n: int) -> float:
 
 
 def bootstrap(
-    statistic: Callable[[Tensor], float], n: int, *, seed: int, resamples: int = RESAMPLES, value: float | None = None
+    statistic: Callable[[Tensor], float],
+    n: int,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    value: float | None = None,
+    least: float = -math.inf,
 ) -> Interval:
     """A statistic of n samples, and how it would vary if others of their kind had been drawn (Efron 1979).
 
@@ -84,11 +90,12 @@ def bootstrap(
         statistic: computed from the samples with these indices, (n,) int64, some of which occur more than once.
         resamples: how many sets of n indices are drawn with replacement.
         value: the statistic of all samples, if it is known.
+        least: see around.
     Raises:
         ValueError: n is less than 2, or a resample's figure is not finite.
     """
     figures = resampled(statistic, n, seed=seed, resamples=resamples)
-    return around(statistic(torch.arange(n)) if value is None else value, figures)
+    return around(statistic(torch.arange(n)) if value is None else value, figures, least)
 
 
 def resampled(statistic: Callable[[Tensor], float], n: int, *, seed: int, resamples: int = RESAMPLES) -> list[float]:
@@ -106,12 +113,14 @@ def resampled(statistic: Callable[[Tensor], float], n: int, *, seed: int, resamp
     return [statistic(torch.randint(n, (n,), generator=generator)) for _ in range(resamples)]
 
 
-def around(value: float, found: Sequence[float]) -> Interval:
+def around(value: float, found: Sequence[float], least: float = -math.inf) -> Interval:
     """The interval of a figure, from the figures of resamples.
 
     These are moved so that their mean is the figure itself: FID and Inception Score are biased by the number of
     different samples, and resamples have fewer.
 
+    Args:
+        least: the least that such a figure can be, and so its interval's lower end.
     Raises:
         ValueError: a resample's figure is not finite.
     """
@@ -119,7 +128,7 @@ def around(value: float, found: Sequence[float]) -> Interval:
         raise ValueError("a resample's figure is not finite")
     shift = value - math.fsum(found) / len(found)
     low, high = _quantile(found, (1 - CONFIDENCE) / 2), _quantile(found, (1 + CONFIDENCE) / 2)
-    return Interval(value, min(value, low + shift), max(value, high + shift))
+    return Interval(value, min(value, max(least, low + shift)), max(value, high + shift))
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

@@ -137,7 +137,7 @@ def _generated(figures: dict[str, Any], fids: Tensor, theirs: Tensor | None, sam
         fids, theirs: the FID, and the FIDs of resamples; each resample has samples of the same numbers in both.
     """
     figures["samples"] = samples
-    _with_interval(figures, "fid", around(float(fids[0]), fids[1:].tolist()))
+    _with_interval(figures, "fid", around(float(fids[0]), fids[1:].tolist(), 0.0))
     if theirs is not None:
         rise = fids - theirs
         _with_interval(figures.setdefault("lost", {}), "fid", around(float(rise[0]), rise[1:].tolist()))
