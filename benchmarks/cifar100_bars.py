@@ -139,6 +139,14 @@ ROWS: dict[str, tuple[tuple[str, ...], Changes]] = {
     ),
     "pq, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9)),
     "codes that move, 64x": (("pq",), pq(695_000, 8, block_conv=18, block_small=9, reassign_every=10)),
+    "codes that move, half of the MACs as shipped": (
+        (HALF, "pq"),
+        {
+            **FROM_HALF,
+            **pq(695_000, 5, reassign_every=10),
+            "branches.classifier-pq.start": "classifier-half",
+        },
+    ),
     "codes that move, channels in another order, 64x": (
         ("pq",),
         pq(695_000, 8, block_conv=18, block_small=9, reassign_every=10, permute=True),
