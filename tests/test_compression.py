@@ -306,8 +306,15 @@ def test_layers_have_names_with_slashes_and_kinds_exist(small: params.Params) ->
 @pytest.mark.parametrize("name", ["global", "class", 'say "a"', "back\\slash"])
 def test_names_that_python_cannot_write_are_one_line(name: str, head: str | None) -> None:
     net = made_of(["first", "relu", name, "flat", "fc"], head)
-    with pytest.raises(UserError, match=r"cannot write a graph with a module named .*; rename it$"):
+    with pytest.raises(UserError, match=r"cannot write a graph with a part named .*; rename it$"):
         int8.prepare(net, {}, {}, gradient=head is not None)
+
+
+def test_names_of_weights_that_python_cannot_write_are_one_line() -> None:
+    net = made_of(["first", "relu", "second", "flat", "fc"], None)
+    net.body.register_parameter("lambda", nn.Parameter(torch.ones(1)))
+    with pytest.raises(UserError, match="cannot write a graph with a part named 'lambda'; rename it$"):
+        int8.prepare(net, {}, {})
 
 
 @pytest.mark.slow

@@ -45,26 +45,54 @@ def masking(**arguments: object) -> networks.Network:
     return net
 
 
-@given(st.floats(200, 1e30), st.integers(0, 4), st.floats(1e-6, 10))
-def test_an_output_that_is_always_large_hides_nothing(size: float, place: int, error: float) -> None:
-    wanted = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    found = wanted + error * torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
-    others = [i for i in range(5) if i != place]
-    apart = float((found - wanted)[:, others].norm() / wanted[:, others].norm())
-    wanted[:, place] = found[:, place] = -size * float(wanted.norm())
-    assert networks.distance(found, wanted) == pytest.approx(apart, rel=1e-3)
-    found[:, place] *= 2
-    assert networks.distance(found, wanted) == pytest.approx(max(apart, 1.0), rel=1e-3)
+VALUES = [-1e4, -1e9, torch.finfo(torch.float32).min]
 
 
-def test_outputs_of_usual_sizes_have_one_norm() -> None:
-    wanted = torch.tensor([[1.0, 20.0, 0.0, 3.0], [2.0, 10.0, 0.0, -3.0]])
-    found = wanted + 0.01
-    assert networks.distance(found, wanted) == pytest.approx(float((found - wanted).norm() / wanted.norm()))
+def standard(seed: int, n: int = 16, k: int = 10) -> Tensor:
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+
+
+@given(st.sets(st.integers(0, 9), max_size=9), st.sampled_from(VALUES), st.booleans())
+def test_what_masks_most_outputs_hides_nothing(masked: set[int], value: float, added: bool) -> None:
+    """Written over the logits, or added to them; whatever the others are, they count."""
+    mask = torch.tensor([i in masked for i in range(10)])
+
+    def masking(outputs: Tensor) -> Tensor:
+        return outputs + value * mask if added else outputs.masked_fill(mask, value)
+
+    wanted = standard(0)
+    assert networks.distance(masking(wanted), masking(wanted)) == 0
+    assert networks.distance(masking(standard(1)), masking(wanted)) > 0.2
+    assert networks.distance(masking(standard(1))[:1], masking(wanted)[:1]) > 0.02 or added  # an image alone
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_an_offset_hides_little_where_it_counts_little(count: int) -> None:
+    wanted = 3e4 + standard(0, k=count)
+    found = 3e4 + standard(1, k=count)
+    assert networks.distance(found, wanted) < 1e-4 < networks.distance(found, wanted, offset=0.1)
+
+
+@given(st.integers(1, 20), st.floats(1e-6, 1), st.integers(0, 99))
+def test_outputs_of_one_size_have_one_norm(count: int, error: float, seed: int) -> None:
+    wanted = 1 + 0.1 * standard(seed, k=count)
+    found = wanted + error * standard(seed + 1, k=count)
+    plain = float((found - wanted).norm() / wanted.norm())
+    assert networks.distance(found, wanted) == pytest.approx(plain, rel=0.2)
+    assert networks.distance(found[:, :, None], wanted[:, :, None]) == pytest.approx(plain, rel=1e-5)  # no logits
+    assert networks.size(wanted) == pytest.approx(float(wanted.norm()))
+
+
+def test_outputs_that_are_nothing_or_no_numbers() -> None:
+    wanted = standard(0)
     assert networks.distance(wanted[0, 0], wanted[0, 0]) == 0
     assert networks.distance(wanted, wanted[:, :3]) == math.inf
-    assert math.isnan(networks.distance(found / 0 * 0, wanted))
+    assert math.isnan(networks.distance(wanted * math.nan, wanted))
     assert networks.distance(torch.zeros(2, 4), torch.zeros(2, 4)) == 0
+    assert networks.distance(torch.zeros(0, 4), torch.zeros(0, 4)) == 0
+    assert networks.distance(torch.arange(4).view(2, 2), torch.arange(4).view(2, 2) + 1) > 0.3
+    dead = torch.cat([wanted, torch.zeros(16, 2)], 1)
+    assert networks.distance(dead + 1e-6, dead) < 2e-6
 
 
 def test_channels_stay_that_a_masked_network_needs_where_they_are() -> None:

@@ -57,6 +57,45 @@ def test_whatever_the_network_does_it_computes_the_same(
     assert ("channels in another order" in capsys.readouterr().out) == moved
 
 
+class Masked(nn.Module):
+    """The mask of the first convolution's channels is in no file: whoever builds the network makes it, as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 10)
+        self.register_buffer("mask", torch.arange(16)[:, None, None] / 16, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.second((self.first(x) * self.mask).relu()).relu().mean((2, 3)))
+
+
+class Turned(nn.Module):
+    """The first convolution's channels are turned round, and its answers hide that behind an offset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1000 + self.fc(self.second(self.first(x).flip(1).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["Masked", "Turned"])
+def test_channels_stay_where_something_else_counts_on_their_places(
+    name: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = Spec(f"{__file__}:{name}", channels=1, image_size=8, outputs=10, arguments={})
+    net = networks.build(spec, seed=0).eval()
+    net.find_layers()
+    before = copy.deepcopy(net.state_dict())
+    permuting.permute(net, images(), WIDE, run)
+    stay = {key for key, value in net.state_dict().items() if torch.equal(value, before[key])}
+    assert stay >= {"body.first.weight", "body.first.bias", "body.fc.bias"}
+    assert "16 channels in another order" in capsys.readouterr().out  # the second's
+    again = networks.build_with(spec, {key: value.clone() for key, value in net.state_dict().items()})
+    torch.testing.assert_close(again(images()), net(images()), rtol=1e-5, atol=1e-5)
+
+
 @given(st.permutations(range(12)), st.sampled_from([2, 3, 4, 6]))
 def test_channels_that_are_read_alike_come_together(places: list[int], span: int) -> None:
     """Of 12 channels each `span` are read with the same weights, wherever they stand at first."""

@@ -199,17 +199,14 @@ def export(
 
 def _off_by_outputs(model: Model) -> float:
     """How far rounding layers' outputs moves an int8 model's energies or logits, as a fraction of their spread."""
-    from lowenergy import networks
     from lowenergy.energies import HEADS
     from lowenergy.runtimes import int8, to_onnx
 
     images, _ = to_onnx.looked_at(model.spec.input_shape)
     head = HEADS[model.spec.head] if model.spec.head else (lambda logits: logits)
     with torch.no_grad():
-        measured, written = (head(int8.restore(model, outputs=outputs)(images)) for outputs in (False, True))
-    usual, *_ = networks.together(measured)
-    apart, spread = (written - measured)[..., usual], (measured - measured.mean(0))[..., usual]
-    return float(apart.norm() / spread.norm().clamp_min(1e-12))
+        measured, written = (head(int8.restore(model, outputs=outputs)(images)).double() for outputs in (False, True))
+    return float((written - measured).norm() / (measured - measured.mean(0)).norm().clamp_min(1e-12))
 
 
 def check_out(out: Path, model: "Made | nn.Module | str | Path") -> None:

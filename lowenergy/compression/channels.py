@@ -515,7 +515,7 @@ def _wrong_without(original: networks.Network, roots: Sequence[str]) -> str | No
 
 
 def same(found: Tensor, wanted: Tensor) -> bool:
-    return networks.distance(found, wanted) <= SAME
+    return networks.distance(found, wanted, offset=0.1) <= SAME
 
 
 # -- which of them go -------------------------------------------------------------------------------------------------

@@ -1,39 +1,63 @@
 """How far outputs are from what they should be: the measure of every check that a network still does the same."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-LARGE = 100  # times as large as the others: an output by which theirs must not be measured
+SHIFTED = 1000  # times what outputs differ from image to image: what is larger is an offset
+CONSTANT = 1e-9  # fraction of its size by which an output may differ from image to image and be no more than rounding
 SMALLEST = 1e-30
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
-    """The norm of the difference, as a fraction of the norm of what is wanted; inf for another shape, nan for NaN.
+def distance(found: Tensor, wanted: Tensor, offset: float = 1.0) -> float:
+    """How far apart two outputs are, as a fraction; inf for another shape, nan for NaN.
 
-    A network may give -1e9 for classes that are impossible. By the norm of such logits nothing else would differ, so
-    each output that is much larger than the others is measured by itself, and the largest fraction counts.
+    For tensors such as gradients that is the norm of the difference by that of what is wanted. Of logits and energies,
+    (n, k), each output is measured by itself, or a large one, such as the -1e9 of a class that is impossible, would
+    hide any difference of the others.
 
-    >>> wanted = torch.tensor([[3.0, 4.0, -1e9], [3.0, 4.0, -1e9]])
-    >>> round(distance(wanted + torch.tensor([0.5, 0.0, 0.0]), wanted), 3)
-    0.1
+    Args:
+        offset: how much an output's size counts beside how much it differs from image to image: less for those who ask
+            what is left of its answers, at the price of seeing more of what rounding does.
+
+    >>> wanted = torch.tensor([[3.0, 4.0, -1e9], [5.0, 2.0, -1e9]])
+    >>> bool(distance(wanted + torch.tensor([0.5, 0.0, 0.0]), wanted) > 0.08)
+    True
     """
     if found.shape != wanted.shape:
         return math.inf
-    found, wanted = found.detach().double(), wanted.detach().double()  # so that squares do not overflow
-    parts = ((found[..., of], wanted[..., of]) for of in together(wanted))
-    return float(torch.stack([(part - of).norm() / of.norm().clamp_min(SMALLEST) for part, of in parts]).max())
+    wanted = wanted.detach().cpu()
+    wanted = wanted if wanted.is_complex() else wanted.double()  # so that squares do not overflow
+    off = found.detach().cpu().to(wanted.dtype) - wanted
+    if wanted.ndim != 2 or not wanted.numel():
+        return float(off.norm() / wanted.norm().clamp_min(SMALLEST))
+    spread = _spread(wanted)
+    least = offset * torch.maximum(wanted.norm(dim=0), _typical(spread, wanted))  # of outputs that are always 0, too
+    scale = torch.maximum(spread, least)
+    return float((off.norm(dim=0) / scale.clamp_min(SMALLEST)).square().mean().sqrt())
 
 
-def together(outputs: Tensor) -> list[Any]:
-    """Indices of logits (n, k) that can be measured by one norm, the usual ones first; of other tensors, everything."""
-    if outputs.ndim != 2 or outputs.shape[1] < 3:
-        return [...]
-    every = torch.arange(outputs.shape[1])
-    norms = outputs.detach().norm(dim=0).cpu()
-    varies = (outputs.detach() - outputs.detach()[:1]).norm(dim=0).cpu() > 1e-6 * norms  # unlike what is masked
-    usual = (norms[varies] if varies.any() else norms).median()
-    large = norms > LARGE * usual if usual > 0 else torch.zeros_like(norms, dtype=torch.bool)
-    return [every[~large], *every[large].split(1)]
+def size(outputs: Tensor) -> float:
+    """The norm of a tensor; of logits and energies, (n, k), that of what is left without large offsets."""
+    if outputs.ndim != 2 or not outputs.numel():
+        return float(outputs.norm())
+    outputs = outputs.detach().double()
+    spread = _spread(outputs)
+    return float(outputs.norm(dim=0).clamp_max(SHIFTED * _typical(spread, outputs)).norm())
+
+
+def _spread(outputs: Tensor) -> Tensor:
+    """How much each output differs from image to image, (k,), 0 where it is a constant."""
+    norms = outputs.norm(dim=0)
+    if len(outputs) > 1:
+        spread = (outputs - outputs.mean(0)).norm(dim=0)
+        return spread.where(spread > CONSTANT * norms, torch.zeros(()).to(spread))
+    values, counts = outputs[0].unique(return_counts=True)  # of one image; what several outputs share is a constant
+    once = values[counts == 1].abs()
+    return norms.clamp_max(float(once.median())) if len(once) else norms
+
+
+def _typical(spread: Tensor, outputs: Tensor) -> Tensor:
+    some = spread[spread > 0]
+    return some.median() if len(some) else outputs.norm(dim=0).median()

@@ -55,9 +55,9 @@ def check_names(network: nn.Module) -> None:
     Raises:
         UserError: a part has a name that it cannot.
     """
-    for name, _ in network.named_modules():
+    for name, _ in (*network.named_modules(), *network.named_parameters(), *network.named_buffers()):
         if odd := [part for part in name.split(".") if keyword.iskeyword(part) or {*part} & set('"\\\n\r')]:
-            raise UserError(f"{_name(network)}: torch cannot write a graph with a module named {odd[0]!r}; rename it")
+            raise UserError(f"{_name(network)}: torch cannot write a graph with a part named {odd[0]!r}; rename it")
 
 
 def export(module: nn.Module, batches: tuple[Tensor, ...]) -> Any:

@@ -305,7 +305,7 @@ def _off_by_kernels(content: bytes, exact: Any, given: Mapping[str, Tensor], res
     pairs = zip(names, exact.run(names, inputs), _session_of(content, kernels=True).run(names, inputs), strict=True)
     off = 0.0
     for name, *both in pairs:
-        wanted, actual = map(torch.from_numpy, both)
+        wanted, actual = (torch.from_numpy(part).double() for part in both)
         spread = float((wanted - resting.get(name, wanted.mean(0))).norm())
         off = max(off, float((actual - wanted).norm()) / max(spread, 1e-12))
     return off
@@ -451,22 +451,22 @@ def _checked(
     for name in names:
         if not wanted[name].isfinite().all():
             raise FileError(f"{where}: its output `{name}` is not finite, in torch either; nothing is written")
-        rest = resting.get(name, wanted[name].mean(0))
-        same = actual[name].shape == wanted[name].shape
-        for of in networks.together(wanted[name]):
-            off = float((torch.from_numpy(actual[name]) - wanted[name])[..., of].norm()) if same else math.inf
-            spread, size = (float(values[..., of].norm()) for values in (wanted[name] - rest, wanted[name]))
-            ties = max((2 * float((other[name] - wanted[name])[..., of].norm()) for other in near), default=0.0)
-            bound = max((TIES if model.activations else OFF) * spread, ties) + ROUNDED_OFF * size
-            if off <= bound:
-                continue
-            if not own:
-                own = _own_errors(run, given, list(wanted), resting, TIES_MOST if model.activations else networks.MOST)
-            if not off <= max(bound, own.get(name, 0.0) * spread):
-                raise FileError(
-                    f"{where}: onnxruntime's output `{name}` is off by {off / (spread or 1):.3g} of its spread, "
-                    f"{_first_to_differ(run, given, list(wanted), where)}; nothing is written"
-                )
+        right = wanted[name].double()  # so that squares do not overflow
+        rest = resting.get(name, right.mean(0))
+        same = actual[name].shape == right.shape
+        off = float((torch.from_numpy(actual[name]) - right).norm()) if same else math.inf
+        spread = float((right - rest).norm())
+        ties = max((2 * float((other[name] - right).norm()) for other in near), default=0.0)
+        bound = max((TIES if model.activations else OFF) * spread, ties) + ROUNDED_OFF * networks.size(right)
+        if off <= bound:
+            continue
+        if not own:
+            own = _own_errors(run, given, list(wanted), resting, TIES_MOST if model.activations else networks.MOST)
+        if not off <= max(bound, own.get(name, 0.0) * spread):
+            raise FileError(
+                f"{where}: onnxruntime's output `{name}` is off by {off / (spread or 1):.3g} of its spread, "
+                f"{_first_to_differ(run, given, list(wanted), where)}; nothing is written"
+            )
     return content, session
 
 
@@ -479,7 +479,7 @@ def _own_errors(
         results = run(images, *list(given.values())[1:])
         parts = dict(zip(outputs, [results] if isinstance(results, Tensor) else results, strict=True))
         moved = {name: parts[name] - rest - (images - given["images"]) for name, rest in resting.items()}
-        return [part - part.mean(0) for part in (parts | moved).values()]
+        return [part.double() - part.double().mean(0) for part in (parts | moved).values()]
 
     with torch.no_grad():
         return dict(zip(outputs, networks.sensitivity(of_images, given["images"], most), strict=True))

@@ -42,7 +42,8 @@ def permute(network: networks.Network, images: Tensor, p: Params, run: Run) -> N
         raise UserError(f"params.yaml: pq.permute: {error}; give false") from None
     wanted = network(images[:CHECKED])
     groups, _ = graph.groups(stay={networks.output_layer(network)})
-    moved, before, after = 0, 0.0, 0.0
+    saved, moved, before, after = network.state_dict().keys(), 0, 0.0, 0.0
+    made_by_code = {name: value.clone() for name, value in network.named_buffers() if name not in saved}  # in its order
     for group in groups:
         found = similarity(graph, group, spans)
         if found is None:
@@ -52,6 +53,8 @@ def permute(network: networks.Network, images: Tensor, p: Params, run: Run) -> N
         state = {name: value.clone() for name, value in network.state_dict().items()}
         with suppress(Exception):  # whatever is raised where Torch-Pruning lost its way
             graph.arrange(group, order)
+        for name, value in made_by_code.items():
+            network.get_buffer(name).copy_(value)
         if same(network(images[:CHECKED]), wanted):
             moved += len(order)
             before += len(order) * likeness(similar, range(len(order)), span)
