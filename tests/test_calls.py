@@ -220,11 +220,11 @@ def pillow(image: Tensor) -> Any:
     return Image.fromarray(image[0].numpy())
 
 
-def cut_off() -> Any:
+def cut_off(mode: str) -> Any:
     """A picture whose file ends in the middle, which shows when it is decoded."""
     from PIL import Image
 
-    Image.effect_noise((64, 64), 50).save(content := io.BytesIO(), "JPEG")
+    Image.effect_noise((64, 64), 50).convert(mode).save(content := io.BytesIO(), "JPEG")
     return Image.open(io.BytesIO(content.getvalue()[:900]))
 
 
@@ -323,7 +323,8 @@ WRONG: list[tuple[Any, Any, dict[str, Any], str]] = [
     (IMAGES[:1], LABELS[:1], {}, "1 images are too few to hold some out"),
     ("folder", LABELS, {}, "str is none of tensor, array, Dataset, DataLoader"),
     ([IMAGES[0], IMAGES[0, :, :4, :4]], [0, 1], {}, "differ in size"),
-    ([cut_off()], [0], {}, r"images: one of them cannot be decoded \(.*truncated.*\); leave it out"),
+    ([cut_off("L")], [0], {}, r"images: one of them cannot be decoded \(.*truncated.*\); leave it out"),
+    ([cut_off("CMYK")], [0], {}, r"one of them cannot be decoded \(.*truncated.*\); leave it out"),
     ((2 * FLOATS).to(torch.float8_e4m3fn), LABELS, {}, "floats from -2 to .*, where -1 to 1 is expected"),
     (DataLoader(TensorDataset(FLOATS), 8), LABELS, {}, "a loader of batches brings its own"),
     (IMAGES.repeat(1, 3, 1, 1), LABELS, {}, r"does not take images of \(3, 8, 8\)"),

@@ -382,6 +382,23 @@ class Drawing(nn.Module):
         return self.fc(self.conv(x).relu().mean((2, 3)))
 
 
+class DrawingForNothing(nn.Module):
+    """As where code draws which paths to drop before it asks whether it is training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = torch.rand(len(x), 1, 1, 1) > 0.5
+        x = self.conv(x).relu()
+        return self.fc((x * kept if self.training else x).mean((2, 3)))
+
+
+def test_random_numbers_that_nothing_needs_are_left_out(tmp_path: Path) -> None:
+    assert agrees(foreign(DrawingForNothing(), "classifier"), tmp_path / "c") == COMPARED["classifier"]
+
+
 @pytest.mark.parametrize("target", ["classifier", "ebm"])
 def test_random_numbers_are_refused(target: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="draws random numbers, which C has not: aten.randn"):

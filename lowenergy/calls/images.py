@@ -321,9 +321,9 @@ def _tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         _check_plain(image, "images")
         return image
-    if getattr(image, "mode", None) in INDEXED:  # their numbers are not grey levels or RGB
-        image = image.convert("RGB")
     try:
+        if getattr(image, "mode", None) in INDEXED:  # their numbers are not grey levels or RGB
+            image = image.convert("RGB")
         return torch.from_numpy(_native(np.array(image)))  # also reads Pillow images; a copy, so that it is writable
     except TypeError:
         raise DataError(
