@@ -24,7 +24,7 @@ from lowenergy.training import Run
 sys.path.append(str(ROOT / "benchmarks"))
 from conformance import difference, splits, stir
 
-WIDE = Params(block_conv=18, block_small=18, block_1x1=2, block_fc=4)
+WIDE = Params(allocation="uniform", block_conv=18, block_small=18, block_1x1=2, block_fc=4)
 STAY = {  # what keeps all of its channels where they are, and why
     **dict.fromkeys(("TorchsAttention", "Masked", "MixedTokens"), "attention splits them, or torch does"),
     **dict.fromkeys(("Grouped", "GroupedTransposed", "GroupNormed", "Shuffled"), "groups have to stay apart"),
@@ -78,6 +78,35 @@ class Turned(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 1000 + self.fc(self.second(self.first(x).flip(1).relu()).relu().mean((2, 3)))
+
+
+class Joined(nn.Module):
+    """One layer reads three channels of one and five of another, in blocks of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 3, 3), nn.Conv2d(1, 5, 3)
+        self.third, self.fc = nn.Conv2d(8, 8, 1), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.third(torch.cat([self.first(x), self.second(x)], 1).relu()).relu().mean((2, 3)))
+
+
+def test_fewer_channels_than_a_block_reads_stay(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    net = networks.build(Spec(f"{__file__}:Joined", channels=1, image_size=8, outputs=10, arguments={}), seed=0).eval()
+    net.find_layers()
+    before, wanted = copy.deepcopy(net.state_dict()), net(images())
+    permuting.permute(net, images(), Params(allocation="uniform", block_1x1=4, block_fc=4), run)
+    torch.testing.assert_close(net(images()), wanted)
+    assert torch.equal(net.state_dict()["body.first.weight"], before["body.first.weight"])
+    assert "13 channels in another order: cosine" in (said := capsys.readouterr().out) and "nan" not in said
+
+
+@pytest.mark.parametrize(("allocation", "moves"), [("uniform", False), ("sensitivity", True)])
+def test_blocks_count_that_allocation_may_try(allocation: Any, moves: bool, run: Run, capsys: Any) -> None:
+    p = Params(allocation=allocation, block_conv=9, block_small=9, block_1x1=1, block_fc=1)
+    permuting.permute(network("resnet8"), images(), p, run)
+    assert ("channels in another order" in capsys.readouterr().out) == moves
 
 
 @pytest.mark.parametrize("name", ["Masked", "Turned"])

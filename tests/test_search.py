@@ -383,6 +383,7 @@ def test_bad_limits(text: str) -> None:
         ({"parameters": {"prune.amount": 0.5}}, r"parameters\.prune\.amount: expected a list of values, or low and"),
         ({"parameters": ["prune.amount"]}, "parameters: expected names of parameters, found list"),
         ({"targets": {"clasifier": {"chains": [["pq"]]}}}, "targets: clasifier is no teacher of params.yaml and no"),
+        ({"parameters": {3: {"low": 1, "high": 2}}}, r"parameters\.3.*: Input should be a valid string"),
         ({"targets": ["classifier"]}, "targets: expected names of teachers or kinds, found list"),
         ({"targets": {"classifier": ["prune"]}}, r"targets\.classifier: expected chains or parameters, found list"),
     ],

@@ -139,7 +139,7 @@ def load(path: Path, target: str, values: Mapping[str, Any]) -> Space:
         SpaceError: one line per problem: the file is missing, is not YAML, or names a parameter that does not exist, a
             value that it cannot have, or a chain that cannot be.
     """
-    if not path.exists():
+    if not path.is_file():
         raise SpaceError(f"{path}: no such file; `git checkout search.yaml`, or name one: --space FILE")
     try:
         contents = _section(params.read(path), "chains and parameters")
@@ -177,7 +177,7 @@ def _section(value: Any, of: str, place: str = "") -> Mapping[str, Any]:
 def _said(loc: tuple[Any, ...], message: str, parameters: Mapping[str, Any]) -> str:
     """One of pydantic's errors in words; '' for those of a range where a list was given, and the other way round."""
     message = message.removeprefix("Value error, ")
-    if loc[0] != "parameters" or len(loc) < 3:
+    if loc[0] != "parameters" or len(loc) < 3 or loc[1] not in parameters or "[key]" in loc:
         return f"{'.'.join(map(str, loc))}: {message}"
     value, of_range = parameters[loc[1]], "Range" in str(loc[2])
     if not isinstance(value, Mapping | list):
@@ -210,10 +210,15 @@ def _bad_parameters(space: Space, values: Mapping[str, Any]) -> list[str]:
         if not _of(name, list(methods)) or value_at(values, name) is MISSING:
             problems.append(f"{name} is no parameter of a method; `lowenergy params` lists all of them")
             continue
-        for value in kind if isinstance(kind, list) else [kind.low, kind.low + (kind.step or 0), kind.high]:
+        for value in kind if isinstance(kind, list) else [kind.low, *_second(kind), kind.high]:
             why = _refused(with_values(values, {name: value}))
             problems += [line for line in why.splitlines() if name in line][:1]
     return problems
+
+
+def _second(kind: Range) -> list[float]:
+    """The value after the lowest, where there are steps: it is no whole number if the step is none."""
+    return [] if kind.step is None or kind.low + kind.step > kind.high else [kind.low + kind.step]
 
 
 def with_entries(values: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,10 +79,7 @@ def _ways(layer: Layer, p: Params) -> dict[float, tuple[int, list[int]]]:
     """For each of SCALES, a block length about that many times the params', and numbers of codewords to try with it."""
     ways = {}
     for scale in SCALES:
-        scaled = {
-            of: max(1, int(getattr(p, of) * scale)) for of in ("block_conv", "block_small", "block_1x1", "block_fc")
-        }
-        d = block_length(layer, p.model_copy(update=scaled))
+        d = block_length(layer, with_blocks(p, scale))
         wanted = {
             of: [max(2, int(getattr(p, of) * more)) for more in (1 / 4, 1, 4)] for of in ("codewords", "codewords_fc")
         }
@@ -92,6 +89,12 @@ def _ways(layer: Layer, p: Params) -> dict[float, tuple[int, list[int]]]:
         }
         ways[scale] = (d, sorted(counts))
     return ways
+
+
+def with_blocks(p: Params, scale: float) -> Params:
+    """The params with blocks so many times as long."""
+    lengths = ("block_conv", "block_small", "block_1x1", "block_fc")
+    return p.model_copy(update={of: max(1, int(getattr(p, of) * scale)) for of in lengths})
 
 
 def _bits(layer: Layer, d: int, k: int) -> int:

@@ -8,7 +8,6 @@ determinant of the blocks' covariance smaller.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from lowenergy import networks
 from lowenergy.base.errors import UserError
 from lowenergy.compression.channels import ChannelGraph, Group, same
 from lowenergy.compression.pq import Params
+from lowenergy.compression.pq.allocation import SCALES, with_blocks
 from lowenergy.compression.pq.layers import block_length, layers_to_code
 from lowenergy.training import Run
 
@@ -50,12 +50,17 @@ def permute(network: networks.Network, images: Tensor, p: Params, run: Run) -> N
             continue
         similar, span = found
         order = neighbours(similar, span)
+        if order == [*range(len(order))]:
+            continue
         state = {name: value.clone() for name, value in network.state_dict().items()}
-        with suppress(Exception):  # whatever is raised where Torch-Pruning lost its way
+        try:
             graph.arrange(group, order)
+            arranged = True
+        except Exception:  # whatever is raised where Torch-Pruning lost its way
+            arranged = False
         for name, value in made_by_code.items():
             network.get_buffer(name).copy_(value)
-        if same(network(images[:CHECKED]), wanted):
+        if arranged and same(network(images[:CHECKED]), wanted):
             moved += len(order)
             before += len(order) * likeness(similar, range(len(order)), span)
             after += len(order) * likeness(similar, order, span)
@@ -69,10 +74,11 @@ def permute(network: networks.Network, images: Tensor, p: Params, run: Run) -> N
 
 
 def channels_per_block(network: networks.Network, p: Params) -> dict[str, int]:
-    """By layer, how many channels a block reads from, where these are several whole ones."""
+    """By layer, how many channels the longest block that may be tried reads from, where they are several whole ones."""
+    longest = with_blocks(p, max(SCALES)) if p.allocation == "sensitivity" else p
     spans = {}
     for name, layer in layers_to_code(network, p).items():
-        length, kernel = block_length(layer, p), layer.weight[0, 0].numel()
+        length, kernel = block_length(layer, longest), layer.weight[0, 0].numel()
         if length % kernel == 0 and length > kernel:
             spans[name] = length // kernel
     return spans
@@ -80,7 +86,8 @@ def channels_per_block(network: networks.Network, p: Params) -> dict[str, int]:
 
 def similarity(graph: ChannelGraph, group: Group, spans: dict[str, int]) -> tuple[Tensor, int] | None:
     """Cosines (n, n) of the weights with which the group's n channels are read, over all layers in which blocks read
-    several of them, and how many come together in the one with the most weights; None if there is no such layer."""
+    several of them, and how many come together in the one with the most weights; None if there is no such layer, or
+    there are fewer channels."""
     readers = {name: channels for name, channels in graph.readers(group).items() if name in spans}
     if not readers:
         return None
@@ -90,7 +97,8 @@ def similarity(graph: ChannelGraph, group: Group, spans: dict[str, int]) -> tupl
         for name, weight in weights.items()
     ]
     read = torch.nn.functional.normalize(torch.cat(parts, 1), dim=1)
-    return read @ read.t(), spans[max(weights, key=lambda name: weights[name].numel())]
+    span = spans[max(weights, key=lambda name: weights[name].numel())]
+    return (read @ read.t(), span) if span <= len(read) else None
 
 
 def neighbours(similar: Tensor, span: int) -> list[int]:
