@@ -29,7 +29,8 @@ def main(name: str) -> None:
     teacher = load(target, trust=p.trusted)
     source = teacher if start == target else load(start, trust=p.trusted)
     changed = load(start, trust=p.trusted)
-    code = ["targets", "runtimes", "compression/making.py", "compression/budget.py", f"compression/{branch.by}"]
+    shared = [f"compression/{name}.py" for name in ("making", "budget", "channels")]
+    code = ["targets", "runtimes", *shared, f"compression/{branch.by}"]
     held = params.held("seed", branch.by, f"branches.{name}")
     with held, running(name, p.seed, inputs, kind=recipe.kind, code=code) as run:
         model = making.make(changed, teacher, source, branch.by, branch.params, recipe.section, splits, run, provenance)
