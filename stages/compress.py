@@ -29,7 +29,7 @@ def main(name: str) -> None:
     teacher = load(target, trust=p.trusted)
     source = teacher if start == target else load(start, trust=p.trusted)
     changed = load(start, trust=p.trusted)
-    shared = [f"compression/{name}.py" for name in ("making", "budget", "channels")]
+    shared = [f"compression/{module}.py" for module in ("making", "budget", "channels")]
     code = ["targets", "runtimes", *shared, f"compression/{branch.by}"]
     held = params.held("seed", branch.by, f"branches.{name}")
     with held, running(name, p.seed, inputs, kind=recipe.kind, code=code) as run:

@@ -4,7 +4,7 @@ from lowenergy.networks import backward as backward  # fixes torch
 from lowenergy.networks.backbone import Backbone
 from lowenergy.networks.building import build, build_with, stored_state
 from lowenergy.networks.copies import duplicate
-from lowenergy.networks.distance import distance, size
+from lowenergy.networks.distance import distance
 from lowenergy.networks.foreign import Foreign, check_trust, sharing
 from lowenergy.networks.graphs import MOST, SAME, check_same, sensitivity, traced
 from lowenergy.networks.importing import NetworkError
@@ -68,7 +68,6 @@ __all__ = [
     "settle_norms",
     "settled",
     "sharing",
-    "size",
     "spec_of",
     "stored_state",
     "traced",

@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-SHIFTED = 1000  # times what outputs differ from image to image: what is larger is an offset
 CONSTANT = 1e-9  # fraction of its size by which an output may differ from image to image and be no more than rounding
 SMALLEST = 1e-30
 
@@ -36,15 +35,6 @@ def distance(found: Tensor, wanted: Tensor, offset: float = 1.0) -> float:
     least = offset * torch.maximum(wanted.norm(dim=0), _typical(spread, wanted))  # of outputs that are always 0, too
     scale = torch.maximum(spread, least)
     return float((off.norm(dim=0) / scale.clamp_min(SMALLEST)).square().mean().sqrt())
-
-
-def size(outputs: Tensor) -> float:
-    """The norm of a tensor; of logits and energies, (n, k), that of what is left without large offsets."""
-    if outputs.ndim != 2 or not outputs.numel():
-        return float(outputs.norm())
-    outputs = outputs.detach().double()
-    spread = _spread(outputs)
-    return float(outputs.norm(dim=0).clamp_max(SHIFTED * _typical(spread, outputs)).norm())
 
 
 def _spread(outputs: Tensor) -> Tensor:
