@@ -442,7 +442,7 @@ def stir(network: nn.Module, images: Tensor) -> None:
         return low + (high - low) * torch.rand(like.shape, generator=generator)
 
     with torch.no_grad():
-        for weight in network.parameters():
+        for weight in (weight for weight in network.parameters() if weight.numel()):
             first = weight.flatten()[0]
             if weight.is_floating_point() and bool((weight == first).all()):
                 if first != 0:  # a gain, however small

@@ -35,6 +35,8 @@ REFUSED: dict[tuple[str, str, str], str] = {
     ("MixedTokens", "", "channels pruned"): "can go: it does not run with fewer",
     ("NormWithoutStatistics", "", "taken in"): "norms need running statistics",
     ("OwnParameter", "", "channels pruned"): "Torch-Pruning does not know what goes with them",
+    ("ReadsData", "", "int8"): "torch cannot trace what its code reads of a tensor's .data; take .detach()",
+    ("ReadsData", "", "onnx"): "torch cannot trace what its code reads of a tensor's .data; take .detach()",
     ("Tied", "", "channels pruned"): "body.b shares its weight",
     ("TiedConvolutions", "", "channels pruned"): "body.b shares its weight",
     ("TiedToOthers", "", "channels pruned"): "shares its weight",

@@ -65,9 +65,12 @@ def export(module: nn.Module, batches: tuple[Tensor, ...]) -> Any:
     shapes = ({0: torch.export.Dim("batch")},) * len(batches)
     with quiet(), no_fast_path():
         try:
-            return torch.export.export(module, batches, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(module, batches, dynamic_shapes=shapes, strict=False)
         except Exception:  # torch raises nearly anything here
-            return torch.export.export(module, batches, dynamic_shapes=shapes, strict=True)  # knows that len(x) is free
+            program = torch.export.export(module, batches, dynamic_shapes=shapes, strict=True)  # len(x) may be any
+    if any(isinstance(value, FakeTensor) for value in program.constants.values()):  # with strict, torch keeps it
+        raise UserError("torch cannot trace what its code reads of a tensor's .data; take .detach()")
+    return program
 
 
 @contextmanager
@@ -96,7 +99,8 @@ def traced(network: nn.Module, input_shape: Sequence[int] | None = None) -> Any:
     """
     program = exported(network, input_shape)
     _say_plainly(program.graph)
-    if any(writes(node) or node.target in (*PLAIN, aten.batch_norm.default) for node in program.graph.nodes):
+    again = (*PLAIN, aten.batch_norm.default)
+    if any(writes(node) or _nests(node) or node.target in again for node in program.graph.nodes):
         _mark_ends_of_gradients(program.graph)
         try:
             with quiet():
@@ -107,6 +111,11 @@ def traced(network: nn.Module, input_shape: Sequence[int] | None = None) -> Any:
         if node.target is aten.view.default:  # a view would hold for the current memory layout only
             node.target = aten.reshape.default
     return program
+
+
+def _nests(node: Node) -> bool:
+    """Whether it begins or ends what torch.vmap does. An end that some pass takes for unused would leave it on."""
+    return getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
 
 
 def _say_plainly(graph: Graph) -> None:
