@@ -368,6 +368,43 @@ def test_what_has_no_c_form_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+class BothWays(nn.Module):
+    """A matrix that is computed multiplies in one place and is added in another; queries that are learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+        self.mixing, self.queries = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(1, 2, 6))
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixing, pixels = torch.tanh(self.mixing), self.conv(x).flatten(2).mT
+        pixels = F.silu(pixels @ mixing + (pixels.unsqueeze(3) * mixing).amax(2))
+        return self.fc(self.attention(self.queries.expand(len(x), -1, -1), pixels, pixels)[0].mean(1))
+
+
+@pytest.mark.parametrize("target", ["classifier", "ebm"])
+def test_a_constant_may_be_used_as_it_is_and_turned(target: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert agrees(foreign(BothWays(), target), tmp_path / "c") == COMPARED[target]
+
+
+def test_operations_that_compute_something_else_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lower = directory.operations.lower
+
+    def wrong(*given: Any) -> Any:
+        program = lower(*given)
+        name = next(name for name, value in program.constants.items() if value.ndim == 4)
+        return replace(program, constants={**program.constants, name: program.constants[name].flip(3)})
+
+    monkeypatch.setattr(directory.operations, "lower", wrong)
+    with pytest.raises(UserError, match=r"no C form: it would differ from the network by \d"):
+        c.export(foreign(Attentive(), "classifier"), HEADER, tmp_path / "c")
+    assert not list(tmp_path.iterdir())
+
+
 class Drawing(nn.Module):
     """The same noise each time; code in C would have that of the export."""
 

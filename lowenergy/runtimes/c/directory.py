@@ -12,9 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Interpreter
+
+from lowenergy import networks
 from lowenergy.base.errors import UserError
 from lowenergy.base.files import FileError
-from lowenergy.runtimes.c import emit, integers, memory, operations, trace
+from lowenergy.runtimes.c import emit, integers, memory, operations, reference, trace
 from lowenergy.runtimes.c.memory import NoPlanError, Plan
 from lowenergy.runtimes.c.operations import Conv, Program
 from lowenergy.runtimes.loading import dense_network
@@ -44,9 +50,33 @@ def planned(model: Model, *, ram: int | None = None, sampler: bool = True) -> Pl
     head = model.spec.head
     traced = trace.trace(dense_network(model), head, model.spec.input_shape, gradient=sampler and head is not None)
     program = replace(operations.lower(traced, model.spec.input_shape), classes=model.target != "ebm")
+    _check(program, traced, model.spec.input_shape)
     if model.activations:
         program = integers.with_integers(program, model.tensors, model.activations)
     return within(program, ram)
+
+
+def _check(program: Program, traced: trace.Trace, input_shape: tuple[int, int, int]) -> None:
+    """Check that the operations compute what the network does, on one image.
+
+    Raises:
+        UserError: they do not.
+    """
+    image = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+    def outputs(image: Tensor) -> list[Tensor]:
+        found = Interpreter(traced.graph).run(*traced.weights.values(), image)
+        return [part.clamp(-operations.LARGEST, operations.LARGEST) for part in found]
+
+    wanted = outputs(image)
+    computed = [np.array(part) for part in reference.run(program, {}, image[0].numpy()) if part is not None]
+    pairs = [(torch.from_numpy(part).view_as(right), right) for part, right in zip(computed, wanted, strict=True)]
+    off = [networks.distance(*pair) for pair in pairs]
+    if all(by <= networks.SAME for by in off):
+        return
+    bounds = networks.sensitivity(outputs, image)
+    if not all(by <= bound for by, bound in zip(off, bounds, strict=True)):
+        raise UserError(f"no C form: it would differ from the network by {max(off):.2g}; export it as ONNX")
 
 
 def within(program: Program, ram: int | None) -> Plan:

@@ -260,7 +260,7 @@ class _Lowering:
         self.values: dict[Node, Any] = {}
         self.operations: list[Operation] = []
         self.constants: dict[str, Tensor] = {}
-        self.made: dict[Node, str] = {}  # constants that are not parameters
+        self.made: dict[tuple[Node, bool], str] = {}  # constants that are not parameters, as they are or turned
         self.layer = ""
         self.calls: dict[str, int] = {}
         self.roots: dict[Node, Node] = {}
@@ -412,9 +412,13 @@ class _Lowering:
     def _constant(self, node: Node, known: _Known) -> View:
         value = known.value if isinstance(known.value, Tensor) else torch.tensor(known.value)
         value = value.float().clamp(-LARGEST, LARGEST)  # masks have infinities, which `literal` writes the same way
-        name = known.name or self.made.setdefault(node, f"constant{len(self.made)}")
+        name = known.name or self._made(node, turned=False)
         self.constants[name] = value
         return View(name, torch.arange(value.numel()).view(value.shape))
+
+    def _made(self, node: Node, *, turned: bool) -> str:
+        """The name of a constant that was computed, or of its transpose: both may be used."""
+        return self.made.setdefault((node, turned), f"constant{len(self.made)}")
 
     def _new(self, shape: Sequence[int]) -> View:
         return View(Buffer(math.prod(shape)), laid_out(shape))
@@ -527,7 +531,7 @@ class _Lowering:
             raise self._refused(node, "whose weight depends on the image")
         name = known.turned if turned else known.name
         if name is None:
-            name = self.made.setdefault(node, f"constant{len(self.made)}")
+            name = self._made(node, turned=turned)
             self.constants[name] = known.value.t().contiguous() if turned else known.value
         else:
             self.constants[name] = self.trace.weights[name]
