@@ -759,6 +759,7 @@ def test_what_is_wrong_with_energies_is_one_line() -> None:
     wrong = {"Steps": "has no gradient by the images", "Root": "is not finite", "Aux": "auxiliary"}
     wrong["WritesOver"] = "writes into a tensor in place"
     wrong["SlopeOfCompanions"] = "has other gradients by an image alone than among 3, by .* of their norm"
+    wrong["AsksForGradients"] = "gives other outputs, by .* of their norm, where gradients are asked for"
     for name, said in wrong.items():
         with pytest.raises(NetworkError, match=said) as error:
             taken(name, head="mean")
@@ -773,6 +774,11 @@ class Steps(Net):
 class Root(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + (x * 0).square().sum((1, 2, 3)).sqrt()[:, None]
+
+
+class AsksForGradients(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1.5 if x.requires_grad else 1.0)
 
 
 class OfCompanions(torch.autograd.Function):

@@ -72,6 +72,26 @@ class Closure(Net):
         return self.fc(self.middle(F.silu(self.a(x))).mean((2, 3)))
 
 
+class ClosureOfNorm(Net):
+    """As Closure, with what has no parameters, but statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(16, affine=False)
+        self.middle = lambda x: F.silu(self.norm(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.middle(self.b(F.silu(self.a(x)))).mean((2, 3)))
+
+
+class Renormed(Net):
+    """Holds the norms of its filters by writing the weight in every forward pass, as EEGNet is often written."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.b.weight.data = torch.renorm(self.b.weight.data, 2, 0, 0.5)
+        return super().forward(x)
+
+
 class ByName(Net):
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(input=F.silu(self.b(F.silu(self.a(x)))).mean((2, 3)))
@@ -105,7 +125,9 @@ class Scaled(Net):
 @pytest.mark.parametrize(
     ("network", "given", "said"),
     [
-        (Closure(), {}, "a copy of it uses a Conv2d that is none of its own: a lambda or an inner function"),
+        (Closure(), {}, "a copy of it uses a Conv2d that is none of its own: put layers"),
+        (ClosureOfNorm(), {}, "a copy of it uses a BatchNorm2d that is none of its own"),
+        (Renormed(), {}, r"changes b.weight in evaluation mode, when asked"),
         (NormByName(), {}, r"calls norm with its input by name; write norm\(x\)"),
         (ByName(), {}, r"calls fc with its input by name; write fc\(x\)"),
         (Pairs((3, 4)), {"arguments": {"widths": (3, 4)}}, "arguments=.*give those that the module was made with"),

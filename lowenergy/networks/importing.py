@@ -53,7 +53,8 @@ def imported(name: str) -> Callable[..., Any]:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # "Error(s) in loading state_dict for Net:"
 
 
 def _module_of(file: Path) -> ModuleType:

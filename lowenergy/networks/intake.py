@@ -41,8 +41,8 @@ COUNTS = ["first", "second", "third"]
 EXTRA = "_extra_state"  # what modules may keep beside their tensors
 NOT_FINITE = "is not finite, for a training image"
 RANDOM = (
-    ": something in its constructor or file is random, or comes with pretrained weights; give it by arguments, or keep "
-    "it in a buffer"
+    ": something in its constructor or file is random, comes with pretrained weights, or changes weights in train() or "
+    "eval(); give it by arguments, or keep it in a buffer"
 )
 STORED = {  # types of tensors that a file can hold
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64),
@@ -217,6 +217,7 @@ def check_answers(network: Network, images: Tensor, what: str) -> None:
     """
     network.eval()
     before, shown = _tensors(network), images.clone()
+    places = {name: weight.data_ptr() for name, weight in network.named_parameters()}
     with torch.no_grad():
         together = network(shown)
         attributes = _attributes(network)
@@ -254,7 +255,8 @@ def check_answers(network: Network, images: Tensor, what: str) -> None:
             "in evaluation mode: no image may depend on its companions; norms need running statistics"
         )
     if network.spec.head is not None:
-        _check_slopes(network, images, what)
+        _check_slopes(network, images, together, what)
+    changed += [name for name, w in network.named_parameters() if places.get(name, w.data_ptr()) != w.data_ptr()]
     changed += [name for name, value in _tensors(network).items() if name in before and not same(before[name], value)]
     if changed:
         raise NetworkError(
@@ -262,23 +264,33 @@ def check_answers(network: Network, images: Tensor, what: str) -> None:
         )
 
 
-def _check_slopes(network: Network, images: Tensor, what: str) -> None:
+def _check_slopes(network: Network, images: Tensor, answers: Tensor, what: str) -> None:
     """Check that gradients by the images, too, are finite, and the same for each image alone: torch had bugs there.
 
+    Args:
+        answers: the network's outputs where no gradient is asked for; they are the same where one is.
     Raises:
         NetworkError: they are not.
     """
+
+    followed: list[Tensor] = []
 
     def slopes(batch: Tensor) -> Tensor:
         with torch.enable_grad():
             shown = batch.clone().requires_grad_()
             outputs = network(shown)
+            followed.append(outputs.detach())
             slope = _gradients(outputs.square(), [shown], what)[0] if outputs.requires_grad else None
         return torch.zeros_like(batch) if slope is None else slope
 
     together, alone = slopes(images), torch.cat([slopes(image[None]) for image in images])
     if not together.isfinite().all():
         raise NetworkError(f"{what}: the gradient of its energy by the images {NOT_FINITE}")
+    if not (off := distance(followed[0], answers)) <= CLOSE:
+        raise NetworkError(
+            f"{what} gives other outputs, by {off:.2g} of their norm, where gradients are asked for: its code must not "
+            "look at requires_grad or torch.is_grad_enabled()"
+        )
     off = distance(alone, together)
     if not off <= CLOSE and not off <= sensitivity(slopes, images)[0]:
         raise NetworkError(
@@ -416,7 +428,7 @@ def _check_copies(network: Network, images: Tensor, what: str) -> None:
         own = {*tried.modules()}
 
         def look(module: nn.Module, _: Any) -> None:
-            if module not in own and any(True for _ in module.parameters(recurse=False)):
+            if module not in own and (module._parameters or module._buffers):
                 strange.append(type(module).__name__)
 
         handle = register_module_forward_pre_hook(look)
@@ -435,8 +447,8 @@ def _check_copies(network: Network, images: Tensor, what: str) -> None:
     strange += [f"parameter of shape {tuple(of_one.met[key].shape)}" for key in in_both]
     if strange:
         raise NetworkError(
-            f"{what}: a copy of it uses a {strange[0]} that is none of its own: a lambda or an inner function keeps "
-            "that of the original; write it as a method"
+            f"{what}: a copy of it uses a {strange[0]} that is none of its own: put layers that a list or a "
+            "dictionary holds into nn.ModuleList or nn.ModuleDict; write lambdas and inner functions as methods"
         )
 
 
