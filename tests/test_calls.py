@@ -308,6 +308,7 @@ WRONG: list[tuple[Any, Any, dict[str, Any], str]] = [
     (3 * FLOATS, LABELS, {}, "floats from -3 to .*, where -1 to 1 is expected of pixels; give mean and std"),
     (FLOATS, LABELS, {"mean": 0.1, "std": 5}, "mean and std are of others"),
     (FLOATS * torch.nan, LABELS, {}, "floats from nan to nan"),
+    (IMAGES // 16, LABELS, {}, "images: no pixel is brighter than 14, and white is 255; scale the images to 0..255"),
     (IMAGES.int(), LABELS, {}, "images of int32; give uint8 from 0 to 255, or floats"),
     (IMAGES[:, :, :, :6], LABELS, {}, r"images of \(\d+, 1, 8, 6\), where squares are needed"),
     (IMAGES, LABELS[:3], {}, "240 images and 3 labels"),

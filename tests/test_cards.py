@@ -137,10 +137,21 @@ def test_what_the_figures_do_not_show_is_said(root: Path) -> None:
     assert cards.remarks(["ebm-prune"], root) == []
 
 
-@pytest.mark.parametrize("content", ["", '{"fid": 1.', "[]", "{}", "3"])
+def test_a_card_that_its_stage_did_not_write_is_named(root: Path) -> None:
+    (root / "cards").mkdir()
+    (root / "cards/ebm-prune.json").write_text(json.dumps({"fid": 2.0}))
+    lock = yaml.safe_load((root / "dvc.lock").read_text())
+    for content, said in ((b'{"fid": 2.0}', []), (b'{"fid": 1.0}', ["figures from before a change of"])):
+        outs = {"cards/ebm-prune.json": hashlib.md5(content).hexdigest()}
+        lock["stages"]["evaluate@ebm-prune"] = stage({}, {}, outs)
+        (root / "dvc.lock").write_text(yaml.safe_dump(lock))
+        assert [line[:31] for line in cards.remarks(["ebm-prune"], root)] == said
+
+
+@pytest.mark.parametrize("content", ["", '{"fid": 1.', "[]", "{}", "3", '{"fid": "x"}', '{"accuracy": null}'])
 @pytest.mark.parametrize("name", ["cards/ebm.json", "cards.json"])
 def test_a_damaged_card_is_one_line(root: Path, name: str, content: str) -> None:
     (root / "cards").mkdir()
-    (root / name).write_text(content)
+    (root / name).write_text(f'{{"ebm": {content}}}' if name == "cards.json" and ": " in content else content)
     with pytest.raises(FileError, match=f"{name}: damaged, there are no figures in it; `dvc repro` makes it again"):
         cards.collect(["ebm"], root)

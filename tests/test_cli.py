@@ -140,6 +140,7 @@ def test_a_chart_tells_what_was_trained_after_it_was_compressed(
     [
         (b"", "No columns to parse from file"),
         (b"a,b\n\xff\xfe,2\n", "codec can't decode"),
+        (b"target,chain,compression_ratio\n", "it has no rows"),
         (b"target\nebm\n", "it lacks chain"),
         (b"target,chain\nebm,pq\n", "it lacks compression_ratio"),
         (b"target,chain,compression_ratio,fid\nebm,pq,large,1\n", "Unable to parse string"),

@@ -103,6 +103,7 @@ PRUNED = {"target": "ebm", "start": "ebm", "by": "prune"}
             {"scorer.architecture.name": "vgg16"},
             "scorer.architecture.name: 'vgg' is none of cnn, compact, residual, resnet",
         ),
+        ({"distill.student.name": "resnet9"}, "distill.student.name: 'resnet9' is not resnet8 or resnet10 or resnet18"),
         ({"ebm.train.epochs": 10**21}, f"ebm.train.epochs = {10**21}: input should be less than or equal to 100000"),
         ({"ebm.train.lr": float("nan")}, "ebm.train.lr = nan: input should be a finite number"),
         ({"energies.train.sampler.step_size": float("inf")}, "energies.train.sampler.step_size = inf: input should be"),

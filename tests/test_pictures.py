@@ -22,7 +22,7 @@ from torchvision import datasets
 
 from lowenergy import cli, data, params
 from lowenergy.base import UserError, files
-from lowenergy.data import DataError, images, preparing, torchvision
+from lowenergy.data import DataError, decoding, images, preparing, torchvision
 from lowenergy.data.images import Floats
 from lowenergy.networks import Spec, of_params
 from lowenergy.runtimes import loading
@@ -152,6 +152,16 @@ def test_sixteen_bits_with_a_sign(folder: Folder) -> None:
     assert folder.all_of(image, ".tif", tiffinfo=tags)[0, 0].tolist() == list(range(0, 256, 17))
 
 
+def test_what_pillow_reads_as_something_else_is_refused(folder: Folder) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0x0153] = 2
+    folder.fill("a", "b")
+    path = folder.add("a/signed.tif", tiffinfo=tags)
+    assert f"{path}: signed pixels of 8 bits" in folder.refused()
+    with pytest.raises(DataError, match=r"x.tif: colours of 16 bits in planes of their own"):
+        decoding._check_tags({0x0102: (16, 16, 16), 0x011C: 2}, "RGB", "x.tif")
+
+
 def test_sixteen_bits_where_zero_is_white(folder: Folder) -> None:
     image, options = white_is_zero(GRADIENT.astype(np.uint16))
     assert folder.all_of(image, ".tif", **options)[0, 0].tolist() == list(range(255, -1, -17))
@@ -279,7 +289,7 @@ def test_all_that_pillow_reads_is_read(folder: Folder, capsys: pytest.CaptureFix
     assert sum(map(len, parts)) == 24
     shades = torch.cat([part.images for part in parts]).float().mean((1, 2, 3)).round().int()
     assert sorted(shades.tolist()) == sorted([20 * i for i in range(12)] + [255 - 20 * i for i in range(12)])
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out.endswith(": sub-folders count for their class: b/sub\n")
 
 
 def test_the_first_frame_of_what_moves_is_used(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,10 +355,15 @@ def test_parts_of_other_names_are_not_taken_for_classes(folder: Folder, parts: t
     assert all(part.partition("/")[0] in said for part in parts)
 
 
-def test_folders_within_classes_belong_to_them(folder: Folder) -> None:
+def test_folders_within_classes_belong_to_them(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     folder.fill(*(f"{kind}/{place}" for kind in ("cat", "dog") for place in ("indoors", "outdoors")))
     folder.fill("train/electric", "train/steam", "test tube/glass", "test tube/plastic")
     assert folder.prepared().classes == ["cat", "dog", "test tube", "train"]
+    said = capsys.readouterr().out
+    assert "sub-folders count for their class: cat/indoors, cat/outdoors, dog/indoors and 5 more" in said
+    folder.path = folder.path.with_name("beside")
+    folder.fill("train/cat", "train/dog", "unlabelled")
+    assert "train holds folders (cat, dog), as a part of the images does, and unlabelled does not" in folder.refused()
 
 
 def test_what_is_no_file_is_left_out(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -526,6 +541,21 @@ def test_qmnist(values: Any, root: Path) -> None:
     assert len(prepared.test) == 40 and prepared.test.labels.tolist() == [i % 10 for i in range(40)]
     whole = of_torchvision(values, root, "QMNIST", arguments={"what": "test"})
     assert sum(map(len, (whole.train, whole.validation, whole.test))) == 40, "no image is in two parts"
+
+
+def test_a_download_that_failed_is_tried_again(values: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(self: Any) -> None:
+        asked.append(self.root)
+        (Path(self.root) / "MNIST/raw").mkdir(parents=True, exist_ok=True)
+        raise RuntimeError("no network:\n- mirror one\n- mirror two")
+
+    monkeypatch.setattr(datasets.MNIST, "download", download)
+    for tries in (1, 2):
+        with pytest.raises(DataError, match=r"when downloading: no network: - mirror one - mirror two\); point"):
+            preparing.prepare(section(values, source="mnist", root=str(root / "new")), 0)
+        assert len(asked) == tries
 
 
 def test_imagenette_is_tested_on_its_validation_images(
@@ -765,6 +795,8 @@ def test_score_says_what_it_cannot_look_at(
     assert "split with seed 0, the model's data with seed 1: it may have been trained on" in refusal(
         {**held.provenance, "seed": 1}
     )
+    others = {**held.provenance, "seed": 0, "test": "12345678"}
+    assert "not the test images that the model's training left out" in refusal(others)
     assert "has 5 outputs, too few for the classes" in refusal({"data": "digits", "seed": 0}, outputs=5)
     assert "does not say which data it was trained on" in refusal({})
     assert "data.source nothing: " in refusal({"data": "nothing", "seed": 0})
@@ -846,9 +878,14 @@ def test_fid_of_what_is_no_images_is_one_line(scorer: Workspace, capsys: pytest.
 
 def test_fid_wants_the_statistics_of_its_scorer(scorer: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     np.save("images.npy", np.zeros((20, 8, 8), np.uint8))
+    architecture = params.load().scorer.architecture.model_copy(update={"width": 4})
+    another = of_params(architecture, Spec.of(architecture, (1, 8, 8), 10), seed=1, where="scorer.architecture").eval()
     reference = Path("models/reference.safetensors")
     wider = {f"train.{name}": torch.zeros(shape) for name, shape in (("sum", 3), ("cov_sum", (3, 3)))}
     files.write_safetensors(reference, {**wider, "train.num_samples": torch.tensor(9)}, {})
+    assert cli.main(["fid", "images.npy"]) == 2
+    assert "statistics of other features than the scorer's" in capsys.readouterr().err
+    generation.write_reference(another, {"train": data.load(data.SPLITS).train.images}, reference)
     assert cli.main(["fid", "images.npy"]) == 2
     assert "statistics of other features than the scorer's" in capsys.readouterr().err
     reference.unlink()

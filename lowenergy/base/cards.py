@@ -125,15 +125,20 @@ def remarks(names: Sequence[str], root: str | Path = ".") -> list[str]:
 def _read(path: Path) -> Any:
     """
     Raises:
-        FileError: the file holds no JSON object.
+        FileError: the file holds no JSON object, or no number where one belongs.
     """
     try:
         content = json.loads(path.read_text())
     except ValueError:
         content = None
-    if not isinstance(content, dict) or not content:
+    several = content.values() if path.name == ALL.name and isinstance(content, dict) else [content]
+    if not content or not all(map(_is_card, several)):
         raise files.FileError(f"{path}: damaged, there are no figures in it; `dvc repro` makes it again")
     return content
+
+
+def _is_card(content: Any) -> bool:
+    return isinstance(content, dict) and all(isinstance(content.get(name, 0), int | float) for name in DECISIVE)
 
 
 def _now_and_then(root: Path) -> tuple[Any, Any]:
@@ -164,7 +169,9 @@ def _changed(name: str, values: Mapping[str, Any], stages: Mapping[str, Any], ro
     """Return True if a stage on the way to this model has read something that has changed since, according to dvc.lock.
 
     That is a value that is different in params.yaml now, or a file that an earlier stage has since made differently.
+    So is a card that is not the one its stage wrote.
     """
+    card = FOLDER / f"{name}.json"
     made_by, branches = ["prepare", "recipes", "scorer"], values.get("branches") or {}
     while name in branches:
         made_by += [f"compress@{name}", f"evaluate@{name}", f"teacher@{branches[name].get('target')}"]
@@ -175,15 +182,21 @@ def _changed(name: str, values: Mapping[str, Any], stages: Mapping[str, Any], ro
     if any(value_at(values, place) != value for each in read for place, value in each.items()):
         return True
     made = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
+    if (root / card).exists() and made.get(str(card)) not in (None, _md5(root / card)):
+        return True
     for needed in (needed for stage in there for needed in stage.get("deps", ())):
         path = root / needed["path"]
         if str(Path(needed["path"]).parent) in made and path.exists():  # in a folder, whose sum hides its files
-            now = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+            now = _md5(path)
         else:
             now = made.get(needed["path"], needed["md5"])
         if now != needed["md5"]:
             return True
     return False
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def publish(names: Iterable[str]) -> None:

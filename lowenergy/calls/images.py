@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lowenergy.base.errors import one_line
 from lowenergy.base.progress import EVERY
-from lowenergy.data import DataError, Split, Splits
+from lowenergy.data import DataError, Split, Splits, check_brightness
 
 HELD_OUT = 0.1  # share of the images to validate on, unless the caller says
 AT_A_TIME = 256  # images of a tensor, array or data set
@@ -166,7 +166,7 @@ def _fill(
     goes_there: Callable[[int], bool],
 ) -> None:
     """Read all images into `room`, except those for whose label `goes_there` returns True: they go into `other`."""
-    lowest, floats, count, said = np.inf, False, 0, time.monotonic()
+    lowest, brightest, floats, count, said = np.inf, 0, False, 0, time.monotonic()
     for batch, answers in _batches(images, labels):
         if time.monotonic() - said > EVERY:
             print(f"images: {count:,} read", file=sys.stderr, flush=True)
@@ -181,6 +181,7 @@ def _fill(
         if pixels.is_floating_point():
             lowest, floats = min(lowest, float(pixels.min())), True
         pixels = _bytes(pixels, normalisation(mean, std, pixels.shape[1]))
+        brightest = max(brightest, int(pixels.max()))
         known = torch.zeros(len(pixels), dtype=torch.int64) if answers is None else _labels(answers, len(pixels))
         if count and room.labelled != (answers is not None):
             raise DataError("some images come with labels, some without; give all of them labels, or none")
@@ -189,6 +190,8 @@ def _fill(
         other.add(pixels[there], known[there])
         room.add(pixels[~there], known[~there])
     other.labelled = room.labelled
+    if not floats:
+        check_brightness(brightest, "images")
     if floats and mean is not None and lowest >= 0 and np.max(mean) > 0:
         raise DataError(
             "images: these floats are never below 0: no pixel is darker than the mean, so they are not normalised by "

@@ -203,7 +203,7 @@ def _drawn(
     trust: Collection[str],
 ) -> Generation:
     looked_through = _scorer(scorer, trust)
-    moments = _reference(scorer) if real is None else generation.moments_of(looked_through, real.images)
+    moments = _reference(scorer, looked_through) if real is None else generation.moments_of(looked_through, real.images)
     return generation.measure_surely(looked_through, moments, draw(own, samples, steps, step_size, seed), seed)
 
 
@@ -219,10 +219,17 @@ def _scorer(path: str | Path, trust: Collection[str]) -> networks.Network:
     return dense_network(model)
 
 
-def _reference(scorer: str | Path) -> generation.Moments:
-    """Read the statistics of the training images, which lie beside a scorer's file."""
+def _reference(scorer: str | Path, looked_through: networks.Network) -> generation.Moments:
+    """Read the statistics of the training images, which lie beside a scorer's file.
+
+    Raises:
+        FileError: there are none, or they are of another scorer.
+    """
     scorer = path_of("scorer", scorer)
-    return generation.read_reference(scorer.with_name(scorer.name.replace("scorer", "reference")), "train")
+    reference = scorer.with_name(scorer.name.replace("scorer", "reference"))
+    if not reference.exists():
+        raise FileError(f"{reference}: no such file, with statistics of real images; give real, the images themselves")
+    return generation.read_reference(reference, "train", looked_through)
 
 
 def _own_test(own: Opened, root: str | Path | None) -> Split:
@@ -306,9 +313,10 @@ def fid(
         if len(drawn) < generation.FEWEST:
             where = f"{images}: " if isinstance(images, str | Path) else ""
             raise data.DataError(f"{where}{len(drawn)} images; FID needs at least {generation.FEWEST}")
-        moments = (
-            _reference(scorer) if real is None else generation.moments_of(looked_through, _drawn_images(real, shape))
-        )
+        if real is None:
+            moments = _reference(scorer, looked_through)
+        else:
+            moments = generation.moments_of(looked_through, _drawn_images(real, shape))
         return generation.measure_surely(looked_through, moments, drawn, seed)
 
 

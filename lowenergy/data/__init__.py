@@ -1,6 +1,6 @@
 """Images: where they come from (`sources`), how they are split and kept, and become batches and pictures."""
 
-from lowenergy.data.arrays import read_array
+from lowenergy.data.arrays import check_brightness, read_array
 from lowenergy.data.batches import Batches, augment, shrink
 from lowenergy.data.images import DataError, Floats, Split, at_a_time, handful, spaced, to_bytes, to_float
 from lowenergy.data.pictures import write_grid
@@ -16,6 +16,7 @@ __all__ = [
     "Splits",
     "at_a_time",
     "augment",
+    "check_brightness",
     "handful",
     "load",
     "prepare",

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowenergy.data.decoding import DARKEST
 from lowenergy.data.images import DataError
 
 NAME = "images"  # name of the array in a .npz; if it is the only one, it may have any name
@@ -32,6 +33,7 @@ def read_array(path: Path, shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = shape
     if array.dtype != np.uint8:
         raise DataError(f"{path}: {array.dtype} where uint8 is needed, 0 for black and 255 for white")
+    check_brightness(int(array.max(initial=0)), str(path))
     if channels == 1 and array.shape[1:] == (height, width):
         array = array[:, None]
     elif array.shape[1:] == (height, width, channels) != shape:
@@ -39,6 +41,16 @@ def read_array(path: Path, shape: tuple[int, int, int]) -> Tensor:
     if array.shape[1:] != shape:
         raise DataError(f"{path}: an array of {array.shape}, where images of {shape} are needed: (n, c, h, w)")
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def check_brightness(brightest: int, where: str) -> None:
+    """Check that 8-bit images use their 8 bits: digits from 0 to 16, say, or masks of 0 and 1, are no pixels.
+
+    Raises:
+        DataError: no pixel is brighter than DARKEST of white, though not all are black.
+    """
+    if 0 < brightest <= DARKEST * 255 + 1:
+        raise DataError(f"{where}: no pixel is brighter than {brightest}, and white is 255; scale the images to 0..255")
 
 
 def _array(path: Path) -> Any:

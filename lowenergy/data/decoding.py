@@ -30,7 +30,8 @@ DARKEST = 1 / 16  # fraction of white that the brightest pixel must reach: below
 
 LONGEST = 16  # longer side of a picture that is resized as a whole, in multiples of the shorter one
 
-ORIENTATION, PHOTOMETRIC, BITS, SIGNED = 0x0112, 0x0106, 0x0102, 0x0153  # tags of Exif and of TIFF
+# Tags of Exif and of TIFF.
+ORIENTATION, PHOTOMETRIC, BITS, SIGNED, PLANES = 0x0112, 0x0106, 0x0102, 0x0153, 0x011C
 TURNS = {  # by orientation. ImageOps.exif_transpose also rewrites the metadata, and fails if they are odd
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -63,6 +64,7 @@ def opened(path: str) -> Iterator["Pillow.Image"]:
 
     try:
         with Image.open(path) as image:
+            _check_tags(getattr(image, "tag_v2", {}), image.mode, path)
             yield image
     except (DataError, PermissionError):
         raise
@@ -70,6 +72,19 @@ def opened(path: str) -> Iterator["Pillow.Image"]:
         raise DataError(f"{path}: takes more memory than there is; make it smaller, or remove it") from None
     except Exception as error:  # Pillow raises nearly anything on damaged files
         raise DataError(f"{path}: not a readable image ({one_line(error)}); repair, convert or remove it") from None
+
+
+def _check_tags(tags: Mapping[int, Any], mode: str, path: str) -> None:
+    """Check that a TIFF is none of those that Pillow reads as something else.
+
+    Raises:
+        DataError: its colours of 16 bits lie in planes of their own, or its 8 bits are signed.
+    """
+    bits = tags.get(BITS, ())
+    if 16 in bits and len(bits) > 1 and tags.get(PLANES) == 2:
+        raise DataError(f"{path}: colours of 16 bits in planes of their own, which Pillow misreads; convert to 8 bits")
+    if 2 in tags.get(SIGNED, ()) and mode not in ("I", "F") and not mode.startswith("I;16"):
+        raise DataError(f"{path}: signed pixels of {bits[0] if bits else 1} bits; convert the folder to unsigned ones")
 
 
 def depth(image: "Pillow.Image") -> str | None:

@@ -220,7 +220,7 @@ def test_images(
     Raises:
         DataError: the files of the source cannot be used, or have other classes.
         files.FileError: the source has no official test images, and the pipeline has not prepared it, or has split it
-            with another seed.
+            with another seed, or otherwise since.
     """
     source = provenance["data"]
     held = load(splits) if splits is not None and Path(splits).exists() else None
@@ -230,6 +230,11 @@ def test_images(
             raise files.FileError(
                 f"{splits}: split with seed {held.seed}, the model's data with seed {provenance.get('seed')}: it may "
                 "have been trained on these test images; set seed in params.yaml and run `dvc repro prepare`"
+            )
+        if not held.official and provenance.get("test", held.test_mark) != held.test_mark:
+            raise files.FileError(
+                f"{splits}: not the test images that the model's training left out: it may have been trained on these; "
+                "set data in params.yaml as it was then and run `dvc repro prepare`, or train again"
             )
         return held.test
     if p.source != source:

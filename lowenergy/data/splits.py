@@ -54,7 +54,16 @@ class Splits:
     @property
     def provenance(self) -> dict[str, Any]:
         """What a model's file says of its training data; not the names of the classes, which take space."""
-        return {"data": self.source, **({"classes": mark(self.classes)} if self.named else {})}
+        named = {"classes": mark(self.classes)} if self.named else {}
+        return {"data": self.source, **named, **({} if self.official else {"test": self.test_mark})}
+
+    @cached_property
+    def test_mark(self) -> str:
+        """Eight characters that identify the test images, on which no model that names them has been trained."""
+        digest = hashlib.sha256(self.test.labels.contiguous().numpy().tobytes())
+        for piece in _bytes(self.test):
+            digest.update(piece)
+        return digest.hexdigest()[:8]
 
 
 @dataclass(frozen=True)

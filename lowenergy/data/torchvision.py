@@ -6,17 +6,17 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowenergy.base.errors import one_line
 from lowenergy.data import decoding
 from lowenergy.data.images import DataError, Source, Split
 from lowenergy.params import Data
 
-KINDS = {"mnist": ("MNIST", "MNIST/raw"), "cifar100": ("CIFAR100", "cifar-100-python")}  # class, its folder in the root
+KINDS = {"mnist": "MNIST", "cifar100": "CIFAR100"}
 PREFIX = "torchvision.datasets."
 # Names that data sets give their parts; the first one that exists is used.
 TRAIN, VALIDATION, TEST = ("train", "trainval", "train-standard"), ("val", "valid"), "test"
@@ -63,7 +63,7 @@ def _kind(p: Data) -> Any:
     """
     from torchvision import datasets
 
-    name = KINDS[p.source][0] if p.source in KINDS else p.source.removeprefix(PREFIX)
+    name = KINDS.get(p.source, p.source.removeprefix(PREFIX))
     kind = getattr(datasets, name, None)
     if kind in (datasets.ImageFolder, datasets.DatasetFolder):
         raise DataError(f"data.source {p.source}: give data.source: folder, and data.folder")
@@ -143,8 +143,6 @@ def _open(kind: Any, p: Data, which: dict[str, Any]) -> Any:
     arguments = {**p.arguments, **which}
     if "download" not in _parameters(kind):
         return kind(p.root, **arguments)
-    if p.source in KINDS:
-        return kind(p.root, **arguments, download=not (Path(p.root) / KINDS[p.source][1]).is_dir())
     try:  # with the files in place, asking for a download would still try to reach the mirrors
         return kind(p.root, **arguments, download=False)
     except (RuntimeError, FileNotFoundError) as error:
@@ -172,7 +170,7 @@ def _files_of(p: Data) -> Iterator[None]:
         if isinstance(error, ImportError) or "pip install" in str(error):
             raise DataError(f"data.source {p.source}: a package is missing: {error}") from None
         raise DataError(
-            f"data.source {p.source}: the files under {p.root} cannot be used ({error or type(error).__name__}); point "
+            f"data.source {p.source}: the files under {p.root} cannot be used ({one_line(error)}); point "
             "data.root to a torchvision root that holds all of them, or, with internet access, to an empty directory"
         ) from None
 

@@ -6,11 +6,15 @@ from pydantic import AfterValidator, Field, model_validator
 
 from lowenergy.params.section import Section, is_import_path, known
 
+RESNETS = ("resnet8", "resnet10", "resnet18", "resnet20")  # those of the zoo
+
 
 def _network(name: str) -> str:
     if not is_import_path(name):
         try:
-            known("networks/zoo", name.rstrip("0123456789"))
+            family = known("networks/zoo", name.rstrip("0123456789"))
+            if name not in (sizes := RESNETS if family == "resnet" else (family,)):
+                raise ValueError(f"{name!r} is not {' or '.join(sizes)}")
         except ValueError as error:
             raise ValueError(
                 f"{error}, and no import path such as torchvision.models.resnet18 or mynets.py:Net"

@@ -132,6 +132,8 @@ def _read(path: str | Path) -> pd.DataFrame:
             pd.to_numeric(table[column])
     except ValueError as error:  # also for an empty file, or bytes that are not text
         raise SweepError(f"{path}: no table of a sweep: {one_line(error)}; {advice}") from None
+    if not len(table):
+        raise SweepError(f"{path}: no table of a sweep: it has no rows; {advice}")
     lacking = _lacking(table, ("target", "chain", "compression_ratio"))
     lacking = lacking or _lacking(table[table["chain"].map(_method) == "prune"], OF_PRUNED)
     if lacking:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from lowenergy import networks
 from lowenergy.base import UserError, files
 from lowenergy.base.device import measured
 from lowenergy.data import at_a_time, to_bytes, to_float
@@ -21,6 +22,7 @@ from lowenergy.scoring.intervals import Interval, around, bootstrap, resampled
 
 SPLITS = 10  # of the Inception Score, as published
 BATCH = 1000
+PROBE = "probe"
 FEWEST = 2  # images: one has no covariance
 
 Moments = dict[
@@ -97,16 +99,26 @@ def write_reference(scorer: Network, images: Mapping[str, Tensor], path: str | P
     """
     moments = {split: _looked_at(scorer, real)[0] for split, real in images.items()}
     tensors = {f"{split}.{name}": part for split, parts in moments.items() for name, part in parts.items()}
-    files.write_safetensors(path, tensors, {})
+    files.write_safetensors(path, {**tensors, PROBE: _probed(scorer)}, {})
 
 
-def read_reference(path: str | Path, split: str) -> Moments:
+def _probed(scorer: Network) -> Tensor:
+    """The scorer's features of an image of noise, (1, width), by which it is known again."""
+    noise = torch.randint(256, (1, *scorer.spec.input_shape), generator=torch.Generator().manual_seed(0))
+    return next(_seen(scorer, noise.to(torch.uint8)))[0]
+
+
+def read_reference(path: str | Path, split: str, scorer: Network) -> Moments:
     """Read what `write_reference` wrote of one split.
 
     Raises:
-        files.FileError: the file is missing, or lacks this split (old ones do not name their splits).
+        files.FileError: the file is missing, lacks this split (old ones do not name their splits), or is of another
+            scorer.
     """
     tensors = files.read_safetensors(path)[0]
+    wanted = _probed(scorer)
+    if PROBE in tensors and not networks.distance(tensors[PROBE], wanted) <= networks.SAME:
+        raise files.FileError(f"{path}: statistics of other features than the scorer's; `dvc repro scorer`")
     moments = {name.removeprefix(f"{split}."): part for name, part in tensors.items() if name.startswith(f"{split}.")}
     if not moments:
         raise files.FileError(f"{path}: no statistics of the {split} images; `dvc repro scorer` makes them")
@@ -127,7 +139,7 @@ def measure(
     """
     if len(images) < FEWEST:
         raise UserError(f"{len(images)} images: FID needs at least {FEWEST}")
-    real = read_reference(reference, split)
+    real = read_reference(reference, split, scorer)
     moments, logits = _looked_at(scorer, images if images.dtype == torch.uint8 else to_bytes(images))
     if len(real["sum"]) != len(moments["sum"]):
         raise files.FileError(f"{reference}: statistics of other features than the scorer's; `dvc repro scorer`")

@@ -87,7 +87,7 @@ def measure(
         drawn, energies = _draw_and_detect(model, network, looked_through, splits, constants, p, seed, plots, inputs)
         for name, against in (("test", "train"), ("validation", "validation")):
             features, logits = generation.looked_at(looked_through, drawn[name])
-            real = generation.read_reference(reference, against)
+            real = generation.read_reference(reference, against, looked_through)
             fids = own[f"{name}.fids"] = generation.distances(real, features, seed)
             _generated(figures[name], fids, theirs.get(f"{name}.fids"), len(features))
             if name == "test":

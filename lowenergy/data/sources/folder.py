@@ -123,6 +123,14 @@ def _check_no_parts(root: Path, folders: list[Path]) -> None:
     Raises:
         DataError: they look like parts.
     """
+    inside = {folder.name: _listed(folder, _Left()) for folder in folders}
+    flat = [name for name, (below, _) in inside.items() if not below]
+    for name, (below, images) in inside.items():
+        if ROLES.get(name.lower()) == "train" and len(below) > 1 and not images and flat:
+            raise DataError(
+                f"data.folder {root}: {name} holds folders ({', '.join(b.name for b in below[:3])}), as a part of the "
+                f"images does, and {flat[0]} does not, as a class; put all classes into {name}, or move {flat[0]} away"
+            )
     roles = {ROLES.get(word) for folder in folders for word in re.split("[^a-z]+", folder.name.lower())}
     if "train" not in roles or len(folders) < 2:
         return
@@ -153,6 +161,10 @@ def _classes(root: Path, folders: list[Path], loose: list[str], left: _Left) -> 
     if loose:
         left.remarks.append(f"{len(loose)} images directly in {root.name}/ are of no class")
     classes: Classes = {}
+    merged = [f"{folder.name}/{below.name}" for folder in folders for below in _listed(folder, _Left())[0]]
+    if merged:
+        more = f" and {len(merged) - 3} more" if len(merged) > 3 else ""
+        left.remarks.append(f"sub-folders count for their class: {', '.join(merged[:3])}{more}")
     for folder in folders:
         inside = _Left()
         images = sorted(_images(folder, inside))

@@ -5,7 +5,7 @@ from torch import nn
 from lowenergy.networks.spec import Spec
 from lowenergy.networks.zoo.blocks import ACTIVATIONS, BasicBlock, ConvNorm
 
-RESNETS = {  # blocks in each stage; the width doubles from stage to stage
+RESNETS = {  # as in params: blocks in each stage; the width doubles from stage to stage
     "resnet18": (2, 2, 2, 2),
     "resnet10": (1, 1, 1, 1),
     "resnet20": (3, 3, 3),
