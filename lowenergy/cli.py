@@ -232,7 +232,7 @@ def _trusts(command: argparse.ArgumentParser) -> None:
 def _limits(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--limit",
-        type=int,
+        type=_size,
         metavar="BYTES",
         help="of memory that the model may take (default: 256 MiB, and 256 times its file's size)",
     )

@@ -249,8 +249,8 @@ def refused(path: Path, capsys: Any, commands: tuple[str, ...] = ("show", "expor
 HEADERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "unknown network": (lambda h: h["spec"].update(name="vgg"), "spec.name = 'vgg': 'vgg' is none of cnn"),
     "no network": (lambda h: h["spec"].update(name=""), "spec.name = ''"),
-    "unknown size of a network": (lambda h: h["spec"].update(name="cnn5"), "cnn5 is no network of the zoo"),
-    "unknown resnet": (lambda h: h["spec"].update(name="resnet9"), "resnet9 is no network of the zoo"),
+    "unknown size of a network": (lambda h: h["spec"].update(name="cnn5"), "spec.name = 'cnn5': 'cnn5' is not cnn"),
+    "unknown resnet": (lambda h: h["spec"].update(name="resnet9"), "spec.name = 'resnet9': 'resnet9' is not resnet8"),
     "unknown activation": (lambda h: h["spec"].update(activation="sine"), "spec.activation = 'sine': input should be"),
     "unknown stem": (lambda h: h["spec"].update(stem=3), "spec.stem = 3"),
     "unknown head": (lambda h: h["spec"].update(head="max"), "spec.head = 'max'"),
@@ -446,6 +446,9 @@ def test_who_trusts_a_file_gives_it_more(sound: Path, capsys: Any) -> None:
         lowenergy.load(sound, limit=1000)
     assert cli.main(["show", str(sound), "--limit", "1000"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
+    with pytest.raises(SystemExit):
+        cli.main(["show", str(sound), "--limit", "-1"])
+    assert "'-1' is no number of bytes" in capsys.readouterr().err
     enough = line.split("--limit ")[1].strip("`")
     assert cli.main(["show", str(sound), "--limit", enough]) == 0
     large = artifact.Model(model.target, model.spec, {**model.tensors, "x": Constant(0.0, (2**27,))})
