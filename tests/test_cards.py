@@ -141,14 +141,29 @@ def test_a_card_that_its_stage_did_not_write_is_named(root: Path) -> None:
     (root / "cards").mkdir()
     (root / "cards/ebm-prune.json").write_text(json.dumps({"fid": 2.0}))
     lock = yaml.safe_load((root / "dvc.lock").read_text())
-    for content, said in ((b'{"fid": 2.0}', []), (b'{"fid": 1.0}', ["figures from before a change of"])):
+    for content, said in (
+        (b'{"fid": 2.0}', []),
+        (b'{"fid": 1.0}', ["cards that their stages did not write: ebm-prune"]),
+    ):
         outs = {"cards/ebm-prune.json": hashlib.md5(content).hexdigest()}
         lock["stages"]["evaluate@ebm-prune"] = stage({}, {}, outs)
         (root / "dvc.lock").write_text(yaml.safe_dump(lock))
-        assert [line[:31] for line in cards.remarks(["ebm-prune"], root)] == said
+        assert cards.remarks(["ebm-prune"], root) == said
 
 
-@pytest.mark.parametrize("content", ["", '{"fid": 1.', "[]", "{}", "3", '{"fid": "x"}', '{"accuracy": null}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"fid": 1.',
+        "[]",
+        "{}",
+        "3",
+        '{"fid": "x"}',
+        '{"fid": 1.0, "validation": {"fid": "x"}}',
+        '{"accuracy": null}',
+    ],
+)
 @pytest.mark.parametrize("name", ["cards/ebm.json", "cards.json"])
 def test_a_damaged_card_is_one_line(root: Path, name: str, content: str) -> None:
     (root / "cards").mkdir()

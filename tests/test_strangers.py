@@ -72,6 +72,17 @@ class Closure(Net):
         return self.fc(self.middle(F.silu(self.a(x))).mean((2, 3)))
 
 
+class NormOfNothing(Net):
+    """What has no tensors belongs to nobody."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.InstanceNorm2d(3)(x))
+
+
+def test_a_norm_without_tensors_may_be_made_anywhere() -> None:
+    assert compressed(NormOfNothing()).size_bytes
+
+
 class ClosureOfNorm(Net):
     """As Closure, with what has no parameters, but statistics."""
 

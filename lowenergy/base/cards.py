@@ -7,7 +7,7 @@ and metrics/NAME.json.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -104,7 +104,7 @@ def collect(names: Iterable[str], root: str | Path = ".") -> dict[str, Card]:
     root = Path(root)
     own = {name: root / FOLDER / f"{name}.json" for name in names}
     known = _in_git([name for name, path in own.items() if not path.exists()], root)
-    cards = {name: _read(path) if path.exists() else known.get(name) for name, path in own.items()}
+    cards = {name: _read(path, _is_card) if path.exists() else known.get(name) for name, path in own.items()}
     return {name: card for name, card in cards.items() if card is not None}
 
 
@@ -115,14 +115,19 @@ def remarks(names: Sequence[str], root: str | Path = ".") -> list[str]:
     values, stages = _now_and_then(root)
     here = [name for name in there if (root / FOLDER / f"{name}.json").exists()]
     changed = [name for name in here if stages and _changed(name, values, stages, root)]
+    written = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
+    cards = {name: FOLDER / f"{name}.json" for name in here}
     lines = {
+        "cards that their stages did not write": [
+            name for name, card in cards.items() if written.get(str(card)) not in (None, _md5(root / card))
+        ],
         "no figures yet": [name for name in names if name not in there],
         "figures from before a change of what they are made from": changed,
     }
     return [f"{said}: {', '.join(found)}" for said, found in lines.items() if found]
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, is_right: Callable[[Any], bool]) -> Any:
     """
     Raises:
         FileError: the file holds no JSON object, or no number where one belongs.
@@ -131,14 +136,20 @@ def _read(path: Path) -> Any:
         content = json.loads(path.read_text())
     except ValueError:
         content = None
-    several = content.values() if path.name == ALL.name and isinstance(content, dict) else [content]
-    if not content or not all(map(_is_card, several)):
+    if not is_right(content):
         raise files.FileError(f"{path}: damaged, there are no figures in it; `dvc repro` makes it again")
     return content
 
 
 def _is_card(content: Any) -> bool:
-    return isinstance(content, dict) and all(isinstance(content.get(name, 0), int | float) for name in DECISIVE)
+    if not isinstance(content, dict) or not content:
+        return False
+    decisive = (part.get(name, 0) for part in (content, content.get("validation") or {}) for name in DECISIVE)
+    return all(isinstance(figure, int | float) and not isinstance(figure, bool) for figure in decisive)
+
+
+def _are_cards(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content) and all(map(_is_card, content.values()))
 
 
 def _now_and_then(root: Path) -> tuple[Any, Any]:
@@ -158,7 +169,7 @@ def _in_git(names: Sequence[str], root: Path) -> dict[str, Card]:
     """
     if not (names and (root / ALL).exists()):
         return {}
-    known: dict[str, Card] = _read(root / ALL)
+    known: dict[str, Card] = _read(root / ALL, _are_cards)
     values, stages = _now_and_then(root)
     if not stages:
         return known
@@ -169,9 +180,7 @@ def _changed(name: str, values: Mapping[str, Any], stages: Mapping[str, Any], ro
     """Return True if a stage on the way to this model has read something that has changed since, according to dvc.lock.
 
     That is a value that is different in params.yaml now, or a file that an earlier stage has since made differently.
-    So is a card that is not the one its stage wrote.
     """
-    card = FOLDER / f"{name}.json"
     made_by, branches = ["prepare", "recipes", "scorer"], values.get("branches") or {}
     while name in branches:
         made_by += [f"compress@{name}", f"evaluate@{name}", f"teacher@{branches[name].get('target')}"]
@@ -182,8 +191,6 @@ def _changed(name: str, values: Mapping[str, Any], stages: Mapping[str, Any], ro
     if any(value_at(values, place) != value for each in read for place, value in each.items()):
         return True
     made = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
-    if (root / card).exists() and made.get(str(card)) not in (None, _md5(root / card)):
-        return True
     for needed in (needed for stage in there for needed in stage.get("deps", ())):
         path = root / needed["path"]
         if str(Path(needed["path"]).parent) in made and path.exists():  # in a folder, whose sum hides its files
@@ -201,7 +208,7 @@ def _md5(path: Path) -> str:
 
 def publish(names: Iterable[str]) -> None:
     """Write the files that git keeps, from the cards of these models and of the scorer."""
-    cards = {name: _read(FOLDER / f"{name}.json") for name in (SCORER, *names)}
+    cards = {name: _read(FOLDER / f"{name}.json", _is_card) for name in (SCORER, *names)}
     files.write_json(ALL, cards)
     for name, card in cards.items():
         files.write_json(METRICS / f"{name}.json", card if name == SCORER else decisive(card))

@@ -118,7 +118,7 @@ def read(images: Images, labels: Any = None, *, mean: Values = None, std: Values
     if isinstance(images, Split):
         return images, True
     room = _Room()
-    _fill(images, labels, mean, std, room, _Room(), lambda label: False)
+    _fill(images, labels, mean, std, room, _Room(), lambda label: False, trained=False)
     if not room.count:
         raise DataError("no images; give at least one")
     return room.split(), room.labelled
@@ -164,6 +164,7 @@ def _fill(
     room: _Room,
     other: _Room,
     goes_there: Callable[[int], bool],
+    trained: bool = True,
 ) -> None:
     """Read all images into `room`, except those for whose label `goes_there` returns True: they go into `other`."""
     lowest, brightest, floats, count, said = np.inf, 0, False, 0, time.monotonic()
@@ -190,7 +191,7 @@ def _fill(
         other.add(pixels[there], known[there])
         room.add(pixels[~there], known[~there])
     other.labelled = room.labelled
-    if not floats:
+    if not floats and trained:
         check_brightness(brightest, "images")
     if floats and mean is not None and lowest >= 0 and np.max(mean) > 0:
         raise DataError(

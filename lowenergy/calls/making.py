@@ -210,7 +210,7 @@ def compress(
         provenance: dict[str, Any] = {"sampler": sampler} if sampler else {}
         provenance |= {
             "stage": method,
-            **(splits.provenance if splits.source else {}),
+            **_provenance_of(splits, start.provenance),
             "seed": seed,
             "start": {"name": start.name, "sha256": start.sha256},
         }
@@ -248,6 +248,15 @@ def _check_labels(kind: str, splits: Splits, spec: networks.Spec, *, labelled: b
         raise UserError(f"labels: a {kind} needs them; give labels, or images that come with labels")
     if (largest := max(int(part.labels.max()) for part in (splits.train, splits.validation))) >= spec.outputs:
         raise UserError(f"labels: {largest}, and the network has {spec.outputs} outputs")
+
+
+def _provenance_of(splits: Splits, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of its data; of test images that they are mixed, if training so far left out others."""
+    if not splits.source:
+        return {}
+    own = splits.provenance
+    others = before.get("data") == splits.source and before.get("test", own.get("test")) != own.get("test")
+    return own | ({"test": "mixed"} if others else {})
 
 
 def _check_pair(start: Opened, teacher: Opened, method: str, splits: Splits, head: str | None) -> None:

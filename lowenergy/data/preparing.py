@@ -226,12 +226,12 @@ def test_images(
     held = load(splits) if splits is not None and Path(splits).exists() else None
     if held is not None and (held.source, held.input_shape) == (source, shape):
         _check_classes(provenance, held.classes)
-        if not held.official and held.seed not in (None, provenance.get("seed")):
+        if not held.official and "test" not in provenance and held.seed not in (None, provenance.get("seed")):
             raise files.FileError(
                 f"{splits}: split with seed {held.seed}, the model's data with seed {provenance.get('seed')}: it may "
                 "have been trained on these test images; set seed in params.yaml and run `dvc repro prepare`"
             )
-        if not held.official and provenance.get("test", held.test_mark) != held.test_mark:
+        if provenance.get("test", held.test_mark) != held.test_mark:
             raise files.FileError(
                 f"{splits}: not the test images that the model's training left out: it may have been trained on these; "
                 "set data in params.yaml as it was then and run `dvc repro prepare`, or train again"

@@ -59,7 +59,7 @@ class Splits:
 
     @cached_property
     def test_mark(self) -> str:
-        """Eight characters that identify the test images, on which no model that names them has been trained."""
+        """Eight characters that identify the test images, which are left out where models are trained."""
         digest = hashlib.sha256(self.test.labels.contiguous().numpy().tobytes())
         for piece in _bytes(self.test):
             digest.update(piece)

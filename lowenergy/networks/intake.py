@@ -289,7 +289,7 @@ def _check_slopes(network: Network, images: Tensor, answers: Tensor, what: str) 
     if not (off := distance(followed[0], answers)) <= CLOSE:
         raise NetworkError(
             f"{what} gives other outputs, by {off:.2g} of their norm, where gradients are asked for: its code must not "
-            "look at requires_grad or torch.is_grad_enabled()"
+            "look at requires_grad or torch.is_grad_enabled(), as torch's fast path for attention with padding does"
         )
     off = distance(alone, together)
     if not off <= CLOSE and not off <= sensitivity(slopes, images)[0]:
@@ -428,7 +428,8 @@ def _check_copies(network: Network, images: Tensor, what: str) -> None:
         own = {*tried.modules()}
 
         def look(module: nn.Module, _: Any) -> None:
-            if module not in own and (module._parameters or module._buffers):
+            held = (*module._parameters.values(), *module._buffers.values())
+            if module not in own and any(tensor is not None for tensor in held):
                 strange.append(type(module).__name__)
 
         handle = register_module_forward_pre_hook(look)

@@ -454,11 +454,11 @@ def _checked(
         right = wanted[name].double()  # so that squares do not overflow
         rest = resting.get(name, right.mean(0))
         same = actual[name].shape == right.shape
-        off = _beyond_rounding(torch.from_numpy(actual[name]), right) if same else math.inf
+        off = float((torch.from_numpy(actual[name]) - right).norm()) if same else math.inf
         spread = float((right - rest).norm())
         ties = max((2 * float((other[name] - right).norm()) for other in near), default=0.0)
         bound = max((TIES if model.activations else OFF) * spread, ties)
-        if off <= bound:
+        if same and _beyond_rounding(torch.from_numpy(actual[name]), right) <= bound:
             continue
         if not own:
             own = _own_errors(run, given, list(wanted), resting, TIES_MOST if model.activations else networks.MOST)

@@ -124,12 +124,13 @@ def _check_no_parts(root: Path, folders: list[Path]) -> None:
         DataError: they look like parts.
     """
     inside = {folder.name: _listed(folder, _Left()) for folder in folders}
-    flat = [name for name, (below, _) in inside.items() if not below]
+    flat = [name for name, (below, images) in inside.items() if images and not below]
     for name, (below, images) in inside.items():
-        if ROLES.get(name.lower()) == "train" and len(below) > 1 and not images and flat:
+        if ROLES.get(name.lower()) == "train" and len(below) > max(1, len(images)) and flat:
             raise DataError(
                 f"data.folder {root}: {name} holds folders ({', '.join(b.name for b in below[:3])}), as a part of the "
-                f"images does, and {flat[0]} does not, as a class; put all classes into {name}, or move {flat[0]} away"
+                f"images does, and {flat[0]} does not, as a class; put all classes into {name} and move {flat[0]} "
+                f"away, or, if {name} is a class, put its images directly into it"
             )
     roles = {ROLES.get(word) for folder in folders for word in re.split("[^a-z]+", folder.name.lower())}
     if "train" not in roles or len(folders) < 2:
