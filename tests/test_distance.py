@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given
@@ -130,4 +132,10 @@ def test_onnx_may_round_each_output_by_a_fraction_of_its_own_size(tmp_path: Path
     spec = networks.Spec(f"{__file__}:Faint", channels=1, image_size=8, outputs=4)
     net = networks.build(spec, seed=0).eval()
     net.find_layers()
-    to_onnx.export(artifact.dense(net, "classifier"), {}, tmp_path / "model.onnx")
+    to_onnx.export(artifact.dense(net, "classifier"), {}, path := tmp_path / "model.onnx")
+    images = standard(0, 4, 64).view(4, 1, 8, 8)
+    (logits,) = onnxruntime.InferenceSession(path).run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        wanted = net(images)
+    assert wanted.std(0).max() < 1e-5 < wanted.abs().min(), "which is the point of this network"
+    np.testing.assert_allclose(logits, wanted, rtol=3e-5)

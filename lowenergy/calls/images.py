@@ -182,7 +182,7 @@ def _fill(
         if pixels.is_floating_point():
             lowest, floats = min(lowest, float(pixels.min())), True
         pixels = _bytes(pixels, normalisation(mean, std, pixels.shape[1]))
-        brightest = max(brightest, int(pixels.max()))
+        brightest = max(brightest, int(pixels.max()) if pixels.numel() else 0)
         known = torch.zeros(len(pixels), dtype=torch.int64) if answers is None else _labels(answers, len(pixels))
         if count and room.labelled != (answers is not None):
             raise DataError("some images come with labels, some without; give all of them labels, or none")
