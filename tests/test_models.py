@@ -15,6 +15,8 @@ from lowenergy.base.errors import UserError
 from lowenergy.networks import Spec, build, build_with, fold_batchnorm
 from lowenergy.networks.foreign import same
 from lowenergy.networks.inputconv import InputConv2d
+from lowenergy.networks.zoo import resnet
+from lowenergy.params import architecture
 
 STUDY = Spec("resnet18", 64, "7x7", "swish", "none", channels=1, image_size=28, outputs=10, head="mean")
 ALL = ("resnet18", "resnet10", "resnet20", "resnet8", "cnn", "strided", "compact", "shallow", "residual", "unet")
@@ -155,6 +157,7 @@ def test_what_the_zoo_does_not_have() -> None:
     for name in ("blocks", "resnet9", "nothing"):
         with pytest.raises(UserError, match=f"{name} is no network of the zoo"):
             build(replace(spec, name=name), seed=0)
+    assert {*architecture.RESNETS} == resnet.RESNETS.keys(), "params names them without importing torch"
     with pytest.raises(KeyError, match="sine"):  # not: no network
         build(replace(spec, activation="sine"), seed=0)
 

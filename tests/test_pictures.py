@@ -20,6 +20,7 @@ from PIL import Image, TiffImagePlugin
 from ruamel.yaml import YAML
 from torchvision import datasets
 
+import lowenergy
 from lowenergy import cli, data, params
 from lowenergy.base import UserError, files
 from lowenergy.data import DataError, decoding, images, preparing, torchvision
@@ -803,6 +804,17 @@ def test_score_says_what_it_cannot_look_at(
     assert "digits: not the classes of the model" in refusal({"data": "digits", "seed": 0, "classes": "12345678"})
     workspace.prepare(source="mnist")
     assert "splits.safetensors: holds mnist" in refusal({"data": "digits", "seed": 0})
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_model_made_of_another_says_which_test_images_both_left_out(workspace: Workspace, others: bool) -> None:
+    held = workspace.prepare()
+    left_out = "12345678" if others else held.test_mark
+    start = workspace.model((1, 8, 8), {**held.provenance, "seed": 0, "test": left_out})
+    nothing = {"epochs": 0}
+    options: Any = {"amount": 0.3, "scan_images": 0, "finetune": nothing, "retrain": nothing, "accept_chance": True}
+    made = lowenergy.compress(start, "prune", images=held, device="cpu", **options)
+    assert made.provenance["test"] == ("mixed" if others else held.test_mark)
 
 
 @pytest.fixture
